@@ -1,0 +1,57 @@
+# Two commands do everything on a machine with Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint types layers unit fuzz faults bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/rpc-proto demo
+
+test: check unit
+
+check: lint types layers
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports --no-cache
+
+# Warnings are errors; each test has a time limit; the fuzz targets run in a short form.
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+# The long form: 200,000 examples for the framing and the handshake (about 10 minutes).
+fuzz: $(VENV)/.dev
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-200000} $(BIN)/python -m pytest fuzz -n 2 --timeout=5000 --durations=0
+
+# The table of faults: row, test, outcome.
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m fault --fault-table -q
+
+# Our rates against the floor of the same runtime, interleaved in one run (about 5 minutes).
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,294 @@
+"""The asyncio client: one connection, any number of calls at once."""
+
+import asyncio
+import ssl as ssl_module
+from collections.abc import Coroutine, Mapping
+from time import monotonic
+from typing import Any, NamedTuple, Self, TypeVar, overload
+
+from rpc_proto import (
+    CallCompleted,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    ConnectionTerminated,
+    Event,
+    HandshakeCompleted,
+    HandshakeError,
+    LocalProtocolError,
+    State,
+    Unavailable,
+    parse_address,
+)
+from rpc_proto.context import pick_deadline
+from rpc_proto.proxy import service_proxy
+
+from .protocol import ConnectionProtocol, Forks
+
+__all__ = ["Client", "Reply"]
+
+Api = TypeVar("Api")
+
+
+class Reply(NamedTuple):
+    """The result of a call with the metadata that the server sent along."""
+
+    value: Any
+    metadata: Mapping[str, str]
+
+
+class _ClientProtocol(ConnectionProtocol):
+    __slots__ = ("burst", "handshake", "lost")
+
+    connection: ClientConnection
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, config: ClientConfig) -> None:
+        super().__init__(loop)
+        self.connection = ClientConnection(config, now=monotonic())
+        self.handshake: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.burst = 0  # answers in the last batch
+
+    def handle_events(self, events: list[Event]) -> None:
+        self.burst = len(events)
+        for event in events:
+            kind = type(event)
+            if kind is CallCompleted:
+                waiter = event.call.waiter  # type: ignore[attr-defined]
+                if not waiter.done():
+                    waiter.set_result(event)
+            elif kind is CallFailed:
+                waiter = event.call.waiter  # type: ignore[attr-defined]
+                if not waiter.done():
+                    waiter.set_exception(event.error)  # type: ignore[attr-defined]
+            elif kind is HandshakeCompleted:
+                if not self.handshake.done():
+                    self.handshake.set_result(None)
+            elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
+                error = event.error or Unavailable("the connection was closed")
+                self.handshake.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class Client:
+    """A connection to one server; `await Client.connect(address)` makes it.
+
+    It belongs to the event loop that made it. Any number of tasks may call at once.
+    """
+
+    def __init__(self, protocol: _ClientProtocol, config: ClientConfig, address: str) -> None:
+        """Not for users: see `connect`."""
+        self._protocol = protocol
+        self._connection = protocol.connection
+        self._loop = protocol._loop
+        self._call_timeout = config.call_timeout
+        self._forks = Forks.count
+        self.address = address
+
+    @classmethod
+    async def connect(
+        cls,
+        address: str,
+        *,
+        timeout: float = 10.0,
+        codec: str | Codec | None = None,
+        token: str | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        config: ClientConfig | None = None,
+    ) -> "Client":
+        """Connect to tcp://host:port, tls://host:port or unix:///path.
+
+        `timeout`, in seconds, covers name lookup, dialling, TLS and the option handshake together.
+        `codec` ("msgpack" by default) and `token` go before what `config` says. Raises Unavailable
+        when there is no connection, HandshakeError when the server refuses, and TimeoutError;
+        nothing stays open then.
+        """
+        where = parse_address(address)
+        config = (config or ClientConfig()).override(codec, token)
+        if where.scheme == "tls":
+            ssl = ssl or ssl_module.create_default_context()
+        elif ssl is not None:
+            raise ValueError(f"ssl goes with a tls:// address, not {address!r}")
+        loop = asyncio.get_running_loop()
+        protocol = _ClientProtocol(loop, config)
+        try:
+            async with asyncio.timeout(timeout):
+                if where.scheme == "unix":
+                    await loop.create_unix_connection(lambda: protocol, where.path)
+                else:
+                    await loop.create_connection(
+                        lambda: protocol,
+                        where.host,
+                        where.port,
+                        ssl=ssl,
+                        server_hostname=where.host if ssl else None,
+                    )
+                await protocol.handshake
+        except BaseException as error:
+            if protocol._transport is not None:
+                protocol._transport.abort()
+            if protocol.handshake.done() and not protocol.handshake.cancelled():
+                protocol.handshake.exception()  # it has been seen
+            if isinstance(error, TimeoutError) and not isinstance(error, HandshakeError):
+                raise TimeoutError(f"no connection to {address} within {timeout:g} s") from None
+            if isinstance(error, OSError) and not isinstance(error, Unavailable):
+                raise Unavailable(
+                    f"no connection to {address}: {error}", maybe_executed=False
+                ) from error
+            raise
+        return cls(protocol, config, address)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection takes no more calls."""
+        return self._connection.state is not State.OPEN
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that have not ended."""
+        return self._connection.calls_in_flight
+
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Call "Service.method" and return its result.
+
+        `timeout` in seconds covers the whole call and travels with it (default: the config's
+        `call_timeout`; inside a handler never longer than what that has left). `returns` is the
+        type that the result is to be. Raises CallError: see `rpc_proto.errors`. Cancelling the
+        task that waits cancels the handler.
+        """
+        return self._value(method, args, kwargs, timeout, metadata, returns)
+
+    async def request(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Reply:
+        """Like `call`, but return the server's metadata with the result."""
+        event = await self._event(method, args, kwargs, timeout, metadata, returns)
+        return Reply(event.value, event.metadata)
+
+    async def notify(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Send a call that has no answer; returns when it is sent, and waits while that is blocked.
+
+        It is lost without a word when the connection breaks or the method does not exist.
+        """
+        await self._event(method, args, kwargs, timeout, metadata, None, one_way=True)
+
+    @overload
+    def service(self, service: str) -> Any: ...
+    @overload
+    def service(self, service: type[Api]) -> Api: ...
+    def service(self, service: Any) -> Any:
+        """Return a proxy: `await client.service("Arith").add(1, 2)`.
+
+        A class that declares the methods instead of a name gives a typed one: its annotations say
+        what the results become.
+        """
+        return service_proxy(
+            lambda method, args, kwargs, returns: self._value(
+                method, args, kwargs, None, None, returns
+            ),
+            service,
+        )
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
+        self._check_owner()
+        protocol = self._protocol
+        protocol.handle_events(self._connection.shutdown(monotonic(), grace))
+        protocol.flush()
+        await asyncio.shield(protocol.lost)
+
+    def _check_owner(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise LocalProtocolError(
+                "this client belongs to another event loop; connect in this one"
+            )
+        if self._forks != Forks.count:
+            raise LocalProtocolError(
+                "this client belongs to the parent process; connect after the fork"
+            )
+
+    async def _value(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+        returns: Any,
+    ) -> Any:
+        return (await self._event(method, args, kwargs, timeout, metadata, returns)).value
+
+    async def _event(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+        returns: Any,
+        one_way: bool = False,
+    ) -> Any:
+        self._check_owner()
+        now = monotonic()
+        waiter = self._loop.create_future()
+        connection = self._connection
+        call = connection.start_call(
+            method,
+            args,
+            kwargs,
+            now=now,
+            deadline=pick_deadline(timeout, self._call_timeout, now),
+            metadata=metadata,
+            returns=returns,
+            one_way=one_way,
+            waiter=waiter,
+        )
+        protocol = self._protocol
+        # A lone call leaves at once; several in one turn of the loop leave together.
+        if connection.calls_in_flight <= 1 and protocol.burst <= 1:
+            protocol.flush()
+        else:
+            protocol.flush_soon()
+        if one_way and call.sent:
+            return None
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            connection.cancel(call, monotonic())
+            protocol.flush_soon()
+            raise

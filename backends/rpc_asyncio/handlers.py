@@ -1,0 +1,148 @@
+"""Running coroutine handlers: at once, and as a Task only if they wait for something.
+
+A handler's first step runs inside the callback that received the call, with a spare Task as
+`asyncio.current_task()`. Most handlers end there and the spare serves the next one. One that waits
+takes the spare over: it really is its Task, so that cancellation, `asyncio.timeout` and task groups
+work from its first line on.
+"""
+
+import asyncio
+from asyncio.tasks import _enter_task, _leave_task  # documented: "Extending asyncio"
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any
+
+from rpc_proto.context import ambient_call
+from rpc_proto.dispatch import Invocation
+
+__all__ = ["HandlerRunner"]
+
+_NOTHING: Any = object()
+
+# report(invocation, result, error): a handler ended
+Report = Callable[[Invocation, Any, BaseException | None], None]
+
+
+def _begin(invocation: Invocation) -> Any:
+    ambient_call.set(invocation.context)
+    coroutine = invocation.method.function(*invocation.args, **invocation.kwargs)
+    invocation.handle = coroutine
+    return coroutine.send(None)
+
+
+class HandlerRunner:
+    """Runs the coroutine handlers of one server on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+        self._loop = loop
+        self._report = report
+        self._spare: _Handler | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, invocation: Invocation) -> None:
+        """Run a handler up to its end or its first wait; report its end, now or later."""
+        spare = self._spare
+        if spare is None or spare.task.done():
+            spare = self._spare = _Handler(self)
+        context = copy_context()
+        loop = self._loop
+        task = spare.task
+        _enter_task(loop, task)
+        try:
+            waits_for = context.run(_begin, invocation)
+        except StopIteration as stop:
+            _leave_task(loop, task)
+            self._report(invocation, stop.value, None)
+        except BaseException as error:
+            _leave_task(loop, task)
+            self._report(invocation, None, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+        else:
+            _leave_task(loop, task)
+            self._spare = None
+            self.tasks.add(task)
+            spare.adopt(invocation, context, waits_for)
+
+    def cancel(self, invocation: Invocation) -> None:
+        """Cancel the Task of a handler that waits."""
+        invocation.handle.task.cancel()
+
+    def ended(self, handler: "_Handler", result: Any, error: BaseException | None) -> None:
+        """Take note of the end of a handler that waited."""
+        self.tasks.discard(handler.task)
+        assert handler.invocation is not None
+        self._report(handler.invocation, result, error)
+
+    def close(self) -> None:
+        """Let the spare Task go."""
+        if self._spare is not None:
+            self._spare.task.cancel()
+            self._spare = None
+
+
+class _Handler(Coroutine[Any, Any, None]):
+    """The coroutine of a Task that first waits for a handler to adopt and then is that handler."""
+
+    __slots__ = ("_context", "_coroutine", "_parked", "_runner", "_waits_for", "invocation", "task")
+
+    def __init__(self, runner: HandlerRunner) -> None:
+        self._runner = runner
+        self._parked: asyncio.Future[None] | None = None
+        self._coroutine: Any = None
+        self._context: Context | None = None
+        self._waits_for = _NOTHING
+        self.invocation: Invocation | None = None
+        self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
+
+    def adopt(self, invocation: Invocation, context: Context, waits_for: Any) -> None:
+        """Go on with a handler whose first step yielded `waits_for`."""
+        self.invocation = invocation
+        self._coroutine = invocation.handle
+        self._context = context
+        self._waits_for = waits_for
+        invocation.handle = self
+        self.task.set_name(f"rpc handler {invocation.method.name}")
+        if self._parked is not None:
+            self._parked.set_result(None)
+
+    def send(self, value: Any) -> Any:
+        if self._waits_for is not _NOTHING:
+            # What the first step yielded is handed to the Task late, and otherwise untouched.
+            waits_for, self._waits_for = self._waits_for, _NOTHING
+            return waits_for
+        if self._coroutine is None:
+            self._parked = self._runner._loop.create_future()
+            self._parked._asyncio_future_blocking = True  # as Future.__await__ does
+            return self._parked
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        error = typ if val is None else val
+        if self._coroutine is None:
+            raise error
+        if self._waits_for is not _NOTHING:
+            # Cancelled before the Task saw what its handler waits for: do what it would have done.
+            waits_for, self._waits_for = self._waits_for, _NOTHING
+            if isinstance(waits_for, asyncio.Future) and waits_for.cancel():
+                return waits_for
+        return self._step(self._coroutine.throw, error)
+
+    def _step(self, resume: Callable[[Any], Any], value: Any) -> Any:
+        assert self._context is not None
+        try:
+            return self._context.run(resume, value)
+        except StopIteration as stop:
+            self._runner.ended(self, stop.value, None)
+        except BaseException as error:
+            self._runner.ended(self, None, error)
+            if not isinstance(error, Exception):  # cancelled, or the process is to end
+                raise
+        raise StopIteration
+
+    def close(self) -> None:
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    def __await__(self) -> Any:
+        return self

@@ -1,0 +1,162 @@
+"""The glue between an asyncio transport and a connection of the core: read, write, clock, timer."""
+
+import asyncio
+import os
+from time import monotonic
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from rpc_proto import Event, State
+from rpc_proto.connection import Connection
+
+__all__ = ["ConnectionProtocol", "Forks"]
+
+# One read takes at most this many bytes, so that a flood of tiny frames keeps the loop for a
+# bounded time only; while a large body arrives there is just one frame to parse, so it may be more.
+_READ_SIZE = 64 * 1024
+_LARGE_READ_SIZE = 512 * 1024
+
+
+class Forks:
+    """Counts how often this process is a child of a process that had the library loaded."""
+
+    count: ClassVar[int] = 0
+
+    @classmethod
+    def happened(cls) -> None:
+        """Take note of a fork, in the child."""
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=Forks.happened)
+
+# The bytes are taken out before the callback returns, so all connections of a loop share a buffer.
+_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
+
+
+def _shared_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
+    buffer = _buffers.get(loop)
+    if buffer is None:
+        buffer = _buffers[loop] = memoryview(bytearray(_LARGE_READ_SIZE))
+    return buffer
+
+
+class ConnectionProtocol(asyncio.BufferedProtocol):
+    """Feeds a connection and writes what it says; the subclass handles its events."""
+
+    __slots__ = (
+        "_buffer",
+        "_flush_scheduled",
+        "_large_buffer",
+        "_loop",
+        "_reading",
+        "_timer",
+        "_timer_at",
+        "_tls",
+        "_transport",
+        "_writable",
+        "closed",
+        "connection",
+    )
+
+    connection: Connection
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._large_buffer = _shared_buffer(loop)
+        self._buffer = self._large_buffer[:_READ_SIZE]
+        self._transport: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._reading = True
+        self._writable = True
+        self._flush_scheduled = False
+        self._tls = False
+        self.closed = False
+
+    def handle_events(self, events: list[Event]) -> None:
+        """Act on what an input caused."""
+        raise NotImplementedError
+
+    # Called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._tls = transport.get_extra_info("sslcontext") is not None
+        self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._large_buffer if self.connection.missing > _READ_SIZE else self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        events = self.connection.receive_data(self._large_buffer[:nbytes], monotonic())
+        self._flush_scheduled = True  # by the flush below
+        if events:
+            self.handle_events(events)
+        self.flush()
+
+    def eof_received(self) -> bool:
+        self.handle_events(self.connection.receive_eof(monotonic()))
+        self.flush()
+        return not self._tls  # TLS over asyncio has no half-closed state
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        reason = f"the connection was lost: {exc}" if exc else "the connection was closed"
+        self.handle_events(self.connection.connection_lost(monotonic(), reason))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Called by the driver
+
+    def flush(self) -> None:
+        """Write what there is to write and bring timer and back-pressure up to date."""
+        self._flush_scheduled = False
+        if self.closed:
+            return
+        connection = self.connection
+        transport = self._transport
+        if self._writable:
+            for data in connection.buffers_to_send():
+                transport.write(data)
+        state = connection.state
+        if state is State.CLOSED:
+            transport.abort()
+        elif state is State.CLOSING and self._writable:
+            transport.close()
+        if connection.wants_data is not self._reading and not transport.is_closing():
+            self._reading = not self._reading
+            if self._reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+        at = connection.next_timeout()
+        if at is not None and (self._timer is None or at < self._timer_at):
+            self._set_timer(at)
+
+    def flush_soon(self) -> None:
+        """Flush once when this turn of the loop is over, whatever else is written until then."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(at - monotonic(), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        # A loop may fire a little early by this clock; the connection must not see that.
+        now = max(self._timer_at, monotonic())
+        self.handle_events(self.connection.handle_timeout(now))
+        self.flush()

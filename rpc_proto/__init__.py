@@ -1,0 +1,110 @@
+"""Remote procedure calls as a pure state machine: bytes and the time in, bytes and events out.
+
+This package never touches a socket, a clock, a thread or a random source. Drivers for asyncio and
+others are packages of their own (`rpc_asyncio`); docs/embedding.md shows how to write one.
+"""
+
+from .addresses import Address, parse_address
+from .calls import Call, ServerCall
+from .client import ClientConnection
+from .codecs import Codec, find_codec
+from .config import ClientConfig, Peer, ServerConfig
+from .context import CallContext, current_call
+from .errors import (
+    CODES,
+    Aborted,
+    AlreadyExists,
+    CallError,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    HandshakeError,
+    Internal,
+    InvalidArgument,
+    LocalProtocolError,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ProtocolError,
+    RemoteProtocolError,
+    ResourceExhausted,
+    RpcError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
+from .events import (
+    CallCancelled,
+    CallCompleted,
+    CallFailed,
+    ConnectionTerminated,
+    Event,
+    GoAwayReceived,
+    HandshakeCompleted,
+    RequestReceived,
+)
+from .server import ServerConnection
+from .states import State
+
+__all__ = [
+    "CODES",
+    "Aborted",
+    "Address",
+    "AlreadyExists",
+    "Call",
+    "CallCancelled",
+    "CallCompleted",
+    "CallContext",
+    "CallError",
+    "CallFailed",
+    "Cancelled",
+    "ClientConfig",
+    "ClientConnection",
+    "Codec",
+    "ConnectionTerminated",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Event",
+    "FailedPrecondition",
+    "GoAwayReceived",
+    "HandshakeCompleted",
+    "HandshakeError",
+    "Internal",
+    "InvalidArgument",
+    "LocalProtocolError",
+    "NotFound",
+    "OutOfRange",
+    "Peer",
+    "PermissionDenied",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "RequestReceived",
+    "ResourceExhausted",
+    "RpcError",
+    "ServerCall",
+    "ServerConfig",
+    "ServerConnection",
+    "State",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Unknown",
+    "current_call",
+    "expose",
+    "find_codec",
+    "parse_address",
+    "quick",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Reflection is for servers; a client need not pay for importing it.
+    if name in ("expose", "quick"):
+        from . import services
+
+        return getattr(services, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,370 @@
+"""The client's end of a connection (docs/protocol.md, "Calls")."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .calls import IDS, Call, CallTable
+from .codecs import find_codec
+from .config import MAX_TIMEOUT, ClientConfig
+from .connection import Connection
+from .errors import (
+    CallError,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    HandshakeError,
+    InvalidArgument,
+    LocalProtocolError,
+    ResourceExhausted,
+    RpcError,
+    Unavailable,
+)
+from .events import CallCompleted, CallFailed, Event, HandshakeCompleted
+from .frames import Flag, FrameType, RawFrame, encode_prefix
+from .handshake import Options, encode_options, parse_answer
+from .headers import HeaderError
+from .states import State, Trigger
+from .typed import convert, decoder
+
+__all__ = ["ClientConnection"]
+
+_NEVER = float("inf")
+_RAW = int(Flag.RAW)
+_NAMED = int(Flag.NAMED)
+_ONE_WAY = int(Flag.ONE_WAY)
+_REQUEST = int(FrameType.REQUEST)
+_RESPONSE = int(FrameType.RESPONSE)
+_ERROR = int(FrameType.ERROR)
+
+
+class ClientConnection(Connection):
+    """The end that calls.
+
+    Calls may be started at once; until the server has accepted the options, or while all slots are
+    taken or the peer reads too slowly, they wait in order. Each ends with exactly one
+    `CallCompleted` or `CallFailed`; a one-way call ends when it is sent: either `start_call`
+    returns it with `sent` True, or it waits and ends with an event.
+    """
+
+    __slots__ = ("_calls", "_max_calls", "_queue", "_serial")
+
+    _config: ClientConfig
+
+    def __init__(self, config: ClientConfig | None = None, *, now: float) -> None:
+        """Raise HandshakeError if the token is too long to be sent, ValueError for the codec."""
+        config = config or ClientConfig()
+        super().__init__(config, now)
+        self._codec = find_codec(config.codec)
+        self._calls: CallTable[Call] = CallTable()
+        self._queue: OrderedDict[int, Call] = OrderedDict()
+        self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
+        self._max_calls = 0
+        ping = config.ping_interval
+        self._out.append(
+            encode_options(
+                Options(
+                    codec=self._codec.name,
+                    token=config.token,
+                    max_header=config.max_header,
+                    max_body=config.max_body,
+                    ping=None if ping is None else int(ping * 1000),
+                )
+            )
+        )
+
+    # Getters
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that have not ended, those that wait to be sent included."""
+        return len(self._calls)
+
+    # Commands
+
+    def start_call(
+        self,
+        method: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        now: float,
+        deadline: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        one_way: bool = False,
+        waiter: Any = None,
+    ) -> Call:
+        """Start a call and return it.
+
+        `method` is "Service.method"; `args` and `kwargs` are encoded before this returns;
+        `deadline` is absolute, in seconds; `returns` is the type of the result, None for whatever
+        the codec gives. Raises InvalidArgument if the arguments cannot be encoded,
+        ResourceExhausted if too many calls wait or the arguments are larger than the server
+        accepts, and Unavailable if the connection takes no more calls; in each case nothing was
+        sent.
+        """
+        if type(method) is not str or not method:
+            raise LocalProtocolError(f'method must be a string "Service.method", not {method!r}')
+        if deadline is not None and not deadline < _NEVER:
+            if deadline != _NEVER:
+                raise LocalProtocolError(f"the deadline must be a time, not {deadline!r}")
+            deadline = None
+        state = self._state
+        if state is not State.OPEN and state is not State.HANDSHAKE:
+            why = f": {self._reason}" if self._reason else ""
+            raise Unavailable(f"the connection is {state.value}{why}", maybe_executed=False)
+        flags, body = self._encode_arguments(args, kwargs)
+        serial = self._serial + 1
+        while serial % IDS == 0 or serial % IDS in self._calls:
+            serial += 1
+        if one_way:
+            flags |= _ONE_WAY
+        call = Call(serial, method, deadline, metadata, returns, flags, body, waiter)
+        due = deadline is not None and deadline <= now
+        if state is State.OPEN and not self._queue and not due and self._has_room():
+            self._send_request(call, now)
+            self._serial = serial
+            if not one_way:
+                self._calls.insert(call)
+            return call
+        if len(self._queue) >= self._config.max_queued_calls:
+            raise ResourceExhausted(
+                f"{len(self._queue)} calls wait to be sent; the limit is max_queued_calls",
+                maybe_executed=False,
+            )
+        self._serial = serial
+        self._calls.insert(call)
+        self._queue[call.id] = call
+        return call
+
+    def cancel(self, call: Call, now: float, error: CallError | None = None) -> list[Event]:
+        """Give a call up: it fails with `error`, and the server is told to stop its handler.
+
+        Cancelling a call that has ended is no error: it changes nothing.
+        """
+        self._now = now
+        if self._calls.remove(call):
+            self._abandon(call, error or Cancelled("the caller gave up", maybe_executed=call.sent))
+            self._settle(now)
+        return self._take_events()
+
+    # Outputs
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
+        if self._queue and self._state is State.OPEN and self._has_room():
+            return self._now  # what was in the way has been written since
+        return super().next_timeout()
+
+    # Sending
+
+    def _has_room(self) -> bool:
+        in_flight = len(self._calls) - len(self._queue)
+        return in_flight < self._max_calls and self._out_size < self._config.high_water
+
+    def _encode_arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    ) -> tuple[int, bytes]:
+        try:
+            if kwargs:
+                return _NAMED, self._codec.encode([args, kwargs])
+            if not args:
+                return 0, b""
+            if len(args) == 1 and isinstance(args[0], (bytes, bytearray, memoryview)):
+                only = args[0]
+                # Copied unless it is immutable: it may still wait when the caller goes on.
+                return _RAW, only if type(only) is bytes else bytes(only)
+            return 0, self._codec.encode(args)
+        except Exception as error:  # a codec may raise anything
+            raise InvalidArgument(
+                f"the arguments cannot be encoded as {self._codec.name}: {error}",
+                maybe_executed=False,
+            ) from error
+
+    def _send_request(self, call: Call, now: float) -> None:
+        """Send a call whose turn has come; ResourceExhausted if it is too large for the server."""
+        deadline = call.deadline
+        timeout = None
+        if deadline is not None:
+            timeout = max(1, int(min(deadline - now, MAX_TIMEOUT) * 1000 + 0.5))
+        if call.metadata:
+            try:
+                header = self._headers.request(call.method, timeout, call.metadata)
+            except Exception as error:  # a codec may raise anything
+                raise InvalidArgument(
+                    f"the metadata cannot be encoded: {error}", maybe_executed=False
+                ) from error
+        else:
+            header = self._headers.request_plain(call.method, timeout)
+        body = call.body
+        max_header, max_body = self._send_limits
+        if len(header) > max_header or len(body) > max_body:
+            raise ResourceExhausted(
+                f"the call has a header of {len(header)} and a body of {len(body)} bytes; "
+                f"the server accepts {max_header} and {max_body}",
+                maybe_executed=False,
+            )
+        prefix = encode_prefix(_REQUEST, call.flags, len(header), len(body), call.id)
+        self._out += (prefix, header, body)
+        self._out_size += 16 + len(header) + len(body)
+        call.sent = True
+        call.body = b""
+
+    def _settle(self, now: float) -> None:
+        queue = self._queue
+        while queue and self._state is State.OPEN and self._has_room():
+            _, call = queue.popitem(last=False)
+            if call.deadline is not None and call.deadline <= now:
+                self._expire(call, now)
+                continue
+            try:
+                self._send_request(call, now)
+            except CallError as error:
+                self._calls.remove(call)
+                self._events.append(CallFailed(call, error))
+                continue
+            if call.flags & _ONE_WAY:
+                self._calls.remove(call)
+                self._events.append(CallCompleted(call, None, {}))
+        self._watch_writing(now)
+        if self._state is State.DRAINING and not len(self._calls):
+            self._end(Trigger.DRAINED, None, now)
+
+    # Ends of calls
+
+    def _abandon(self, call: Call, error: CallError) -> None:
+        """Report the end of a call that has been taken from the table; tell the server."""
+        if call.sent:
+            self._send(FrameType.CANCEL, 0, call.id)
+        else:
+            self._queue.pop(call.id, None)
+        self._events.append(CallFailed(call, error))
+
+    def _expire(self, call: Call, now: float) -> None:
+        self._calls.remove(call)
+        where = "its answer came" if call.sent else "it could be sent"
+        self._abandon(
+            call,
+            DeadlineExceeded(
+                f"the deadline of {call.method} passed before {where}", maybe_executed=call.sent
+            ),
+        )
+
+    def _expire_grace(self, now: float) -> None:
+        for call in self._calls.clear():
+            self._abandon(call, Cancelled("the client is shutting down", maybe_executed=call.sent))
+
+    def _end_calls(self, error: RpcError | None, now: float) -> None:
+        if isinstance(error, HandshakeError):
+            code, message = error.code, error.message
+        else:
+            code, message = "unavailable", str(error or "the connection ended")
+            if isinstance(error, CallError):
+                message = error.message
+        self._queue.clear()
+        for call in self._calls.clear():
+            self._events.append(
+                CallFailed(call, CallError.of(code, message, maybe_executed=call.sent))
+            )
+
+    # Receiving
+
+    def _receive_line(self, line: bytes, now: float) -> None:
+        answer = parse_answer(line)
+        if answer.codec != self._codec.name:
+            raise HandshakeError(
+                "invalid_argument",
+                f"the server chose codec {answer.codec!r}, not {self._codec.name!r}",
+            )
+        self._open(answer, now)
+        self._max_calls = answer.max_calls
+        self._send_limits = (answer.max_header, answer.max_body)
+        self._events.append(HandshakeCompleted(answer))
+
+    def _receive_frame(self, frame: RawFrame, now: float) -> None:
+        kind, flags, call_id, header, body = frame
+        if kind != _RESPONSE and kind != _ERROR:
+            self._receive_control(frame, now)
+            return
+        metadata: Mapping[str, str] = {}
+        if header:
+            try:
+                metadata = self._headers.parse_answer(header)
+            except HeaderError as error:
+                self._violate(str(error), now)
+                return
+        call = self._calls.get(call_id)
+        if call is None or not call.sent:
+            # What has ended here may cross its answer on the way; an id never used is a lie.
+            if call is None and self._was_used(call_id):
+                self.ignored += 1
+            else:
+                self._violate(f"an answer to call {call_id}, which was never made", now)
+            return
+        self._calls.pop(call_id)
+        if kind == _RESPONSE:
+            try:
+                value = self._decode_result(call.returns, flags, body)
+            except Exception as error:  # a codec may raise anything
+                self._events.append(
+                    CallFailed(call, DataLoss(f"the result of {call.method} is bad: {error}"))
+                )
+            else:
+                self._events.append(CallCompleted(call, value, metadata))
+        else:
+            self._events.append(CallFailed(call, self._decode_error(flags, body)))
+
+    def _was_used(self, call_id: int) -> bool:
+        return call_id != 0 and (self._serial - call_id) % IDS < self._serial
+
+    def _decode_result(self, returns: Any, flags: int, body: bytes) -> Any:
+        if returns is None:
+            if flags & _RAW:
+                return body
+            return self._codec.decode(body) if body else None
+        if flags & _RAW:
+            return convert(body, returns)
+        return decoder(self._codec, returns)(body) if body else convert(None, returns)
+
+    def _decode_error(self, flags: int, body: bytes) -> CallError:
+        maybe_executed = not flags & Flag.NOT_EXECUTED
+        try:
+            code, message, details = self._codec.decode(body)
+            if type(code) is not str or type(message) is not str:
+                raise ValueError("code and message must be strings")
+        except Exception as error:  # a codec may raise anything
+            return DataLoss(f"the server's error is malformed: {error}")
+        return CallError.of(code, message, details, maybe_executed=maybe_executed)
+
+    def _receive_half_close(self, now: float) -> None:
+        # A server that will send no more will not answer either.
+        self._end(Trigger.LOST, Unavailable("the server closed the connection"), now)
+
+    def _handle_goaway(self, call_id: int, now: float) -> None:
+        if call_id and not self._was_used(call_id):
+            self._violate(f"GOAWAY after call {call_id}, which was never made", now)
+            return
+        last = self._serial - (self._serial - call_id) % IDS
+        for call in self._calls:
+            if call.serial > last:
+                self._calls.remove(call)
+                self._queue.pop(call.id, None)
+                self._events.append(
+                    CallFailed(call, Unavailable("the server is going away", maybe_executed=False))
+                )
+
+    def _last_call_id(self) -> int:
+        return 0  # the server makes no calls
+
+    # Shutdown
+
+    def _fail_handshake(self, error: HandshakeError, now: float) -> None:
+        self._end(Trigger.REFUSED, error, now)
+
+    def _shut_handshake(self, now: float) -> None:
+        self._expire_grace(now)
+        self._end(Trigger.SHUTDOWN, None, now)
+
+    def _check_idle(self, now: float) -> None:
+        """Do nothing: it is the server that asks idle connections to leave."""

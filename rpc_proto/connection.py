@@ -1,0 +1,430 @@
+"""What both ends of a connection share: bytes in and out, time, states, liveness, shutdown.
+
+The protocol itself is in client.py and server.py; docs/protocol.md is its specification.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from .codecs import Codec
+from .config import _Config
+from .errors import HandshakeError, LocalProtocolError, RemoteProtocolError, RpcError, Unavailable
+from .events import ConnectionTerminated, Event, GoAwayReceived
+from .frames import FrameReader, FrameType, RawFrame, encode_prefix
+from .handshake import Answer, LineReader
+from .headers import Headers
+from .states import TRANSITIONS, State, Trigger
+from .timers import Timer, TimerTable
+
+__all__ = ["Connection"]
+
+# Buffers below this size are joined into one, in bytes; larger ones are handed out as they are.
+_JOINED = 64 * 1024
+
+# After the client half-closed nothing more can arrive from it, so only a write can tell whether it
+# is still there to read: a kernel whose process is gone answers the first one with a reset.
+_PROBE_INTERVAL = 1.0
+
+_LONGEST_TEXT = 1024  # bytes of a message on the wire
+
+
+def clip(text: str) -> str:
+    """Return the text cut to what may travel; whatever it contains is opaque to the protocol."""
+    if len(text) <= _LONGEST_TEXT // 4:
+        return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace")[:_LONGEST_TEXT].decode("utf-8", "ignore")
+
+
+class Connection(ABC):
+    """One end of a connection, without any I/O; use ClientConnection or ServerConnection.
+
+    Times are absolute seconds of one monotonic clock, which the embedder reads and passes in as
+    `now`. The kinds of method, and the order of calling them:
+
+    - inputs: `receive_data`, `receive_eof`, `connection_lost`, `handle_timeout`. Each returns the
+      events that it caused, in order, and never raises, whatever the peer sent.
+    - commands: `shutdown` and those of the subclass.
+    - outputs: after any input or command, write what `data_to_send` or `buffers_to_send` returns
+      and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
+      written; in state CLOSED drop it at once.
+    - getters: `state`, `wants_data`, `agreed`, `ignored`.
+
+    Inputs return events; commands raise LocalProtocolError before anything is changed when they
+    are used wrongly. Calling `handle_timeout` too early is harmless.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_codec",
+        "_config",
+        "_events",
+        "_half_closed",
+        "_headers",
+        "_line",
+        "_now",
+        "_out",
+        "_out_size",
+        "_ping",
+        "_pinged",
+        "_reader",
+        "_reason",
+        "_received_at",
+        "_send_limits",
+        "_state",
+        "_terminated",
+        "_timers",
+        "agreed",
+        "ignored",
+    )
+
+    _config: _Config
+    _calls: Any  # a CallTable; its calls are the subclass's
+    _codec: Codec
+    _headers: Headers
+
+    def __init__(self, config: _Config, now: float) -> None:
+        self._config = config
+        self._state = State.HANDSHAKE
+        self._now = now
+        self._received_at = now
+        self._events: list[Event] = []
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._timers = TimerTable()
+        self._timers.set(Timer.HANDSHAKE, now + config.handshake_timeout)
+        self._line: LineReader | None = LineReader()
+        self._reader: FrameReader | None = None
+        self._send_limits = (0, 0)  # what the peer accepts: header, body
+        self._ping: float | None = None
+        self._pinged = False
+        self._half_closed = False
+        self._terminated = False
+        self._reason = ""
+        self.agreed: Answer | None = None
+        self.ignored = 0
+
+    # Getters
+
+    @property
+    def state(self) -> State:
+        """Where the connection is."""
+        return self._state
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether to read from the transport now; False is back-pressure on the peer."""
+        return True
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to come of the frame that is arriving: a hint for the size of a read."""
+        return self._reader.missing if self._reader is not None else 0
+
+    # Inputs
+
+    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        """Take bytes from the peer; the buffer may be reused when this returns."""
+        state = self._state
+        if state is State.CLOSING or state is State.CLOSED:
+            return self._take_events()
+        self._now = now
+        self._received_at = now
+        self._pinged = False
+        if state is State.HANDSHAKE:
+            assert self._line is not None
+            try:
+                found = self._line.feed(data)
+                if found is None:
+                    return self._take_events()
+                line, data = found
+                self._receive_line(line, now)
+            except HandshakeError as error:
+                self._fail_handshake(error, now)
+                return self._take_events()
+        reader = self._reader
+        if reader is not None:
+            receive_frame = self._receive_frame
+            for frame in reader.feed(data):
+                receive_frame(frame, now)
+                if self._reader is None:  # that frame ended the connection
+                    break
+            else:
+                if reader.error is not None:
+                    self._violate(reader.error, now)
+        self._settle(now)
+        return self._take_events()
+
+    def receive_eof(self, now: float) -> list[Event]:
+        """Take note that the peer sends nothing more; it may still read."""
+        self._now = now
+        if self._state is State.HANDSHAKE:
+            quiet = self._line is not None and not self._line.started
+            self._end(Trigger.LOST, None if quiet else self._cut_handshake(), now)
+        elif self._state in (State.OPEN, State.DRAINING):
+            if self._reader is not None and self._reader.mid_frame:
+                self._end(
+                    Trigger.LOST, RemoteProtocolError("the connection ended inside a frame"), now
+                )
+            else:
+                self._receive_half_close(now)
+        self._settle(now)
+        return self._take_events()
+
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
+        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        self._now = now
+        if self._state is State.HANDSHAKE:
+            return self.receive_eof(now)
+        if self._reader is not None and self._reader.mid_frame:
+            reason = f"{reason}, inside a frame"
+        self._end(Trigger.LOST, Unavailable(reason), now)
+        return self._take_events()
+
+    def handle_timeout(self, now: float) -> list[Event]:
+        """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
+        self._now = now
+        for timer in self._timers.pop_due(now):
+            self._handle_timer(timer, now)
+        if self._state is not State.CLOSED:
+            for call in self._calls.expire(now):
+                self._expire(call, now)
+            self._settle(now)
+        return self._take_events()
+
+    # Commands
+
+    def shutdown(self, now: float, grace: float = 0.0) -> list[Event]:
+        """End the connection in order: no new calls; those in flight get `grace` seconds."""
+        if not grace >= 0:
+            raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
+        self._now = now
+        state = self._state
+        if state is State.HANDSHAKE:
+            self._shut_handshake(now)
+        elif state in (State.OPEN, State.DRAINING):
+            if state is State.OPEN:
+                self._send_goaway("unavailable", "shutting down")
+            self._state = TRANSITIONS[state, Trigger.SHUTDOWN]
+            self._timers.set(Timer.GRACE, now + grace)
+            if grace == 0:
+                self._timers.clear(Timer.GRACE)
+                self._expire_grace(now)
+            self._settle(now)
+        return self._take_events()
+
+    # Outputs
+
+    def data_to_send(self) -> bytes:
+        """Return what to write now; b"" when there is nothing."""
+        return b"".join(self._take_out())
+
+    def buffers_to_send(self) -> list[bytes]:
+        """Return what to write now, with large bodies uncopied as buffers of their own."""
+        if self._out_size < _JOINED:
+            return [b"".join(self._take_out())] if self._out else []
+        buffers: list[bytes] = []
+        small: list[bytes] = []
+        for chunk in self._take_out():
+            if len(chunk) < _JOINED:
+                small.append(chunk)
+                continue
+            if small:
+                buffers.append(b"".join(small))
+                small.clear()
+            buffers.append(chunk)
+        if small:
+            buffers.append(b"".join(small))
+        return buffers
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
+        if self._events:
+            return self._now  # a command caused them; the next input hands them out
+        timer = self._timers.earliest
+        deadline: float | None = self._calls.next_deadline()
+        if timer is None or (deadline is not None and deadline < timer):
+            return deadline
+        return timer
+
+    # What the two ends do differently
+
+    @abstractmethod
+    def _receive_line(self, line: bytes, now: float) -> None: ...
+
+    @abstractmethod
+    def _receive_frame(self, frame: RawFrame, now: float) -> None: ...
+
+    @abstractmethod
+    def _receive_half_close(self, now: float) -> None: ...
+
+    @abstractmethod
+    def _fail_handshake(self, error: HandshakeError, now: float) -> None: ...
+
+    @abstractmethod
+    def _shut_handshake(self, now: float) -> None: ...
+
+    @abstractmethod
+    def _expire(self, call: Any, now: float) -> None: ...
+
+    @abstractmethod
+    def _expire_grace(self, now: float) -> None: ...
+
+    @abstractmethod
+    def _end_calls(self, error: RpcError | None, now: float) -> None: ...
+
+    @abstractmethod
+    def _settle(self, now: float) -> None:
+        """Bring about what follows from the last input or command."""
+
+    @abstractmethod
+    def _last_call_id(self) -> int: ...
+
+    @abstractmethod
+    def _handle_goaway(self, call_id: int, now: float) -> None: ...
+
+    @abstractmethod
+    def _check_idle(self, now: float) -> None: ...
+
+    # Shared inner workings
+
+    def _take_events(self) -> list[Event]:
+        events = self._events
+        self._events = []
+        return events
+
+    def _take_out(self) -> list[bytes]:
+        out = self._out
+        self._out = []
+        self._out_size = 0
+        if Timer.WRITE in self._timers:
+            self._timers.clear(Timer.WRITE)
+        return out
+
+    def _send(
+        self, kind: int, flags: int, call_id: int, header: bytes = b"", body: bytes = b""
+    ) -> None:
+        self._out += (encode_prefix(kind, flags, len(header), len(body), call_id), header, body)
+        self._out_size += 16 + len(header) + len(body)
+
+    def _send_goaway(self, code: str, message: str) -> None:
+        body = self._codec.encode([code, clip(message)])
+        self._send(FrameType.GOAWAY, 0, self._last_call_id(), b"", body)
+
+    def _watch_writing(self, now: float) -> None:
+        """Limit how long outbound bytes may stay above the high-water mark."""
+        if (
+            self._out_size >= self._config.high_water
+            and Timer.WRITE not in self._timers
+            and self._state in (State.OPEN, State.DRAINING)
+        ):
+            self._timers.set(Timer.WRITE, now + self._config.write_timeout)
+
+    def _open(self, agreed: Answer, now: float) -> None:
+        self._state = TRANSITIONS[self._state, Trigger.ACCEPTED]
+        self.agreed = agreed
+        self._line = None
+        self._reader = FrameReader(self._config.max_header, self._config.max_body)
+        self._headers = Headers.of(self._codec)
+        self._timers.clear(Timer.HANDSHAKE)
+        if agreed.ping is not None:
+            self._ping = agreed.ping / 1000
+            self._timers.set(Timer.LIVENESS, now + self._ping)
+
+    def _receive_control(self, frame: RawFrame, now: float) -> None:
+        """Handle the frames that may come in either direction; anything else is a violation."""
+        kind, _, call_id, _, body = frame
+        if kind == FrameType.PING:
+            if self._out_size >= self._config.high_water:
+                self.ignored += 1  # it would have to read first
+            else:
+                self._send(FrameType.PONG, 0, call_id)
+        elif kind == FrameType.PONG:
+            pass  # any received byte counts as a sign of life
+        elif kind == FrameType.GOAWAY:
+            self._receive_goaway(call_id, body, now)
+        elif kind >= 0x80:
+            self.ignored += 1
+        else:
+            self._violate(f"{FrameType(kind).name} in the wrong direction", now)
+
+    def _receive_goaway(self, call_id: int, body: bytes, now: float) -> None:
+        try:
+            code, message = self._codec.decode(body)
+            if type(code) is not str or type(message) is not str:
+                raise ValueError("both fields must be strings")
+        except Exception as error:  # a codec may raise anything
+            self._violate(f"malformed GOAWAY: {error}", now)
+            return
+        self._state = TRANSITIONS[self._state, Trigger.GOAWAY]
+        self._events.append(GoAwayReceived(code, message))
+        self._handle_goaway(call_id, now)
+
+    def _violate(self, message: str, now: float, code: str = "invalid_argument") -> None:
+        if self._reader is not None:
+            self._send_goaway(code, message)
+            self._end(Trigger.VIOLATION, RemoteProtocolError(message), now)
+
+    def _cut_handshake(self) -> HandshakeError:
+        return HandshakeError("unavailable", "the connection ended during the option handshake")
+
+    def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
+        self._state = TRANSITIONS[self._state, trigger]
+        self._line = None
+        self._reader = None
+        self._timers.clear_all()
+        if self._state is State.CLOSING:
+            self._timers.set(Timer.CLOSE, now + self._config.close_timeout)
+        else:
+            self._take_out()  # there is nowhere to send it
+        if not self._terminated:
+            self._terminated = True
+            self._reason = str(error or "it was shut down")
+            self._end_calls(error, now)
+            self._events.append(ConnectionTerminated(error))
+
+    def _handle_timer(self, timer: Timer, now: float) -> None:
+        if self._state is State.CLOSED:
+            return
+        if timer is Timer.LIVENESS:
+            self._check_liveness(now)
+        elif timer is Timer.HANDSHAKE:
+            seconds = self._config.handshake_timeout
+            self._fail_handshake(
+                HandshakeError("deadline_exceeded", f"no option handshake within {seconds:g} s"),
+                now,
+            )
+        elif timer is Timer.GRACE:
+            self._expire_grace(now)
+        elif timer is Timer.CLOSE:
+            self._end(Trigger.LATE, None, now)
+        elif timer is Timer.WRITE:
+            seconds = self._config.write_timeout
+            self._end(
+                Trigger.LOST, Unavailable(f"the peer did not read enough for {seconds:g} s"), now
+            )
+        elif timer is Timer.IDLE:
+            self._check_idle(now)
+
+    def _check_liveness(self, now: float) -> None:
+        assert self._ping is not None
+        if self._half_closed:
+            self._send(FrameType.PING, 0, 0)
+            self._timers.set(Timer.LIVENESS, now + _PROBE_INTERVAL)
+            return
+        if not self.wants_data:
+            self._received_at = now  # the silence is of our own making
+        ping_at = self._received_at + self._ping
+        dead_at = ping_at + self._ping
+        if now >= dead_at:
+            self._end(
+                Trigger.LOST,
+                Unavailable(f"nothing was heard of the peer for {2 * self._ping:g} s"),
+                now,
+            )
+        elif now >= ping_at:
+            if not self._pinged:
+                self._pinged = True
+                self._send(FrameType.PING, 0, 0)
+            self._timers.set(Timer.LIVENESS, dead_at)
+        else:
+            self._timers.set(Timer.LIVENESS, ping_at)

@@ -1,0 +1,192 @@
+"""What a server does with calls, whatever runs it: find the method, admit, answer, count.
+
+The driver supplies the running: it gets an `Invocation` and reports how its handler ended.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from .calls import ServerCall
+from .context import CallContext
+from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
+from .server import ServerConnection
+from .services import Method, reflect
+
+__all__ = ["Dispatcher", "Invocation"]
+
+
+class Invocation:
+    """One call on its way through a handler.
+
+    `owner` is what the driver keeps for the connection; `handle` is for what it runs the handler
+    with: a task, a greenlet, a future.
+    """
+
+    __slots__ = ("args", "call", "connection", "context", "handle", "kwargs", "method", "owner")
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        call: ServerCall,
+        method: Method,
+        context: CallContext,
+        owner: Any,
+    ) -> None:
+        self.connection = connection
+        self.owner = owner
+        self.call = call
+        self.method = method
+        self.context = context
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.handle: Any = None
+
+
+class Dispatcher:
+    """The services of one server and the calls that run on it, over all its connections.
+
+    At most `max_concurrency` handlers run at a time; at most `max_queued` calls wait for one. A
+    call leaves the queue unserved when its deadline passes or its caller gives up. The counters
+    are for people to read: `served`, `failed`, `refused`, `cancelled`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_concurrency: int,
+        max_queued: int,
+        clock: Callable[[], float],
+        debug: bool = False,
+    ) -> None:
+        for name, value in (("max_concurrency", max_concurrency), ("max_queued", max_queued)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
+        self.methods: dict[str, Method] = {}
+        self.running = 0
+        self.served = 0
+        self.failed = 0
+        self.refused = 0
+        self.cancelled = 0
+        self._max_concurrency = max_concurrency
+        self._max_queued = max_queued
+        self._queue: OrderedDict[ServerCall, Invocation] = OrderedDict()
+        self._clock = clock
+        self._debug = debug
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a handler to end."""
+        return len(self._queue)
+
+    # Services
+
+    def register(self, service: Any, name: str | None = None) -> str:
+        """Add the methods of an object under a name and return that; ValueError if it is taken."""
+        methods = reflect(service, name)
+        name = next(iter(methods)).rpartition(".")[0]
+        if any(known.rpartition(".")[0] == name for known in self.methods):
+            raise ValueError(f"a service named {name!r} is registered already")
+        # A new table each time, so that whoever reads the old one meanwhile is not disturbed.
+        self.methods = {**self.methods, **methods}
+        return name
+
+    def unregister(self, name: str) -> None:
+        """Take a service away; its running calls go on. ValueError if there is none."""
+        kept = {
+            known: method
+            for known, method in self.methods.items()
+            if known.rpartition(".")[0] != name
+        }
+        if len(kept) == len(self.methods):
+            raise ValueError(f"no service named {name!r} is registered")
+        self.methods = kept
+
+    # Calls
+
+    def begin(
+        self, connection: ServerConnection, call: ServerCall, owner: Any
+    ) -> Invocation | None:
+        """Take a call that arrived; return it ready to run, or None: refused, or in the queue."""
+        now = self._clock()
+        method = self.methods.get(call.method)
+        if method is None:
+            self.refused += 1
+            error: CallError = Unimplemented(f"no method {call.method!r:.100} is registered here")
+            connection.refuse(call, error, now)
+            return None
+        context = CallContext(call, connection.peer, self._clock)
+        invocation = Invocation(connection, call, method, context, owner)
+        call.handler = invocation
+        try:
+            invocation.args, invocation.kwargs = method.decode(
+                connection.codec, call.flags, call.body
+            )
+        except CallError as wrong:
+            self.refused += 1
+            connection.refuse(call, wrong, now)
+            return None
+        call.body = b""
+        if self.running < self._max_concurrency:
+            self.running += 1
+            return invocation
+        if len(self._queue) >= self._max_queued:
+            self.refused += 1
+            connection.send_error(
+                call,
+                ResourceExhausted(
+                    f"{self.running} handlers run and {len(self._queue)} calls wait",
+                    maybe_executed=False,
+                ),
+                now,
+            )
+            return None
+        self._queue[call] = invocation
+        return None
+
+    def cancel(self, call: ServerCall, error: CallError) -> Invocation | None:
+        """Take note of a `CallCancelled`; return the invocation whose handler is to be stopped."""
+        self.cancelled += 1
+        invocation: Invocation | None = call.handler
+        if invocation is None:
+            return None
+        invocation.context.cancel(error)
+        if self._queue.pop(call, None) is not None:
+            invocation.connection.conclude(call, self._clock())
+            return None
+        return invocation
+
+    def succeed(self, invocation: Invocation, result: Any) -> None:
+        """Answer with the result of a handler that has ended."""
+        self.running -= 1
+        self.served += 1
+        invocation.connection.send_response(invocation.call, result, self._clock())
+
+    def fail(self, invocation: Invocation, error: BaseException) -> None:
+        """Answer with what a handler raised; it has ended."""
+        self.running -= 1
+        self.failed += 1
+        invocation.connection.send_error(invocation.call, self._to_call_error(error), self._clock())
+
+    def is_unexpected(self, error: BaseException) -> bool:
+        """Whether a handler's exception is one that the operator should hear of."""
+        return isinstance(error, Exception) and not isinstance(error, CallError)
+
+    def next_queued(self) -> Invocation | None:
+        """Return the next call that may run now, if one waits; call it after an end."""
+        if not self._queue or self.running >= self._max_concurrency:
+            return None
+        _, invocation = self._queue.popitem(last=False)
+        self.running += 1
+        return invocation
+
+    def _to_call_error(self, error: BaseException) -> CallError:
+        if isinstance(error, CallError):
+            # The handler did run, whatever a call that it made itself says of its own.
+            return CallError.of(error.code, error.message, error.details)
+        text = f"{type(error).__name__}: {error}"
+        if not self._debug:
+            return Unknown(text)
+        import traceback
+
+        return Unknown(text, "".join(traceback.format_exception(error)))

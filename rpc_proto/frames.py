@@ -1,0 +1,179 @@
+"""Frames: a 16-byte prefix, then header, then body (docs/protocol.md, "Frames")."""
+
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import NamedTuple
+
+__all__ = ["PREFIX_SIZE", "Flag", "Frame", "FrameReader", "FrameType", "encode_prefix"]
+
+_PREFIX = Struct(">BBHIQ")  # type, flags, header length, body length, call id
+PREFIX_SIZE = _PREFIX.size
+encode_prefix = _PREFIX.pack
+_decode_prefix = _PREFIX.unpack_from
+
+
+class FrameType(IntEnum):
+    """Types below 0x80 must be understood; from 0x80 on an unknown one is ignored."""
+
+    REQUEST = 0x01
+    RESPONSE = 0x02
+    ERROR = 0x03
+    CANCEL = 0x04
+    PING = 0x05
+    PONG = 0x06
+    GOAWAY = 0x07
+    # 0x08 to 0x0f are reserved for streams and their credit.
+
+
+IGNORABLE = 0x80
+
+
+class Flag(IntFlag):
+    """What a frame's flags say; a flag that its type does not have is a violation."""
+
+    RAW = 0x01  # the one value is the body's bytes themselves
+    NAMED = 0x02  # the body is [positional arguments, named arguments]
+    ONE_WAY = 0x04  # no answer is wanted
+    NOT_EXECUTED = 0x08  # the handler surely did not start
+
+
+_REQUEST_FLAGS = Flag.RAW | Flag.NAMED | Flag.ONE_WAY
+
+_FLAGS: dict[int, int] = {
+    FrameType.REQUEST: int(_REQUEST_FLAGS),
+    FrameType.RESPONSE: int(Flag.RAW),
+    FrameType.ERROR: int(Flag.NOT_EXECUTED),
+    FrameType.CANCEL: 0,
+    FrameType.PING: 0,
+    FrameType.PONG: 0,
+    FrameType.GOAWAY: 0,
+}
+_NO_HEADER = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG, FrameType.GOAWAY})
+_NO_BODY = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG})
+
+
+class Frame(NamedTuple):
+    """One whole frame; `header` and `body` are bytes in the agreed codec, or empty."""
+
+    type: int
+    flags: int
+    call_id: int
+    header: bytes
+    body: bytes
+
+
+# What a caller sees of a frame is the tuple; building a NamedTuple costs three times as much.
+RawFrame = tuple[int, int, int, bytes, bytes]
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames; memory stays under the largest frame allowed.
+
+    A violation stops it: `error` then says what was wrong, and `feed` gives nothing more.
+    """
+
+    __slots__ = ("_missing", "_partial", "error", "max_body", "max_header")
+
+    def __init__(self, max_header: int, max_body: int) -> None:
+        self.max_header = max_header
+        self.max_body = max_body
+        self.error: str | None = None
+        self._partial: bytes | bytearray = b""  # the start of a frame, its prefix already checked
+        self._missing = 0  # bytes that the frame in `_partial` still lacks; 0: prefix incomplete
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to come of a frame whose prefix has arrived; 0 between frames."""
+        return self._missing
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether the stream would be cut inside a frame if it ended now."""
+        return bool(self._partial)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[RawFrame]:
+        """Take the next bytes and return the frames that they complete, in order.
+
+        Nothing keeps a reference to `data`: the caller may reuse its buffer.
+        """
+        if self.error is not None:
+            return []
+        frames: list[RawFrame] = []
+        if self._partial:
+            if self._missing:
+                # A bytearray grows in place, so a body that trickles in costs linear time; it
+                # never holds more than has arrived, whatever length the prefix announced.
+                if type(self._partial) is not bytearray:
+                    self._partial = bytearray(self._partial)
+                if len(data) < self._missing:
+                    self._partial += data
+                    self._missing -= len(data)
+                    return frames
+                view = memoryview(data)
+                self._partial += view[: self._missing]
+                data = view[self._missing :]
+                frames.append(_split(self._partial))
+                self._partial = b""
+                self._missing = 0
+            else:
+                data = b"".join((self._partial, data))
+                self._partial = b""
+        if type(data) is not bytes:
+            data = bytes(data)
+        start = 0
+        end = len(data)
+        max_header = self.max_header
+        max_body = self.max_body
+        while end - start >= PREFIX_SIZE:
+            kind, flags, header_size, body_size, call_id = _decode_prefix(data, start)
+            # The limits hold at the prefix, before anything is stored for the frame.
+            if kind != 1 or flags & ~7 or header_size > max_header or body_size > max_body:
+                self.error = self._check(kind, flags, header_size, body_size)
+                if self.error is not None:
+                    return frames
+            body_start = start + PREFIX_SIZE + header_size
+            stop = body_start + body_size
+            if stop > end:
+                self._missing = stop - end
+                break
+            frames.append(
+                (
+                    kind,
+                    flags,
+                    call_id,
+                    data[start + PREFIX_SIZE : body_start],
+                    data[body_start:stop],
+                )
+            )
+            start = stop
+        if start < end:
+            self._partial = data[start:]
+        return frames
+
+    def _check(self, kind: int, flags: int, header_size: int, body_size: int) -> str | None:
+        if header_size > self.max_header:
+            return f"header of {header_size} bytes; the limit is {self.max_header}"
+        if body_size > self.max_body:
+            return f"body of {body_size} bytes; the limit is {self.max_body}"
+        if kind >= IGNORABLE:
+            return None
+        known = _FLAGS.get(kind)
+        if known is None:
+            if kind == 0x7B:
+                return "a second option handshake, or text, where a frame should begin"
+            return f"unknown frame type 0x{kind:02x}"
+        name = FrameType(kind).name
+        if flags & ~known:
+            return f"{name} with unknown flags 0x{flags & ~known:02x}"
+        if header_size and kind in _NO_HEADER:
+            return f"{name} with a header of {header_size} bytes; it has none"
+        if body_size and kind in _NO_BODY:
+            return f"{name} with a body of {body_size} bytes; it has none"
+        return None
+
+
+def _split(data: bytearray) -> RawFrame:
+    kind, flags, header_size, _, call_id = _decode_prefix(data)
+    body_start = PREFIX_SIZE + header_size
+    view = memoryview(data)
+    return kind, flags, call_id, bytes(view[PREFIX_SIZE:body_start]), bytes(view[body_start:])

@@ -1,0 +1,259 @@
+"""The option handshake: one line of JSON in each direction (docs/protocol.md, same title)."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple, NoReturn
+
+from .config import LARGEST_BODY, LARGEST_HEADER, SMALLEST_BODY, SMALLEST_HEADER
+from .errors import HandshakeError
+
+__all__ = [
+    "MAGIC",
+    "MAX_LINE",
+    "VERSION",
+    "Answer",
+    "LineReader",
+    "Options",
+    "agree_ping",
+    "encode_accept",
+    "encode_options",
+    "encode_refusal",
+    "parse_answer",
+    "parse_options",
+]
+
+MAGIC = 0x52504350  # "RPCP"
+VERSION = 1
+MAX_LINE = 4096  # bytes, with the newline
+
+_TOKEN_LIMIT = 2048
+
+
+class Options(NamedTuple):
+    """What a client proposes. Sizes in bytes; `ping` in milliseconds, None for no pings."""
+
+    codec: str
+    token: str | None
+    max_header: int
+    max_body: int
+    ping: int | None
+
+
+class Answer(NamedTuple):
+    """What a server accepted. Sizes in bytes; `ping` in milliseconds, None for no pings."""
+
+    codec: str
+    max_header: int
+    max_body: int
+    max_calls: int
+    ping: int | None
+
+
+def encode_options(options: Options) -> bytes:
+    """Return the client's line; HandshakeError if it would be longer than a server reads."""
+    fields: dict[str, Any] = {"magic": MAGIC, "version": VERSION, "codec": options.codec}
+    if options.token is not None:
+        fields["token"] = options.token
+    fields["limits"] = {"header": options.max_header, "body": options.max_body}
+    fields["timeouts"] = {"ping": options.ping}
+    line = _line(fields)
+    if len(line) > MAX_LINE:
+        raise HandshakeError(
+            "invalid_argument",
+            f"the option line would be {len(line)} bytes, the limit is {MAX_LINE}: "
+            "the token is too long",
+        )
+    return line
+
+
+def encode_accept(answer: Answer) -> bytes:
+    """Return the server's line that accepts."""
+    return _line(
+        {
+            "magic": MAGIC,
+            "version": VERSION,
+            "codec": answer.codec,
+            "limits": {
+                "header": answer.max_header,
+                "body": answer.max_body,
+                "calls": answer.max_calls,
+            },
+            "timeouts": {"ping": answer.ping},
+        }
+    )
+
+
+def encode_refusal(code: str, message: str, codecs: Iterable[str]) -> bytes:
+    """Return the server's line that refuses, with what it does support."""
+    return _line(
+        {
+            "magic": MAGIC,
+            "error": {"code": code, "message": message[:1024]},
+            "supported": {"versions": [VERSION], "codecs": list(codecs)},
+        }
+    )
+
+
+def agree_ping(ours: float | None, theirs: int | None) -> int | None:
+    """Return the interval in force, in milliseconds: the smaller one, at least a second."""
+    offers = [offer for offer in (None if ours is None else int(ours * 1000), theirs) if offer]
+    return max(1000, min(offers)) if offers else None
+
+
+def parse_options(line: bytes) -> Options:
+    """Parse a client's line; HandshakeError names the value and the rule it breaks."""
+    fields = _parse(line)
+    _check_magic(fields)
+    version = fields.get("version")
+    if type(version) is not int or version != VERSION:
+        raise HandshakeError(
+            "unimplemented", f"version {version!r:.40} is not supported, only version {VERSION}"
+        )
+    codec = _field(fields, "codec", str)
+    token = fields.get("token")
+    if token is not None and (type(token) is not str or len(token) > _TOKEN_LIMIT):
+        _refuse(f"token must be a string of at most {_TOKEN_LIMIT} characters")
+    limits = _field(fields, "limits", dict, default={})
+    return Options(
+        codec=codec,
+        token=token,
+        max_header=_limit(limits, "header", SMALLEST_HEADER, LARGEST_HEADER),
+        max_body=_limit(limits, "body", SMALLEST_BODY, LARGEST_BODY),
+        ping=_ping(fields),
+    )
+
+
+def parse_answer(line: bytes) -> Answer:
+    """Parse a server's line; HandshakeError for a refusal and for anything malformed."""
+    fields = _parse(line)
+    _check_magic(fields)
+    error = fields.get("error")
+    if error is not None:
+        if type(error) is not dict:
+            _refuse(f"error must be an object, not {error!r:.40}")
+        supported = fields.get("supported")
+        raise HandshakeError(
+            str(error.get("code", "unknown")),
+            str(error.get("message", "")),
+            supported if type(supported) is dict else None,
+        )
+    if fields.get("version") != VERSION:
+        _refuse(f"the server chose version {fields.get('version')!r:.40}, not {VERSION}")
+    limits = _field(fields, "limits", dict)
+    return Answer(
+        codec=_field(fields, "codec", str),
+        max_header=_limit(limits, "header", SMALLEST_HEADER, LARGEST_HEADER),
+        max_body=_limit(limits, "body", SMALLEST_BODY, LARGEST_BODY),
+        max_calls=_limit(limits, "calls", 1, 2**31),
+        ping=_ping(fields),
+    )
+
+
+class LineReader:
+    """Collects one line of at most `MAX_LINE` bytes and keeps what came after it."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+
+    @property
+    def started(self) -> bool:
+        """Whether any byte has come."""
+        return bool(self._line)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> tuple[bytes, bytes] | None:
+        """Return (line, bytes behind it) once the newline is there, else None.
+
+        Raises HandshakeError as soon as the bytes cannot be the line: a first byte that is not
+        `{`, or no newline within the limit.
+        """
+        seen = len(self._line)
+        self._line += data
+        if self._line and self._line[0] != 0x7B:
+            _refuse(_guess(bytes(self._line[:64])))
+        end = self._line.find(b"\n", seen, MAX_LINE)
+        if end < 0:
+            if len(self._line) >= MAX_LINE:
+                _refuse(f"the option line is longer than {MAX_LINE} bytes")
+            return None
+        line = bytes(self._line[:end])
+        rest = bytes(self._line[end + 1 :])
+        self._line.clear()
+        return line, rest
+
+
+def _guess(start: bytes) -> str:
+    if start[0] == 0x16:
+        return "the peer speaks TLS here; use tls:// on both ends or on neither"
+    if start.startswith((b"HTTP/", b"GET ", b"POST ", b"HEAD ", b"PUT ", b"CONNECT ", b"PRI ")):
+        return f"the peer speaks HTTP here: {start!r}"
+    return f"the option line must begin with '{{', not {start!r}"
+
+
+def _refuse(message: str) -> NoReturn:
+    raise HandshakeError("invalid_argument", message)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r:.40} stands there twice")
+    return fields
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        fields = _decode(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        _refuse(f"the option line is not a JSON object: {error}")
+    if type(fields) is not dict:
+        _refuse(f"the option line must be a JSON object, not {fields!r:.40}")
+    return fields
+
+
+def _check_magic(fields: dict[str, Any]) -> None:
+    magic = fields.get("magic")
+    if type(magic) is not int or magic != MAGIC:
+        _refuse(f"magic must be {MAGIC}, not {magic!r:.40}")
+
+
+_REQUIRED: Any = object()
+
+
+def _field(fields: dict[str, Any], name: str, kind: type, default: Any = _REQUIRED) -> Any:
+    value = fields.get(name, default)
+    if type(value) is not kind:
+        shown = "missing" if value is _REQUIRED else f"{value!r:.40}"
+        _refuse(f"{name} must be a JSON {'string' if kind is str else 'object'}, not {shown}")
+    return value
+
+
+def _limit(limits: dict[str, Any], name: str, low: int, high: int) -> int:
+    value = limits.get(name, high)
+    if type(value) is not int or not low <= value <= high:
+        _refuse(f"limits.{name} must be a whole number from {low} to {high}, not {value!r:.40}")
+    return value
+
+
+def _ping(fields: dict[str, Any]) -> int | None:
+    timeouts = _field(fields, "timeouts", dict, default={})
+    value = timeouts.get("ping")
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= 2**40:
+        _refuse(f"timeouts.ping must be milliseconds from 1 to {2**40}, not {value!r:.40}")
+    return value

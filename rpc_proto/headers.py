@@ -1,0 +1,101 @@
+"""What a frame's header says, in the agreed codec (docs/protocol.md, "Headers").
+
+A method that is called again with the same options has the same bytes: both directions are cached.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from .codecs import Codec
+from .config import MAX_TIMEOUT
+
+__all__ = ["NO_METADATA", "HeaderError", "Headers"]
+
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+_CACHED = 512
+_LONGEST_CACHED = 256  # bytes; so a cache stays under about 256 KiB
+
+
+class HeaderError(ValueError):
+    """A header from the peer is not what the protocol says; the text says how."""
+
+
+Request = tuple[str, float | None, Mapping[str, str]]
+
+
+class Headers:
+    """Encodes and parses headers in one codec; `Headers.of(codec)` is shared by connections."""
+
+    __slots__ = ("_codec", "_parse_cached", "request_plain")
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.request_plain = lru_cache(_CACHED)(self._request_plain)
+        self._parse_cached = lru_cache(_CACHED)(self._parse_request)
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def of(codec: Codec) -> "Headers":
+        """Return the one for this codec."""
+        return Headers(codec)
+
+    def _request_plain(self, method: str, timeout_ms: int | None) -> bytes:
+        if timeout_ms is None:
+            return self._codec.encode([method])
+        return self._codec.encode([method, timeout_ms])
+
+    def request(self, method: str, timeout_ms: int | None, metadata: Mapping[str, str]) -> bytes:
+        """Encode the header of a request that carries metadata."""
+        return self._codec.encode([method, timeout_ms, dict(metadata)])
+
+    def answer(self, metadata: Mapping[str, str]) -> bytes:
+        """Encode the header of a response or an error; no bytes for no metadata."""
+        return self._codec.encode([dict(metadata)]) if metadata else b""
+
+    def parse_request(self, header: bytes) -> Request:
+        """Return (method, timeout in seconds or None, metadata); HeaderError if it is malformed."""
+        if len(header) <= _LONGEST_CACHED:
+            return self._parse_cached(header)
+        return self._parse_request(header)
+
+    def _parse_request(self, header: bytes) -> Request:
+        fields = self._fields(header, 1, 3)
+        method = fields[0]
+        if type(method) is not str:
+            raise HeaderError(f"the method must be a string, not {method!r:.40}")
+        timeout = fields[1] if len(fields) > 1 else None
+        if timeout is not None:
+            if type(timeout) not in (int, float) or (timeout - timeout) != 0:
+                raise HeaderError(f"the timeout must be a finite number, not {timeout!r:.40}")
+            # Clipped before the division: a JSON integer may be too large for a float.
+            timeout = max(-1, min(timeout, MAX_TIMEOUT * 1000)) / 1000
+        return method, timeout, _metadata(fields[2]) if len(fields) > 2 else NO_METADATA
+
+    def parse_answer(self, header: bytes) -> Mapping[str, str]:
+        """Return the metadata of a response or an error; HeaderError if it is malformed."""
+        if not header:
+            return NO_METADATA
+        return _metadata(self._fields(header, 1, 1)[0])
+
+    def _fields(self, header: bytes, fewest: int, most: int) -> list[Any]:
+        try:
+            fields = self._codec.decode(header)
+        except Exception as error:  # a codec may raise anything
+            raise HeaderError(f"the header is not valid {self._codec.name}: {error}") from None
+        if type(fields) not in (list, tuple) or not fewest <= len(fields) <= most:
+            raise HeaderError(f"the header must be an array of {fewest} to {most} fields")
+        return list(fields)
+
+
+def _metadata(fields: Any) -> Mapping[str, str]:
+    if fields is None:
+        return NO_METADATA
+    if type(fields) is not dict:
+        raise HeaderError(f"metadata must be a map, not {fields!r:.40}")
+    for name, value in fields.items():
+        if type(name) is not str or type(value) is not str:
+            raise HeaderError(f"metadata must map strings to strings, not {name!r:.40}")
+    return MappingProxyType(fields)

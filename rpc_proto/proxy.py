@@ -1,0 +1,45 @@
+"""`client.service(...)`: a service that looks like an object, in any driver."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .services import annotated_methods, service_name
+
+__all__ = ["ServiceProxy", "service_proxy"]
+
+Invoke = Callable[..., Any]  # (method, args, kwargs, returns) -> what the driver's calls return
+
+
+class ServiceProxy:
+    """Each attribute is a method of the service; calling it calls the server."""
+
+    __slots__ = ("_invoke", "_name", "_returns")
+
+    def __init__(self, invoke: Invoke, name: str, returns: dict[str, Any] | None) -> None:
+        self._invoke = invoke
+        self._name = name
+        self._returns = returns
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        returns = None
+        if self._returns is None:
+            if name.startswith("__"):  # copy, pickle and the like ask for these
+                raise AttributeError(name)
+        elif name not in self._returns:
+            raise AttributeError(f"{self._name} has no method {name!r}")
+        else:
+            returns = self._returns[name]
+        invoke = self._invoke
+        method = f"{self._name}.{name}"
+        return lambda *args, **kwargs: invoke(method, args, kwargs, returns)
+
+    def __repr__(self) -> str:
+        return f"<ServiceProxy {self._name}>"
+
+
+def service_proxy(invoke: Invoke, service: Any) -> ServiceProxy:
+    """Return a proxy for a service by name, or typed by a class that declares its methods."""
+    if isinstance(service, str):
+        return ServiceProxy(invoke, service, None)
+    returns = {method.name: method.returns for method in annotated_methods(service)}
+    return ServiceProxy(invoke, service_name(service), returns)

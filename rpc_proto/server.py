@@ -1,0 +1,380 @@
+"""The server's end of a connection (docs/protocol.md, "Calls")."""
+
+from typing import Any
+
+from .calls import CallTable, ServerCall
+from .codecs import Codec, find_codec
+from .config import Peer, ServerConfig
+from .connection import Connection, clip
+from .errors import (
+    CallError,
+    Cancelled,
+    DeadlineExceeded,
+    HandshakeError,
+    Internal,
+    ResourceExhausted,
+    RpcError,
+    Unavailable,
+)
+from .events import CallCancelled, HandshakeCompleted, RequestReceived
+from .frames import Flag, FrameType, RawFrame, encode_prefix
+from .handshake import (
+    Answer,
+    agree_ping,
+    encode_accept,
+    encode_refusal,
+    parse_options,
+)
+from .headers import HeaderError
+from .states import TRANSITIONS, State, Trigger
+from .timers import Timer
+
+__all__ = ["ServerConnection"]
+
+_RAW = int(Flag.RAW)
+_RAW_AND_NAMED = int(Flag.RAW | Flag.NAMED)
+_REQUEST = int(FrameType.REQUEST)
+_RESPONSE = int(FrameType.RESPONSE)
+
+
+class ServerConnection(Connection):
+    """The end that is called.
+
+    Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
+    `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
+    told that nobody waits for the answer any more.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_last_id",
+        "_live",
+        "_one_way",
+        "_refusals",
+        "_refused_at",
+        "_requested_at",
+        "peer",
+    )
+
+    _config: ServerConfig
+
+    def __init__(
+        self, config: ServerConfig | None = None, *, now: float, peer: Peer | None = None
+    ) -> None:
+        config = config or ServerConfig()
+        super().__init__(config, now)
+        self.peer = peer or Peer()
+        self._calls: CallTable[ServerCall] = CallTable()
+        self._live = 0  # calls whose caller still waits
+        self._one_way = 0  # one-way calls whose handler has not ended
+        self._last_id = 0
+        self._refusals = 0.0
+        self._refused_at = now
+        self._requested_at = now
+
+    # Getters
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether to read from the transport now; False is back-pressure on the peer."""
+        config = self._config
+        return self._out_size < config.high_water and self._one_way < config.max_calls
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls whose handler has not ended."""
+        return len(self._calls)
+
+    @property
+    def codec(self) -> Codec:
+        """The codec that was agreed."""
+        return self._codec
+
+    # Commands
+
+    def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
+        """Answer a call; False if it had ended already, which is no error.
+
+        A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
+        """
+        if not self._conclude(call, now):
+            return False
+        flags = 0
+        header = b""
+        try:
+            if value is None:
+                body = b""
+            elif isinstance(value, (bytes, bytearray, memoryview)):
+                flags = _RAW
+                body = value if type(value) is bytes else bytes(value)
+            else:
+                body = self._codec.encode(value)
+            if call.reply_metadata:
+                header = self._headers.answer(call.reply_metadata)
+        except Exception as error:  # a codec may raise anything
+            self._answer_error(
+                call,
+                Internal(
+                    f"the result of {call.method} cannot be encoded as {self._codec.name}: {error}"
+                ),
+            )
+        else:
+            max_header, max_body = self._send_limits
+            if len(body) > max_body or len(header) > max_header:
+                self._answer_error(
+                    call,
+                    ResourceExhausted(
+                        f"the answer of {call.method} has a header of {len(header)} and a body of "
+                        f"{len(body)} bytes; the caller accepts {max_header} and {max_body}"
+                    ),
+                )
+            elif not call.one_way:
+                prefix = encode_prefix(_RESPONSE, flags, len(header), len(body), call.id)
+                self._out += (prefix, header, body)
+                self._out_size += 16 + len(header) + len(body)
+        if self._state is not State.OPEN or self._out_size >= self._config.high_water:
+            self._settle(now)
+        return True
+
+    def send_error(self, call: ServerCall, error: CallError, now: float) -> bool:
+        """Answer a call with an error; False if it had ended already, which is no error.
+
+        The caller gets code, message (1 KiB) and details, and `maybe_executed` if it is False.
+        """
+        if not self._conclude(call, now):
+            return False
+        self._answer_error(call, error)
+        self._settle(now)
+        return True
+
+    def refuse(self, call: ServerCall, error: CallError, now: float) -> bool:
+        """Answer with an error a call that no handler will see; too many end the connection."""
+        error.maybe_executed = False
+        sent = self.send_error(call, error, now)
+        self._count_refusal(now)
+        return sent
+
+    def conclude(self, call: ServerCall, now: float) -> None:
+        """Free the slot of a call whose handler has ended; one without an answer gets an error."""
+        self.send_error(call, Internal("the handler ended without an answer"), now)
+
+    # Answers
+
+    def _conclude(self, call: ServerCall, now: float) -> bool:
+        """Take the call from the table; whether its caller still waits."""
+        if not self._calls.remove(call):
+            return False
+        self._now = now
+        if call.one_way:
+            self._one_way -= 1
+        if call.ended:
+            return False
+        call.ended = True
+        self._live -= 1
+        return True
+
+    def _answer_error(self, call: ServerCall, error: CallError) -> None:
+        if not call.one_way:
+            header = b""
+            if call.reply_metadata:
+                try:
+                    header = self._headers.answer(call.reply_metadata)
+                except Exception:  # the error matters more than what was to go with it
+                    header = b""
+            self._send_error(call.id, error, header)
+
+    def _send_error(self, call_id: int, error: CallError, header: bytes = b"") -> None:
+        flags = 0 if error.maybe_executed else int(Flag.NOT_EXECUTED)
+        max_header, max_body = self._send_limits
+        fields = [clip(str(error.code))[:64], clip(str(error.message)), error.details]
+        try:
+            body = self._codec.encode(fields)
+        except Exception:  # details that cannot travel must not cost the caller the code
+            body = b""
+        if not body or len(body) > max_body:
+            body = self._codec.encode([*fields[:2], None])
+        self._send(
+            FrameType.ERROR, flags, call_id, header if len(header) <= max_header else b"", body
+        )
+
+    def _end_call(self, call: ServerCall, error: CallError) -> None:
+        """Tell the driver that nobody waits for this call any more."""
+        call.ended = True
+        self._live -= 1
+        self._events.append(CallCancelled(call, error))
+
+    def _count_refusal(self, now: float) -> None:
+        limit = self._config.refusals
+        forgiven = (now - self._refused_at) * limit / 10
+        self._refused_at = now
+        self._refusals = max(0.0, self._refusals - forgiven) + 1
+        if self._refusals > limit:
+            self._violate(f"more than {limit} refused calls", now, "resource_exhausted")
+
+    # Receiving
+
+    def _receive_line(self, line: bytes, now: float) -> None:
+        config = self._config
+        options = parse_options(line)
+        for codec in config.codecs:
+            if (codec if isinstance(codec, str) else codec.name) == options.codec:
+                self._codec = find_codec(codec)
+                break
+        else:
+            raise HandshakeError(
+                "unimplemented", f"codec {options.codec!r:.40} is not supported here"
+            )
+        self._authenticate(options.token)
+        agreed = Answer(
+            codec=self._codec.name,
+            max_header=config.max_header,
+            max_body=config.max_body,
+            max_calls=config.max_calls,
+            ping=agree_ping(config.ping_interval, options.ping),
+        )
+        self._out.append(encode_accept(agreed))
+        self._send_limits = (options.max_header, options.max_body)
+        self._open(agreed, now)
+        self._requested_at = now
+        if config.idle_timeout is not None:
+            self._timers.set(Timer.IDLE, now + config.idle_timeout)
+        self._events.append(HandshakeCompleted(agreed))
+
+    def _authenticate(self, token: str | None) -> None:
+        config = self._config
+        if config.authenticate is not None:
+            try:
+                identity = config.authenticate(token, self.peer)
+            except Exception as error:
+                # The text of a failure inside the check is nothing for a stranger to read.
+                raise HandshakeError("internal", "the token could not be checked") from error
+            if not identity:
+                raise HandshakeError("unauthenticated", "the token was refused")
+            if identity is not True:
+                self.peer = Peer(self.peer.address, self.peer.certificate, identity)
+        elif config.token is not None:
+            from hmac import compare_digest
+
+            shown = (token or "").encode("utf-8", "surrogatepass")
+            if not compare_digest(shown, config.token.encode("utf-8", "surrogatepass")):
+                raise HandshakeError("unauthenticated", "the token was refused")
+
+    def _receive_frame(self, frame: RawFrame, now: float) -> None:
+        kind, flags, call_id, header, body = frame
+        if kind != _REQUEST:
+            if kind == FrameType.CANCEL:
+                self._receive_cancel(call_id)
+            else:
+                self._receive_control(frame, now)
+            return
+        try:
+            method, timeout, metadata = self._headers.parse_request(header)
+        except HeaderError as error:
+            self._violate(str(error), now)
+            return
+        calls = self._calls
+        if call_id == 0 or call_id in calls:
+            why = "0 is no call id" if call_id == 0 else f"call {call_id} is in flight already"
+            self._violate(why, now)
+            return
+        if flags & _RAW_AND_NAMED == _RAW_AND_NAMED:
+            self._violate("REQUEST with both RAW and NAMED", now)
+            return
+        deadline = None if timeout is None else now + timeout
+        call = ServerCall(call_id, method, deadline, metadata, flags, body)
+        refusal = self._reason_to_refuse(call, now)
+        if refusal is not None:
+            if not call.one_way:
+                self._send_error(call_id, refusal)
+            if self._state is State.OPEN:
+                self._last_id = call_id
+                self._count_refusal(now)
+            return
+        self._last_id = call_id
+        self._requested_at = now
+        limit = self._config.handling_timeout
+        if limit is not None and (deadline is None or deadline > now + limit):
+            call.deadline = now + limit
+        calls.insert(call)
+        self._live += 1
+        if call.one_way:
+            self._one_way += 1
+        self._events.append(RequestReceived(call))
+
+    def _reason_to_refuse(self, call: ServerCall, now: float) -> CallError | None:
+        if self._state is not State.OPEN:
+            return Unavailable("the server is shutting down", maybe_executed=False)
+        if call.deadline is not None and call.deadline <= now:
+            return DeadlineExceeded("the call arrived after its deadline", maybe_executed=False)
+        limit = self._config.max_calls
+        if not call.one_way and len(self._calls) - self._one_way >= limit:
+            return ResourceExhausted(
+                f"{limit} calls are in flight on this connection; that is the limit",
+                maybe_executed=False,
+            )
+        return None
+
+    def _receive_cancel(self, call_id: int) -> None:
+        call = self._calls.get(call_id)
+        if call is None or call.ended:
+            self.ignored += 1  # its answer is on the way
+        else:
+            self._end_call(call, Cancelled("the caller cancelled"))
+
+    def _receive_half_close(self, now: float) -> None:
+        self._half_closed = True
+        self._state = TRANSITIONS[self._state, Trigger.HALF_CLOSED]
+        if self._live:
+            # Ping even if liveness is off: only a write can tell whether the caller still reads.
+            self._ping = self._ping or 1.0
+            self._check_liveness(now)
+
+    def _handle_goaway(self, call_id: int, now: float) -> None:
+        """Do nothing more: the client promised to start no call, and the state says so."""
+
+    def _last_call_id(self) -> int:
+        return self._last_id
+
+    # Ends
+
+    def _settle(self, now: float) -> None:
+        self._watch_writing(now)
+        if self._state is State.DRAINING and not self._live:
+            self._end(Trigger.DRAINED, None, now)
+
+    def _expire(self, call: ServerCall, now: float) -> None:
+        if not call.ended:
+            error = DeadlineExceeded(f"the deadline of {call.method} passed before it ended")
+            self._answer_error(call, error)
+            self._end_call(call, error)
+
+    def _expire_grace(self, now: float) -> None:
+        for call in self._calls:
+            if not call.ended:
+                error = Unavailable("the server is shutting down")
+                self._answer_error(call, error)
+                self._end_call(call, error)
+
+    def _end_calls(self, error: RpcError | None, now: float) -> None:
+        reason = Unavailable(str(error or "the connection ended"))
+        for call in self._calls.clear():
+            if not call.ended:
+                self._end_call(call, reason)
+
+    def _fail_handshake(self, error: HandshakeError, now: float) -> None:
+        codecs = [codec if isinstance(codec, str) else codec.name for codec in self._config.codecs]
+        self._out.append(encode_refusal(error.code, error.message, codecs))
+        self._end(Trigger.REFUSED, error, now)
+
+    def _shut_handshake(self, now: float) -> None:
+        self._fail_handshake(HandshakeError("unavailable", "the server is shutting down"), now)
+
+    def _check_idle(self, now: float) -> None:
+        limit = self._config.idle_timeout
+        assert limit is not None
+        idle_at = (now if len(self._calls) else self._requested_at) + limit
+        if idle_at > now:
+            self._timers.set(Timer.IDLE, idle_at)
+        else:
+            self._send_goaway("unavailable", f"no call for {limit:g} s")
+            self._state = TRANSITIONS[self._state, Trigger.SHUTDOWN]

@@ -1,0 +1,278 @@
+"""Services by reflection: an object's public methods, their parameters and their types."""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from .codecs import Codec, Decode
+from .errors import InvalidArgument
+from .frames import Flag
+from .typed import convert, decoder
+
+__all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
+
+_RAW = int(Flag.RAW)
+_NAMED = int(Flag.NAMED)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
+
+_INDEX = re.compile(r"`\$\[([0-9]+)\]")  # how msgspec names an element of the outer array
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def expose(function: Function) -> Function:
+    """Mark a method as callable from outside; then only the marked ones of its class are."""
+    function.__rpc_exposed__ = True  # type: ignore[attr-defined]
+    return function
+
+
+def quick(function: Function) -> Function:
+    """Mark a `def` method as one that never waits: it runs at once, not in the thread pool."""
+    function.__rpc_quick__ = True  # type: ignore[attr-defined]
+    return function
+
+
+class Parameter(NamedTuple):
+    """One parameter of a method; `kind` is one of inspect.Parameter's."""
+
+    name: str
+    type: Any
+    kind: Any
+    required: bool
+
+
+class Method:
+    """One method that can be called: what runs, and how bytes become its arguments."""
+
+    __slots__ = (
+        "_by_arity",
+        "_decoders",
+        "_exact",
+        "_keywords",
+        "_least",
+        "_most",
+        "_named",
+        "_positional",
+        "_rest",
+        "doc",
+        "function",
+        "is_async",
+        "is_quick",
+        "name",
+        "parameters",
+        "returns",
+        "signature",
+    )
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        """Raise TypeError if the signature or a type in it cannot be served."""
+        self.name = name
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_quick = bool(getattr(function, "__rpc_quick__", False))
+        self.doc = inspect.getdoc(function) or ""
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"{name} is a generator; a call has one result")
+        self.parameters, self.returns, self.signature = _signature(name, function)
+        kinds = inspect.Parameter
+        self._positional = [
+            p
+            for p in self.parameters
+            if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+        ]
+        self._named = {
+            p.name: p
+            for p in self.parameters
+            if p.kind in (kinds.KEYWORD_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+        }
+        self._rest = next((p for p in self.parameters if p.kind is kinds.VAR_POSITIONAL), None)
+        self._keywords = next((p for p in self.parameters if p.kind is kinds.VAR_KEYWORD), None)
+        self._least = sum(p.required for p in self._positional)
+        self._most = len(self._positional)
+        self._by_arity: dict[int, Any] = {}
+        self._decoders: dict[Codec, Decode] = {}
+        # Most methods: just so many arguments, decoded straight into their types.
+        plain = len(self._positional) == len(self.parameters) == self._least
+        self._exact = self._types(self._most) if plain else None
+        self._check_types()
+
+    def __repr__(self) -> str:
+        return f"<Method {self.name}{self.signature}>"
+
+    def decode(
+        self, codec: Codec, flags: int, body: bytes
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments that a request's body holds; InvalidArgument names what is wrong."""
+        try:
+            if not flags & (_RAW | _NAMED) and self._exact is not None and body:
+                decode = self._decoders.get(codec)
+                if decode is None:
+                    decode = self._decoders[codec] = decoder(codec, self._exact)
+                return decode(body), {}
+            named: dict[str, Any] = {}
+            positional: list[Any] = []
+            if flags & _RAW:
+                positional = [body]
+            elif flags & _NAMED:
+                positional, named = decoder(codec, tuple[list[Any], dict[str, Any]])(body)
+            elif body:
+                positional = decoder(codec, list[Any])(body)
+            return self._bind(positional, named)
+        except InvalidArgument:
+            raise
+        except Exception as error:  # a codec may raise anything
+            raise InvalidArgument(self._explain(error), maybe_executed=False) from None
+
+    def _bind(
+        self, positional: list[Any], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        count = len(positional)
+        if count > self._most and self._rest is None:
+            self._refuse(f"takes {self._takes()}, got {count}")
+        args = convert(positional, self._types(count))
+        given = {p.name for p in self._positional[:count]}
+        kwargs: dict[str, Any] = {}
+        for name, value in named.items():
+            parameter = self._named.get(name, self._keywords)
+            if parameter is None:
+                self._refuse(f"has no parameter {name!r:.80}")
+            if name in given:
+                self._refuse(f"got two values for {name}")
+            try:
+                kwargs[name] = convert(value, parameter.type)
+            except ValueError as error:
+                self._refuse(
+                    str(error).replace("`$", f"`{name}")
+                    if "`$" in str(error)
+                    else f"{error} - at `{name}`"
+                )
+        missing = [
+            p.name
+            for p in self.parameters
+            if p.required and p.name not in given and p.name not in kwargs
+        ]
+        if missing:
+            self._refuse(f"lacks {', '.join(missing)}")
+        return args, kwargs
+
+    def _types(self, count: int) -> Any:
+        kind = self._by_arity.get(count)
+        if kind is None:
+            types = [p.type for p in self._positional[:count]]
+            if self._rest is not None:
+                types += [self._rest.type] * (count - len(types))
+            kind = tuple[tuple(types)] if types else tuple[()]  # type: ignore[misc]
+            if count <= self._most:
+                self._by_arity[count] = kind
+        return kind
+
+    def _takes(self) -> str:
+        names = ", ".join(p.name for p in self._positional)
+        least, most = self._least, self._most
+        if self._rest is not None:
+            return f"at least {least} arguments"
+        few = f"{least} to {most}" if least != most else str(most)
+        return f"{few} argument{'' if most == 1 else 's'}" + (f" ({names})" if names else "")
+
+    def _refuse(self, why: str) -> typing.NoReturn:
+        raise InvalidArgument(f"{self.name} {why}", maybe_executed=False)
+
+    def _explain(self, error: Exception) -> str:
+        text = str(error)
+        if text.startswith("Expected `array` of length") and "- at" not in text:
+            return f"{self.name} takes {self._takes()}, got {text.rpartition(' ')[2]}"
+
+        def parameter(match: re.Match[str]) -> str:
+            index = int(match[1])
+            if index < self._most:
+                return f"`{self._positional[index].name}"
+            return f"`{self._rest.name}[{index - self._most}]" if self._rest else match[0]
+
+        return f"{self.name}: {_INDEX.sub(parameter, text)}"
+
+    def _check_types(self) -> None:
+        from . import formats
+
+        for parameter in self.parameters:
+            try:
+                decoder(formats.MSGPACK, parameter.type)
+            except TypeError as error:
+                raise TypeError(f"{self.name}: parameter {parameter.name}: {error}") from None
+
+
+def _signature(name: str, function: Callable[..., Any]) -> tuple[list[Parameter], Any, str]:
+    try:
+        signature = inspect.signature(function)
+        target = function if hasattr(function, "__annotations__") else type(function).__call__
+        hints = typing.get_type_hints(inspect.unwrap(target), include_extras=True)
+    except (NameError, TypeError, ValueError) as error:
+        raise TypeError(f"{name}: its signature cannot be read: {error}") from None
+    parameters = [
+        Parameter(
+            p.name,
+            hints.get(p.name, Any),
+            p.kind,
+            p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD),
+        )
+        for p in signature.parameters.values()
+    ]
+    # None as the type of a result means "whatever the codec gives".
+    returns = hints.get("return")
+    return parameters, returns, str(signature)
+
+
+def service_name(service: Any) -> str:
+    """Return the name that a class or an object has as a service: that of its class."""
+    kind = service if isinstance(service, type) else type(service)
+    return kind.__name__
+
+
+def _public_functions(kind: type) -> Iterator[tuple[str, Any]]:
+    """Find what a class offers without touching its properties."""
+    found = []
+    for name in dir(kind):
+        if name.startswith("_"):
+            continue
+        static = inspect.getattr_static(kind, name)
+        function = static.__func__ if isinstance(static, (staticmethod, classmethod)) else static
+        if inspect.isroutine(function):
+            found.append((name, function))
+    marked = [entry for entry in found if getattr(entry[1], "__rpc_exposed__", False)]
+    yield from marked or found
+
+
+def reflect(service: Any, name: str | None = None) -> dict[str, Method]:
+    """Return the methods that an object offers, by full name "Service.method".
+
+    Raises TypeError for what is not an object with methods, ValueError for a bad name.
+    """
+    if isinstance(service, type):
+        raise TypeError(f"register an object, not the class {service.__name__}; add ()")
+    name = service_name(service) if name is None else name
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
+        raise ValueError(f"a service name is made of dotted identifiers, not {name!r:.80}")
+    methods = {
+        f"{name}.{short}": Method(f"{name}.{short}", getattr(service, short))
+        for short, _ in _public_functions(type(service))
+    }
+    if not methods:
+        raise TypeError(f"{service!r:.80} has no public methods")
+    return methods
+
+
+class _Declared(NamedTuple):
+    name: str
+    returns: Any
+
+
+def annotated_methods(kind: Any) -> list[_Declared]:
+    """Return the methods that a class declares, each with the type of its result."""
+    if not isinstance(kind, type):
+        raise TypeError(f"a service is named by a string or declared by a class, not {kind!r:.80}")
+    declared = []
+    for name, function in _public_functions(kind):
+        _, returns, _ = _signature(f"{kind.__name__}.{name}", function)
+        declared.append(_Declared(name, returns))
+    return declared

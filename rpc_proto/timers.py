@@ -1,0 +1,51 @@
+"""The timers of one connection: a table with one entry for each purpose."""
+
+from enum import Enum, auto
+
+__all__ = ["Timer", "TimerTable"]
+
+
+class Timer(Enum):
+    """What a connection waits for, apart from the deadlines of its calls."""
+
+    HANDSHAKE = auto()
+    LIVENESS = auto()
+    IDLE = auto()
+    WRITE = auto()
+    GRACE = auto()
+    CLOSE = auto()
+
+
+class TimerTable:
+    """Absolute times in seconds by purpose."""
+
+    __slots__ = ("_at", "earliest")
+
+    def __init__(self) -> None:
+        self._at: dict[Timer, float] = {}
+        self.earliest: float | None = None
+
+    def __contains__(self, timer: Timer) -> bool:
+        return timer in self._at
+
+    def set(self, timer: Timer, at: float) -> None:
+        """Set or move a timer."""
+        self._at[timer] = at
+        self.earliest = min(self._at.values())
+
+    def clear(self, timer: Timer) -> None:
+        """Take a timer away; one that is not set is no error."""
+        if self._at.pop(timer, None) is not None:
+            self.earliest = min(self._at.values(), default=None)
+
+    def clear_all(self) -> None:
+        """Take every timer away."""
+        self._at.clear()
+        self.earliest = None
+
+    def pop_due(self, now: float) -> list[Timer]:
+        """Take the timers away whose time has come, and return them."""
+        due = [timer for timer, at in self._at.items() if at <= now]
+        for timer in due:
+            self.clear(timer)
+        return due
