@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
-from itertools import count
 from typing import Any, Generic, TypeVar
 
 from .frames import Flag
@@ -10,6 +9,7 @@ from .headers import NO_METADATA
 
 __all__ = ["IDS", "Call", "CallTable", "ServerCall"]
 
+_ONE_WAY = Flag.ONE_WAY
 IDS = 2**64  # ids are unsigned 64-bit numbers; 0 is none
 
 
@@ -36,6 +36,7 @@ class Call:
     def __init__(
         self,
         serial: int,
+        call_id: int,
         method: str,
         deadline: float | None,
         metadata: Mapping[str, str] | None,
@@ -45,7 +46,7 @@ class Call:
         waiter: Any,
     ) -> None:
         self.serial = serial
-        self.id = serial % IDS
+        self.id = call_id
         self.method = method
         self.deadline = deadline
         self.metadata = metadata
@@ -94,7 +95,7 @@ class ServerCall:
         self.metadata = metadata
         self.flags = flags
         self.body = body
-        self.one_way = bool(flags & Flag.ONE_WAY)
+        self.one_way = flags & _ONE_WAY != 0
         self.ended = False
         self.handler: Any = None
         self.reply_metadata: Mapping[str, str] = NO_METADATA
@@ -111,80 +112,80 @@ _SLACK = 64
 class CallTable(Generic[AnyCall]):
     """Calls by id in the order of their arrival, and one heap of their deadlines.
 
-    An entry of the heap whose call has gone is dropped when it comes to the top, or when such
-    entries outnumber the live ones: the heap never holds more than twice the calls plus 64.
+    An entry of the heap whose call has gone is dropped by `expire`, or when such entries outnumber
+    the live ones: the heap never holds more than twice the calls plus 65. `by_id` is for looking.
     """
 
-    __slots__ = ("_calls", "_heap", "_order")
+    __slots__ = ("_heap", "_order", "by_id")
 
     def __init__(self) -> None:
-        self._calls: dict[int, AnyCall] = {}
+        self.by_id: dict[int, AnyCall] = {}
         self._heap: list[tuple[float, int, AnyCall]] = []
-        self._order = count()
+        self._order = 0
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self.by_id)
 
     def __contains__(self, call_id: int) -> bool:
-        return call_id in self._calls
+        return call_id in self.by_id
 
     def __iter__(self) -> "Any":
-        return iter(list(self._calls.values()))
+        return iter(list(self.by_id.values()))
 
     def insert(self, call: AnyCall) -> None:
         """Add a call whose id is free."""
-        calls = self._calls
+        calls = self.by_id
         calls[call.id] = call
-        if call.deadline is not None:
+        deadline = call.deadline
+        if deadline is not None:
             heap = self._heap
             if len(heap) > 2 * len(calls) + _SLACK:
                 heap[:] = [entry for entry in heap if calls.get(entry[2].id) is entry[2]]
                 heapify(heap)
-            heappush(heap, (call.deadline, next(self._order), call))
+            self._order = order = self._order + 1  # calls have no order of their own
+            heappush(heap, (deadline, order, call))
 
     def get(self, call_id: int) -> AnyCall | None:
         """Return the call with that id, if there is one."""
-        return self._calls.get(call_id)
+        return self.by_id.get(call_id)
 
     def remove(self, call: AnyCall) -> bool:
         """Take this very call away; whether it was there."""
-        if self._calls.get(call.id) is not call:
+        if self.by_id.get(call.id) is not call:
             return False
-        del self._calls[call.id]
+        del self.by_id[call.id]
         return True
 
     def pop(self, call_id: int) -> AnyCall | None:
         """Take the call with that id away and return it, if there is one."""
-        return self._calls.pop(call_id, None)
+        return self.by_id.pop(call_id, None)
 
     def clear(self) -> list[AnyCall]:
         """Take every call away and return them in the order of their arrival."""
-        calls = list(self._calls.values())
-        self._calls.clear()
+        calls = list(self.by_id.values())
+        self.by_id.clear()
         self._heap.clear()
         return calls
 
     def expire(self, now: float) -> list[AnyCall]:
         """Return the calls whose deadline has come, earliest first; they stay in the table.
 
-        Each is returned once.
+        Each is returned once. Afterwards `next_deadline` is that of a call in the table.
         """
         due: list[AnyCall] = []
         heap = self._heap
-        calls = self._calls
+        calls = self.by_id
         while heap and heap[0][0] <= now:
             call = heappop(heap)[2]
             if calls.get(call.id) is call:
                 due.append(call)
+        while heap and calls.get(heap[0][2].id) is not heap[0][2]:
+            heappop(heap)
         return due
 
     def next_deadline(self) -> float | None:
-        """Return the earliest deadline of a call that is in the table, in absolute seconds."""
-        heap = self._heap
-        calls = self._calls
-        while heap:
-            deadline, _, call = heap[0]
-            if calls.get(call.id) is call:
-                return deadline
-            heappop(heap)
-        return None
+        """Return a time, in absolute seconds, before which no deadline comes, or None.
+
+        It may be that of a call that has ended since the last `expire`.
+        """
+        return self._heap[0][0] if self._heap else None

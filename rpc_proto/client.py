@@ -21,18 +21,18 @@ from .errors import (
     Unavailable,
 )
 from .events import CallCompleted, CallFailed, Event, HandshakeCompleted
-from .frames import Flag, FrameType, RawFrame, encode_prefix
+from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import Options, encode_options, parse_answer
-from .headers import HeaderError
+from .headers import NO_METADATA, HeaderError
 from .states import State, Trigger
 from .typed import convert, decoder
 
 __all__ = ["ClientConnection"]
 
 _NEVER = float("inf")
-_RAW = int(Flag.RAW)
-_NAMED = int(Flag.NAMED)
-_ONE_WAY = int(Flag.ONE_WAY)
+_RAW = Flag.RAW
+_NAMED = Flag.NAMED
+_ONE_WAY = Flag.ONE_WAY
 _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _ERROR = int(FrameType.ERROR)
@@ -47,7 +47,7 @@ class ClientConnection(Connection):
     returns it with `sent` True, or it waits and ends with an event.
     """
 
-    __slots__ = ("_calls", "_max_calls", "_queue", "_serial")
+    __slots__ = ("_calls", "_high_water", "_max_calls", "_queue", "_serial")
 
     _config: ClientConfig
 
@@ -60,6 +60,7 @@ class ClientConnection(Connection):
         self._queue: OrderedDict[int, Call] = OrderedDict()
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
         self._max_calls = 0
+        self._high_water = config.high_water
         ping = config.ping_interval
         self._out.append(
             encode_options(
@@ -115,27 +116,35 @@ class ClientConnection(Connection):
             why = f": {self._reason}" if self._reason else ""
             raise Unavailable(f"the connection is {state.value}{why}", maybe_executed=False)
         flags, body = self._encode_arguments(args, kwargs)
-        serial = self._serial + 1
-        while serial % IDS == 0 or serial % IDS in self._calls:
-            serial += 1
         if one_way:
             flags |= _ONE_WAY
-        call = Call(serial, method, deadline, metadata, returns, flags, body, waiter)
-        due = deadline is not None and deadline <= now
-        if state is State.OPEN and not self._queue and not due and self._has_room():
+        serial = call_id = self._serial + 1
+        calls = self._calls
+        if serial >= IDS:  # the ids wrapped: leave out 0 and those of calls still in flight
+            while serial % IDS == 0 or serial % IDS in calls:
+                serial += 1
+            call_id = serial % IDS
+        call = Call(serial, call_id, method, deadline, metadata, returns, flags, body, waiter)
+        queue = self._queue
+        if (
+            state is State.OPEN
+            and not queue
+            and (deadline is None or deadline > now)
+            and self._has_room()
+        ):
             self._send_request(call, now)
             self._serial = serial
             if not one_way:
-                self._calls.insert(call)
+                calls.insert(call)
             return call
-        if len(self._queue) >= self._config.max_queued_calls:
+        if len(queue) >= self._config.max_queued_calls:
             raise ResourceExhausted(
-                f"{len(self._queue)} calls wait to be sent; the limit is max_queued_calls",
+                f"{len(queue)} calls wait to be sent; the limit is max_queued_calls",
                 maybe_executed=False,
             )
         self._serial = serial
-        self._calls.insert(call)
-        self._queue[call.id] = call
+        calls.insert(call)
+        queue[call_id] = call
         return call
 
     def cancel(self, call: Call, now: float, error: CallError | None = None) -> list[Event]:
@@ -160,8 +169,10 @@ class ClientConnection(Connection):
     # Sending
 
     def _has_room(self) -> bool:
-        in_flight = len(self._calls) - len(self._queue)
-        return in_flight < self._max_calls and self._out_size < self._config.high_water
+        return (
+            self._out_size < self._high_water
+            and len(self._calls.by_id) - len(self._queue) < self._max_calls
+        )
 
     def _encode_arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -171,10 +182,9 @@ class ClientConnection(Connection):
                 return _NAMED, self._codec.encode([args, kwargs])
             if not args:
                 return 0, b""
-            if len(args) == 1 and isinstance(args[0], (bytes, bytearray, memoryview)):
-                only = args[0]
-                # Copied unless it is immutable: it may still wait when the caller goes on.
-                return _RAW, only if type(only) is bytes else bytes(only)
+            if len(args) == 1 and type(args[0]) in BYTES:
+                # A copy unless it is immutable: it may still wait when the caller goes on.
+                return _RAW, args[0] if type(args[0]) is bytes else bytes(args[0])
             return 0, self._codec.encode(args)
         except Exception as error:  # a codec may raise anything
             raise InvalidArgument(
@@ -182,32 +192,40 @@ class ClientConnection(Connection):
                 maybe_executed=False,
             ) from error
 
+    def _encode_header(self, call: Call, now: float) -> bytes:
+        timeout = None
+        if call.deadline is not None:
+            left = call.deadline - now
+            # At least one: the server refuses what comes without any time left.
+            timeout = int((left if left < MAX_TIMEOUT else MAX_TIMEOUT) * 1000 + 0.5) or 1
+        if not call.metadata:
+            return self._headers.request_plain(call.method, timeout)
+        try:
+            return self._headers.request(call.method, timeout, call.metadata)
+        except Exception as error:  # a codec may raise anything
+            raise InvalidArgument(
+                f"the metadata cannot be encoded: {error}", maybe_executed=False
+            ) from error
+
     def _send_request(self, call: Call, now: float) -> None:
         """Send a call whose turn has come; ResourceExhausted if it is too large for the server."""
-        deadline = call.deadline
-        timeout = None
-        if deadline is not None:
-            timeout = max(1, int(min(deadline - now, MAX_TIMEOUT) * 1000 + 0.5))
-        if call.metadata:
-            try:
-                header = self._headers.request(call.method, timeout, call.metadata)
-            except Exception as error:  # a codec may raise anything
-                raise InvalidArgument(
-                    f"the metadata cannot be encoded: {error}", maybe_executed=False
-                ) from error
-        else:
-            header = self._headers.request_plain(call.method, timeout)
+        header = self._encode_header(call, now)
         body = call.body
+        header_size = len(header)
+        body_size = len(body)
         max_header, max_body = self._send_limits
-        if len(header) > max_header or len(body) > max_body:
+        if header_size > max_header or body_size > max_body:
             raise ResourceExhausted(
-                f"the call has a header of {len(header)} and a body of {len(body)} bytes; "
+                f"the call has a header of {header_size} and a body of {body_size} bytes; "
                 f"the server accepts {max_header} and {max_body}",
                 maybe_executed=False,
             )
-        prefix = encode_prefix(_REQUEST, call.flags, len(header), len(body), call.id)
-        self._out += (prefix, header, body)
-        self._out_size += 16 + len(header) + len(body)
+        self._out += (
+            encode_prefix(_REQUEST, call.flags, header_size, body_size, call.id),
+            header,
+            body,
+        )
+        self._out_size += PREFIX_SIZE + header_size + body_size
         call.sent = True
         call.body = b""
 
@@ -226,7 +244,7 @@ class ClientConnection(Connection):
                 continue
             if call.flags & _ONE_WAY:
                 self._calls.remove(call)
-                self._events.append(CallCompleted(call, None, {}))
+                self._events.append(CallCompleted(call, None, NO_METADATA))
         self._watch_writing(now)
         if self._state is State.DRAINING and not len(self._calls):
             self._end(Trigger.DRAINED, None, now)
@@ -282,19 +300,20 @@ class ClientConnection(Connection):
         self._send_limits = (answer.max_header, answer.max_body)
         self._events.append(HandshakeCompleted(answer))
 
-    def _receive_frame(self, frame: RawFrame, now: float) -> None:
+    def _receive_frame(self, frame: Frame, now: float) -> None:
         kind, flags, call_id, header, body = frame
         if kind != _RESPONSE and kind != _ERROR:
             self._receive_control(frame, now)
             return
-        metadata: Mapping[str, str] = {}
+        metadata = NO_METADATA
         if header:
             try:
                 metadata = self._headers.parse_answer(header)
             except HeaderError as error:
                 self._violate(str(error), now)
                 return
-        call = self._calls.get(call_id)
+        calls = self._calls.by_id
+        call = calls.get(call_id)
         if call is None or not call.sent:
             # What has ended here may cross its answer on the way; an id never used is a lie.
             if call is None and self._was_used(call_id):
@@ -302,18 +321,18 @@ class ClientConnection(Connection):
             else:
                 self._violate(f"an answer to call {call_id}, which was never made", now)
             return
-        self._calls.pop(call_id)
-        if kind == _RESPONSE:
-            try:
-                value = self._decode_result(call.returns, flags, body)
-            except Exception as error:  # a codec may raise anything
-                self._events.append(
-                    CallFailed(call, DataLoss(f"the result of {call.method} is bad: {error}"))
-                )
-            else:
-                self._events.append(CallCompleted(call, value, metadata))
-        else:
+        del calls[call_id]
+        if kind == _ERROR:
             self._events.append(CallFailed(call, self._decode_error(flags, body)))
+            return
+        try:
+            value = self._decode_result(call.returns, flags, body)
+        except Exception as error:  # a codec may raise anything
+            self._events.append(
+                CallFailed(call, DataLoss(f"the result of {call.method} is bad: {error}"))
+            )
+        else:
+            self._events.append(CallCompleted(call, value, metadata))
 
     def _was_used(self, call_id: int) -> bool:
         return call_id != 0 and (self._serial - call_id) % IDS < self._serial

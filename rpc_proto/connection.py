@@ -10,7 +10,7 @@ from .codecs import Codec
 from .config import _Config
 from .errors import HandshakeError, LocalProtocolError, RemoteProtocolError, RpcError, Unavailable
 from .events import ConnectionTerminated, Event, GoAwayReceived
-from .frames import FrameReader, FrameType, RawFrame, encode_prefix
+from .frames import Frame, FrameReader, FrameType, encode_prefix
 from .handshake import Answer, LineReader
 from .headers import Headers
 from .states import TRANSITIONS, State, Trigger
@@ -252,7 +252,7 @@ class Connection(ABC):
     def _receive_line(self, line: bytes, now: float) -> None: ...
 
     @abstractmethod
-    def _receive_frame(self, frame: RawFrame, now: float) -> None: ...
+    def _receive_frame(self, frame: Frame, now: float) -> None: ...
 
     @abstractmethod
     def _receive_half_close(self, now: float) -> None: ...
@@ -330,7 +330,7 @@ class Connection(ABC):
             self._ping = agreed.ping / 1000
             self._timers.set(Timer.LIVENESS, now + self._ping)
 
-    def _receive_control(self, frame: RawFrame, now: float) -> None:
+    def _receive_control(self, frame: Frame, now: float) -> None:
         """Handle the frames that may come in either direction; anything else is a violation."""
         kind, _, call_id, _, body = frame
         if kind == FrameType.PING:

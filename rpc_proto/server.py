@@ -17,7 +17,7 @@ from .errors import (
     Unavailable,
 )
 from .events import CallCancelled, HandshakeCompleted, RequestReceived
-from .frames import Flag, FrameType, RawFrame, encode_prefix
+from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import (
     Answer,
     agree_ping,
@@ -31,10 +31,11 @@ from .timers import Timer
 
 __all__ = ["ServerConnection"]
 
-_RAW = int(Flag.RAW)
-_RAW_AND_NAMED = int(Flag.RAW | Flag.NAMED)
+_RAW = Flag.RAW
+_RAW_AND_NAMED = Flag.RAW | Flag.NAMED
 _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
+_CANCEL = int(FrameType.CANCEL)
 
 
 class ServerConnection(Connection):
@@ -47,8 +48,11 @@ class ServerConnection(Connection):
 
     __slots__ = (
         "_calls",
+        "_handling_timeout",
+        "_high_water",
         "_last_id",
         "_live",
+        "_max_calls",
         "_one_way",
         "_refusals",
         "_refused_at",
@@ -65,6 +69,9 @@ class ServerConnection(Connection):
         super().__init__(config, now)
         self.peer = peer or Peer()
         self._calls: CallTable[ServerCall] = CallTable()
+        self._handling_timeout = config.handling_timeout
+        self._high_water = config.high_water
+        self._max_calls = config.max_calls
         self._live = 0  # calls whose caller still waits
         self._one_way = 0  # one-way calls whose handler has not ended
         self._last_id = 0
@@ -77,8 +84,7 @@ class ServerConnection(Connection):
     @property
     def wants_data(self) -> bool:
         """Whether to read from the transport now; False is back-pressure on the peer."""
-        config = self._config
-        return self._out_size < config.high_water and self._one_way < config.max_calls
+        return self._out_size < self._high_water and self._one_way < self._max_calls
 
     @property
     def calls_in_flight(self) -> int:
@@ -104,7 +110,7 @@ class ServerConnection(Connection):
         try:
             if value is None:
                 body = b""
-            elif isinstance(value, (bytes, bytearray, memoryview)):
+            elif type(value) in BYTES:
                 flags = _RAW
                 body = value if type(value) is bytes else bytes(value)
             else:
@@ -119,20 +125,22 @@ class ServerConnection(Connection):
                 ),
             )
         else:
+            header_size = len(header)
+            body_size = len(body)
             max_header, max_body = self._send_limits
-            if len(body) > max_body or len(header) > max_header:
+            if body_size > max_body or header_size > max_header:
                 self._answer_error(
                     call,
                     ResourceExhausted(
-                        f"the answer of {call.method} has a header of {len(header)} and a body of "
-                        f"{len(body)} bytes; the caller accepts {max_header} and {max_body}"
+                        f"the answer of {call.method} has a header of {header_size} and a body of "
+                        f"{body_size} bytes; the caller accepts {max_header} and {max_body}"
                     ),
                 )
             elif not call.one_way:
-                prefix = encode_prefix(_RESPONSE, flags, len(header), len(body), call.id)
+                prefix = encode_prefix(_RESPONSE, flags, header_size, body_size, call.id)
                 self._out += (prefix, header, body)
-                self._out_size += 16 + len(header) + len(body)
-        if self._state is not State.OPEN or self._out_size >= self._config.high_water:
+                self._out_size += PREFIX_SIZE + header_size + body_size
+        if self._state is not State.OPEN or self._out_size >= self._high_water:
             self._settle(now)
         return True
 
@@ -162,8 +170,10 @@ class ServerConnection(Connection):
 
     def _conclude(self, call: ServerCall, now: float) -> bool:
         """Take the call from the table; whether its caller still waits."""
-        if not self._calls.remove(call):
+        calls = self._calls.by_id
+        if calls.get(call.id) is not call:
             return False
+        del calls[call.id]
         self._now = now
         if call.one_way:
             self._one_way -= 1
@@ -184,7 +194,7 @@ class ServerConnection(Connection):
             self._send_error(call.id, error, header)
 
     def _send_error(self, call_id: int, error: CallError, header: bytes = b"") -> None:
-        flags = 0 if error.maybe_executed else int(Flag.NOT_EXECUTED)
+        flags = 0 if error.maybe_executed else Flag.NOT_EXECUTED
         max_header, max_body = self._send_limits
         fields = [clip(str(error.code))[:64], clip(str(error.message)), error.details]
         try:
@@ -259,10 +269,10 @@ class ServerConnection(Connection):
             if not compare_digest(shown, config.token.encode("utf-8", "surrogatepass")):
                 raise HandshakeError("unauthenticated", "the token was refused")
 
-    def _receive_frame(self, frame: RawFrame, now: float) -> None:
+    def _receive_frame(self, frame: Frame, now: float) -> None:
         kind, flags, call_id, header, body = frame
         if kind != _REQUEST:
-            if kind == FrameType.CANCEL:
+            if kind == _CANCEL:
                 self._receive_cancel(call_id)
             else:
                 self._receive_control(frame, now)
@@ -273,46 +283,50 @@ class ServerConnection(Connection):
             self._violate(str(error), now)
             return
         calls = self._calls
-        if call_id == 0 or call_id in calls:
-            why = "0 is no call id" if call_id == 0 else f"call {call_id} is in flight already"
+        in_flight = calls.by_id
+        if call_id == 0 or call_id in in_flight:
+            why = f"call {call_id} is in flight already" if call_id else "0 is no call id"
             self._violate(why, now)
             return
         if flags & _RAW_AND_NAMED == _RAW_AND_NAMED:
             self._violate("REQUEST with both RAW and NAMED", now)
             return
         deadline = None if timeout is None else now + timeout
+        limit = self._handling_timeout
+        if limit is not None and (deadline is None or deadline > now + limit):
+            deadline = now + limit
         call = ServerCall(call_id, method, deadline, metadata, flags, body)
-        refusal = self._reason_to_refuse(call, now)
-        if refusal is not None:
-            if not call.one_way:
-                self._send_error(call_id, refusal)
-            if self._state is State.OPEN:
-                self._last_id = call_id
-                self._count_refusal(now)
+        if (
+            self._state is not State.OPEN
+            or (timeout is not None and timeout <= 0)
+            or (len(in_flight) - self._one_way >= self._max_calls and not call.one_way)
+        ):
+            self._refuse_arrival(call, now)
             return
         self._last_id = call_id
         self._requested_at = now
-        limit = self._config.handling_timeout
-        if limit is not None and (deadline is None or deadline > now + limit):
-            call.deadline = now + limit
         calls.insert(call)
         self._live += 1
         if call.one_way:
             self._one_way += 1
         self._events.append(RequestReceived(call))
 
-    def _reason_to_refuse(self, call: ServerCall, now: float) -> CallError | None:
+    def _refuse_arrival(self, call: ServerCall, now: float) -> None:
+        """Answer a call that is not even taken on."""
         if self._state is not State.OPEN:
-            return Unavailable("the server is shutting down", maybe_executed=False)
-        if call.deadline is not None and call.deadline <= now:
-            return DeadlineExceeded("the call arrived after its deadline", maybe_executed=False)
-        limit = self._config.max_calls
-        if not call.one_way and len(self._calls) - self._one_way >= limit:
-            return ResourceExhausted(
-                f"{limit} calls are in flight on this connection; that is the limit",
+            error: CallError = Unavailable("the server is shutting down", maybe_executed=False)
+        elif call.deadline is not None and call.deadline <= now:
+            error = DeadlineExceeded("the call arrived after its deadline", maybe_executed=False)
+        else:
+            error = ResourceExhausted(
+                f"{self._max_calls} calls are in flight on this connection; that is the limit",
                 maybe_executed=False,
             )
-        return None
+        if not call.one_way:
+            self._send_error(call.id, error)
+        if self._state is State.OPEN:
+            self._last_id = call.id
+            self._count_refusal(now)
 
     def _receive_cancel(self, call_id: int) -> None:
         call = self._calls.get(call_id)

@@ -13,10 +13,9 @@ from .typed import convert, decoder
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
 
-_RAW = int(Flag.RAW)
-_NAMED = int(Flag.NAMED)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 
+_SHAPE = Flag.RAW | Flag.NAMED
 _INDEX = re.compile(r"`\$\[([0-9]+)\]")  # how msgspec names an element of the outer array
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -106,16 +105,16 @@ class Method:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments that a request's body holds; InvalidArgument names what is wrong."""
         try:
-            if not flags & (_RAW | _NAMED) and self._exact is not None and body:
+            if not flags & _SHAPE and self._exact is not None and body:
                 decode = self._decoders.get(codec)
                 if decode is None:
                     decode = self._decoders[codec] = decoder(codec, self._exact)
                 return decode(body), {}
             named: dict[str, Any] = {}
             positional: list[Any] = []
-            if flags & _RAW:
+            if flags & Flag.RAW:
                 positional = [body]
-            elif flags & _NAMED:
+            elif flags & Flag.NAMED:
                 positional, named = decoder(codec, tuple[list[Any], dict[str, Any]])(body)
             elif body:
                 positional = decoder(codec, list[Any])(body)

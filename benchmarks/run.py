@@ -1,0 +1,112 @@
+"""Measure rates against the floor of the same runtime, interleaved in one run.
+
+Each measurement is a fresh server process on one core and a fresh client process on another.
+Rounds go through all contenders in shuffled order; what counts are the medians and the ratios of
+medians within this run, not the absolute figures: machines are shared and noisy.
+
+    python benchmarks/run.py                      all workloads, 5 rounds
+    python benchmarks/run.py --rounds 3 --seconds 1 W1 W2
+"""
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+
+WORKLOADS = {
+    "W1": ("one call at a time, 32-byte text", "calls/s", 1, 1, 32),
+    "W2": ("64 calls in flight, one connection", "calls/s", 1, 64, 32),
+    "W3": ("64 connections, one call each", "calls/s", 64, 1, 32),
+    "W4": ("one call at a time, 1 MiB echoed", "MiB/s", 1, 1, 1 << 20),
+}
+TARGETS = {"W1": 0.80, "W2": 0.60, "W3": 0.70, "W4": 0.80}
+CONTENDERS = {
+    "asyncio floor": ("floor_asyncio", "asyncio", None),
+    "asyncio": ("ours_asyncio", "asyncio", "asyncio floor"),
+    "uvloop floor": ("floor_asyncio", "uvloop", None),
+    "uvloop": ("ours_asyncio", "uvloop", "uvloop floor"),
+}
+
+
+def _pin(core):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def _run(coroutine, loop):
+    if loop == "uvloop":
+        import uvloop
+
+        return uvloop.run(coroutine)
+    return asyncio.run(coroutine)
+
+
+def _child(role, module, loop, arguments):
+    _pin(0 if role == "serve" else 1)
+    contender = importlib.import_module(module)
+    if role == "serve":
+        _run(contender.serve(lambda address: print(address, flush=True)), loop)
+        return
+    load = json.loads(arguments)
+    size = load.pop("size")
+    load["payload"] = "x" * size if size < 65536 else bytes(size)
+    address, warm_up = load.pop("address"), load.pop("warm_up")
+    _run(contender.load(address, **{**load, "seconds": warm_up}), loop)
+    print(json.dumps(_run(contender.load(address, **load), loop)))
+
+
+def _measure(name, workload, seconds):
+    module, loop, _ = CONTENDERS[name]
+    _, unit, connections, in_flight, size = WORKLOADS[workload]
+    command = [sys.executable, __file__, "--child"]
+    server = subprocess.Popen([*command, "serve", module, loop, "{}"], stdout=subprocess.PIPE,
+                              text=True)
+    try:
+        load = {"address": server.stdout.readline().strip(), "connections": connections,
+                "in_flight": in_flight, "size": size, "seconds": seconds, "warm_up": 0.3}
+        client = subprocess.run([*command, "load", module, loop, json.dumps(load)],
+                                stdout=subprocess.PIPE, text=True, check=True,
+                                timeout=seconds * 4 + 30)
+    finally:
+        server.kill()
+        server.communicate()
+    count, elapsed = json.loads(client.stdout)
+    return count * size / 2**20 / elapsed if unit == "MiB/s" else count / elapsed
+
+
+def main():
+    if sys.argv[1:2] == ["--child"]:
+        _child(*sys.argv[2:6])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("workloads", nargs="*", metavar="W", help="W1 W2 W3 W4; all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--only", help="asyncio or uvloop")
+    options = parser.parse_args()
+    names = [name for name in CONTENDERS if options.only is None or name.startswith(options.only)]
+    print(f"medians of {options.rounds} rounds of {options.seconds:g} s; ratio to the floor")
+    print(f"{'':4}{'':38}" + "".join(f"{name:>16}" for name in names) + f"{'ratio':>16}{'goal':>7}")
+    for workload in options.workloads or WORKLOADS:
+        rates = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for name in random.sample(names, len(names)):
+                rates[name].append(_measure(name, workload, options.seconds))
+        medians = {name: statistics.median(rates[name]) for name in names}
+        ratios = " ".join(
+            f"{medians[name] / medians[CONTENDERS[name][2]]:.2f}"
+            for name in names
+            if CONTENDERS[name][2]
+        )
+        title, unit = WORKLOADS[workload][:2]
+        print(f"{workload:4}{title:38}" + "".join(f"{medians[name]:16,.0f}" for name in names)
+              + f"{ratios:>16}{TARGETS[workload]:7.2f}  {unit}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
