@@ -109,6 +109,9 @@ class Dispatcher:
     ) -> Invocation | None:
         """Take a call that arrived; return it ready to run, or None: refused, or in the queue."""
         now = self._clock()
+        if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
+            connection.conclude(call, now)
+            return None
         method = self.methods.get(call.method)
         if method is None:
             self.refused += 1
@@ -127,7 +130,7 @@ class Dispatcher:
             connection.refuse(call, wrong, now)
             return None
         call.body = b""
-        if self.running < self._max_concurrency:
+        if self.running < self._max_concurrency and not self._queue:
             self.running += 1
             return invocation
         if len(self._queue) >= self._max_queued:

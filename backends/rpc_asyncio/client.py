@@ -233,13 +233,13 @@ class Client:
         await asyncio.shield(protocol.lost)
 
     def _check_owner(self) -> None:
+        if self._forks != Forks.count:  # first: in a child no loop seems to run
+            raise LocalProtocolError(
+                "this client belongs to the parent process; connect after the fork"
+            )
         if asyncio.get_running_loop() is not self._loop:
             raise LocalProtocolError(
                 "this client belongs to another event loop; connect in this one"
-            )
-        if self._forks != Forks.count:
-            raise LocalProtocolError(
-                "this client belongs to the parent process; connect after the fork"
             )
 
     async def _value(
@@ -289,6 +289,7 @@ class Client:
         try:
             return await waiter
         except asyncio.CancelledError:
-            connection.cancel(call, monotonic())
+            # The events are about the calls that waited for this one's slot, too.
+            protocol.handle_events(connection.cancel(call, monotonic()))
             protocol.flush_soon()
             raise

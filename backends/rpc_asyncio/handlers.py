@@ -23,13 +23,6 @@ _NOTHING: Any = object()
 Report = Callable[[Invocation, Any, BaseException | None], None]
 
 
-def _begin(invocation: Invocation) -> Any:
-    ambient_call.set(invocation.context)
-    coroutine = invocation.method.function(*invocation.args, **invocation.kwargs)
-    invocation.handle = coroutine
-    return coroutine.send(None)
-
-
 class HandlerRunner:
     """Runs the coroutine handlers of one server on one event loop."""
 
@@ -49,12 +42,14 @@ class HandlerRunner:
         task = spare.task
         _enter_task(loop, task)
         try:
-            waits_for = context.run(_begin, invocation)
+            waits_for = context.run(spare.begin, invocation)
         except StopIteration as stop:
             _leave_task(loop, task)
+            self._take_back(spare, invocation)
             self._report(invocation, stop.value, None)
         except BaseException as error:
             _leave_task(loop, task)
+            self._take_back(spare, invocation)
             self._report(invocation, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
@@ -62,7 +57,13 @@ class HandlerRunner:
             _leave_task(loop, task)
             self._spare = None
             self.tasks.add(task)
-            spare.adopt(invocation, context, waits_for)
+            spare.adopt(context, waits_for)
+
+    def _take_back(self, spare: "_Handler", invocation: Invocation) -> None:
+        invocation.handle = None
+        spare.release()
+        if spare.spoilt:
+            self._spare = None
 
     def cancel(self, invocation: Invocation) -> None:
         """Cancel the Task of a handler that waits."""
@@ -72,6 +73,7 @@ class HandlerRunner:
         """Take note of the end of a handler that waited."""
         self.tasks.discard(handler.task)
         assert handler.invocation is not None
+        handler.invocation.handle = None
         self._report(handler.invocation, result, error)
 
     def close(self) -> None:
@@ -95,15 +97,32 @@ class _Handler(Coroutine[Any, Any, None]):
         self.invocation: Invocation | None = None
         self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
 
-    def adopt(self, invocation: Invocation, context: Context, waits_for: Any) -> None:
-        """Go on with a handler whose first step yielded `waits_for`."""
+    @property
+    def spoilt(self) -> bool:
+        """Whether a handler that did not wait has cancelled the Task."""
+        parked = self._parked
+        return self.task.cancelling() > 0 or (parked is not None and parked.done())
+
+    def begin(self, invocation: Invocation) -> Any:
+        """Run a handler's first step and return what it yields."""
+        ambient_call.set(invocation.context)
         self.invocation = invocation
-        self._coroutine = invocation.handle
+        invocation.handle = self
+        self._coroutine = invocation.method.function(*invocation.args, **invocation.kwargs)
+        return self._coroutine.send(None)
+
+    def release(self) -> None:
+        """Forget the handler that ended at its first step."""
+        self.invocation = None
+        self._coroutine = None
+
+    def adopt(self, context: Context, waits_for: Any) -> None:
+        """Go on with the handler whose first step yielded `waits_for`."""
+        assert self.invocation is not None
         self._context = context
         self._waits_for = waits_for
-        invocation.handle = self
-        self.task.set_name(f"rpc handler {invocation.method.name}")
-        if self._parked is not None:
+        self.task.set_name(f"rpc handler {self.invocation.method.name}")
+        if self._parked is not None and not self._parked.done():
             self._parked.set_result(None)
 
     def send(self, value: Any) -> Any:

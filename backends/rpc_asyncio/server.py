@@ -35,6 +35,8 @@ __all__ = ["Server"]
 
 _log = logging.getLogger("rpc_asyncio")
 
+_RESUMED_AT_ONCE = 100  # calls from the queue in one turn of the loop
+
 
 def _run_in_thread(invocation: Invocation) -> Any:
     ambient_call.set(invocation.context)
@@ -63,8 +65,10 @@ class _ServerProtocol(ConnectionProtocol):
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._server._forget(self)
+        try:
+            super().connection_lost(exc)
+        finally:
+            self._server._forget(self)
 
     def handle_events(self, events: list[Event]) -> None:
         server = self._server
@@ -140,7 +144,7 @@ class Server:
         self._resuming = False
         self._stopping = False
         self._forks = Forks.count
-        self._abandoned = 0
+        self._abandoned: set[Invocation] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -262,15 +266,15 @@ class Server:
             "failed": dispatcher.failed,
             "refused": dispatcher.refused,
             "cancelled": dispatcher.cancelled,
-            "abandoned": self._abandoned,
+            "abandoned": len(self._abandoned),
             "tasks": len(self._runner.tasks) if self._runner is not None else 0,
         }
 
     def _check_owner(self) -> None:
+        if self._forks != Forks.count:  # first: in a child no loop seems to run
+            raise LocalProtocolError("this server belongs to the parent process")
         if asyncio.get_running_loop() is not self._loop:
             raise LocalProtocolError("this server belongs to another event loop")
-        if self._forks != Forks.count:
-            raise LocalProtocolError("this server belongs to the parent process")
 
     # Connections
 
@@ -315,17 +319,20 @@ class Server:
             self._loop.call_soon_threadsafe(self._thread_reported, invocation, future)
 
     def _thread_reported(self, invocation: Invocation, future: Future[Any]) -> None:
-        if invocation.context.cancelled:
-            self._abandoned -= 1
+        invocation.handle = None
+        self._abandoned.discard(invocation)
         error = future.exception()
         self._ended(invocation, None if error else future.result(), error)
 
     def _stop_handler(self, invocation: Invocation) -> None:
-        assert self._runner is not None
+        if invocation.handle is None:  # it has ended meanwhile
+            return
         if invocation.method.is_async:
+            assert self._runner is not None
             self._runner.cancel(invocation)
         elif not invocation.handle.cancel():
-            self._abandoned += 1  # a thread cannot be stopped; its slot stays taken until it ends
+            # A thread cannot be stopped; its slot stays taken until it ends.
+            self._abandoned.add(invocation)
 
     def _ended(self, invocation: Invocation, result: Any, error: BaseException | None) -> None:
         dispatcher = self._dispatcher
@@ -339,7 +346,17 @@ class Server:
             dispatcher.fail(invocation, error)
         invocation.owner.flush_soon()
         if dispatcher.queued and not self._resuming:
+            # Not here: this may be the last step of a Task, inside of which no other can begin.
             self._resuming = True
-            while (queued := dispatcher.next_queued()) is not None:
-                self._run(queued)
-            self._resuming = False
+            assert self._loop is not None
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        for _ in range(_RESUMED_AT_ONCE):
+            invocation = self._dispatcher.next_queued()
+            if invocation is None:
+                self._resuming = False
+                return
+            self._run(invocation)
+        assert self._loop is not None
+        self._loop.call_soon(self._resume)
