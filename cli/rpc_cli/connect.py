@@ -1,0 +1,39 @@
+"""The connection that `call`, `services` and `bench` make from their options."""
+
+import ssl
+from argparse import Namespace
+
+from rpc_asyncio import Client
+
+from rpc_proto import ClientConfig
+
+from .errors import UsageError
+from .tls import client_context
+
+__all__ = ["CONNECT_TIMEOUT", "client_tls", "connect"]
+
+CONNECT_TIMEOUT = 10.0  # seconds
+
+
+def client_tls(options: Namespace) -> ssl.SSLContext | None:
+    """Return the TLS context that the options ask for; UsageError if they do not go together."""
+    if options.address.startswith("tls://"):
+        return client_context(options.tls_ca, options.tls_cert, options.tls_key)
+    if options.tls_ca or options.tls_cert or options.tls_key:
+        raise UsageError(f"--tls-* options go with a tls:// address, not {options.address}")
+    return None
+
+
+async def connect(
+    options: Namespace, tls: ssl.SSLContext | None, *, timeout: float = CONNECT_TIMEOUT
+) -> Client:
+    """Connect as the options say; `timeout` in seconds. Raises what `Client.connect` raises."""
+    try:
+        return await Client.connect(
+            options.address,
+            timeout=timeout,
+            ssl=tls,
+            config=ClientConfig(codec=options.codec, token=options.token),
+        )
+    except UnicodeError as error:  # what looked like a host name cannot be one
+        raise UsageError(f"no such host in {options.address}: {error}") from None

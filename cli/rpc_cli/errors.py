@@ -1,0 +1,41 @@
+"""How a command ends when it cannot do its job: one line for the user and an exit code."""
+
+from typing import Any
+
+from rpc_proto import CallError
+
+from .values import printable, to_json
+
+__all__ = ["FAILED", "INTERRUPTED", "PIPE_CLOSED", "USAGE", "CommandError", "UsageError", "explain"]
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
+
+
+class CommandError(Exception):
+    """The command failed; the text is what the user is told."""
+
+    exit_code = FAILED
+
+
+class UsageError(CommandError):
+    """The command line asks for what cannot be."""
+
+    exit_code = USAGE
+
+
+def explain(error: BaseException) -> str:
+    """Return what the user is told: one line, then the details that a server sent along."""
+    text = _one_line(str(error) or type(error).__name__)
+    details: Any = error.details if isinstance(error, CallError) else None
+    if details is None:
+        return text
+    if isinstance(details, str):  # the traceback of a server in debug mode, say
+        return f"{text}\n{printable(details.rstrip())}"
+    return f"{text}\ndetails: {to_json(details, indent=None)}"
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
