@@ -198,13 +198,13 @@ class ClientConnection(Connection):
             left = call.deadline - now
             # At least one: the server refuses what comes without any time left.
             timeout = int((left if left < MAX_TIMEOUT else MAX_TIMEOUT) * 1000 + 0.5) or 1
-        if not call.metadata:
-            return self._headers.request_plain(call.method, timeout)
         try:
+            if not call.metadata:
+                return self._headers.request_plain(call.method, timeout)
             return self._headers.request(call.method, timeout, call.metadata)
         except Exception as error:  # a codec may raise anything
             raise InvalidArgument(
-                f"the metadata cannot be encoded: {error}", maybe_executed=False
+                f"the header cannot be encoded: {error}", maybe_executed=False
             ) from error
 
     def _send_request(self, call: Call, now: float) -> None:
@@ -246,8 +246,13 @@ class ClientConnection(Connection):
                 self._calls.remove(call)
                 self._events.append(CallCompleted(call, None, NO_METADATA))
         self._watch_writing(now)
-        if self._state is State.DRAINING and not len(self._calls):
-            self._end(Trigger.DRAINED, None, now)
+        if self._state is State.DRAINING:
+            while queue:  # the server takes no more calls behind our GOAWAY
+                _, call = queue.popitem(last=False)
+                self._calls.remove(call)
+                self._abandon(call, Cancelled("the client is shutting down", maybe_executed=False))
+            if not len(self._calls):
+                self._end(Trigger.DRAINED, None, now)
 
     # Ends of calls
 
@@ -366,7 +371,8 @@ class ClientConnection(Connection):
             return
         last = self._serial - (self._serial - call_id) % IDS
         for call in self._calls:
-            if call.serial > last:
+            # The queue will not move any more, whatever the server says of calls it never saw.
+            if call.serial > last or not call.sent:
                 self._calls.remove(call)
                 self._queue.pop(call.id, None)
                 self._events.append(

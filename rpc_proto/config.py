@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .codecs import Codec
+from .codecs import BUILT_IN, Codec
 
 __all__ = ["MAX_TIMEOUT", "ClientConfig", "Peer", "ServerConfig"]
 
@@ -128,8 +128,13 @@ class ServerConfig(_Config):
         for name in ("handling_timeout", "idle_timeout"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
-        if not self.codecs:
-            raise ValueError("codecs must name at least one codec")
+        codecs = self.codecs if isinstance(self.codecs, (tuple, list)) else ()
+        if not codecs or not all(isinstance(c, Codec) or c in BUILT_IN for c in codecs):
+            raise ValueError(
+                f"codecs must be a tuple of {', '.join(BUILT_IN)} or Codecs, not {self.codecs!r}"
+            )
+        if self.token is not None and (not isinstance(self.token, str) or not self.token):
+            raise ValueError("token must be a string that is not empty")
         if self.token is not None and self.authenticate is not None:
             raise ValueError("set either token or authenticate, not both")
 

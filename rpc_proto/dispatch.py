@@ -184,10 +184,13 @@ class Dispatcher:
         return invocation
 
     def _to_call_error(self, error: BaseException) -> CallError:
-        if isinstance(error, CallError):
-            # The handler did run, whatever a call that it made itself says of its own.
-            return CallError.of(error.code, error.message, error.details)
-        text = f"{type(error).__name__}: {error}"
+        try:
+            if isinstance(error, CallError):
+                # The handler did run, whatever a call that it made itself says of its own.
+                return CallError.of(error.code, str(error.message), error.details)
+            text = f"{type(error).__name__}: {error}"
+        except Exception:  # an exception may be broken too: no text, no code
+            text = type(error).__name__
         if not self._debug:
             return Unknown(text)
         import traceback

@@ -153,6 +153,8 @@ class FrameReader:
         return frames
 
     def _check(self, kind: int, flags: int, header_size: int, body_size: int) -> str | None:
+        if kind == 0x7B:  # an opening brace, so its lengths mean nothing
+            return "a second option handshake, or text, where a frame should begin"
         if header_size > self.max_header:
             return f"header of {header_size} bytes; the limit is {self.max_header}"
         if body_size > self.max_body:
@@ -161,8 +163,6 @@ class FrameReader:
             return None
         known = _FLAGS.get(kind)
         if known is None:
-            if kind == 0x7B:
-                return "a second option handshake, or text, where a frame should begin"
             return f"unknown frame type 0x{kind:02x}"
         name = FrameType(kind).name
         if flags & ~known:

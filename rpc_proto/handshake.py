@@ -137,8 +137,9 @@ def parse_answer(line: bytes) -> Answer:
             str(error.get("message", "")),
             supported if type(supported) is dict else None,
         )
-    if fields.get("version") != VERSION:
-        _refuse(f"the server chose version {fields.get('version')!r:.40}, not {VERSION}")
+    version = fields.get("version")
+    if type(version) is not int or version != VERSION:
+        _refuse(f"the server chose version {version!r:.40}, not {VERSION}")
     limits = _field(fields, "limits", dict)
     return Answer(
         codec=_field(fields, "codec", str),

@@ -48,8 +48,12 @@ class Headers:
         return self._codec.encode([method, timeout_ms])
 
     def request(self, method: str, timeout_ms: int | None, metadata: Mapping[str, str]) -> bytes:
-        """Encode the header of a request that carries metadata."""
-        return self._codec.encode([method, timeout_ms, dict(metadata)])
+        """Encode the header of a request that carries metadata; TypeError if that is malformed."""
+        fields = dict(metadata)
+        for name, value in fields.items():
+            if type(name) is not str or type(value) is not str:
+                raise TypeError(f"metadata must map strings to strings, not {name!r} to {value!r}")
+        return self._codec.encode([method, timeout_ms, fields])
 
     def answer(self, metadata: Mapping[str, str]) -> bytes:
         """Encode the header of a response or an error; no bytes for no metadata."""

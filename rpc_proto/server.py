@@ -50,13 +50,13 @@ class ServerConnection(Connection):
         "_calls",
         "_handling_timeout",
         "_high_water",
+        "_idle_since",
         "_last_id",
         "_live",
         "_max_calls",
         "_one_way",
         "_refusals",
         "_refused_at",
-        "_requested_at",
         "peer",
     )
 
@@ -77,7 +77,7 @@ class ServerConnection(Connection):
         self._last_id = 0
         self._refusals = 0.0
         self._refused_at = now
-        self._requested_at = now
+        self._idle_since = now
 
     # Getters
 
@@ -174,7 +174,7 @@ class ServerConnection(Connection):
         if calls.get(call.id) is not call:
             return False
         del calls[call.id]
-        self._now = now
+        self._now = self._idle_since = now
         if call.one_way:
             self._one_way -= 1
         if call.ended:
@@ -245,7 +245,7 @@ class ServerConnection(Connection):
         self._out.append(encode_accept(agreed))
         self._send_limits = (options.max_header, options.max_body)
         self._open(agreed, now)
-        self._requested_at = now
+        self._idle_since = now
         if config.idle_timeout is not None:
             self._timers.set(Timer.IDLE, now + config.idle_timeout)
         self._events.append(HandshakeCompleted(agreed))
@@ -255,6 +255,8 @@ class ServerConnection(Connection):
         if config.authenticate is not None:
             try:
                 identity = config.authenticate(token, self.peer)
+                if hasattr(identity, "__await__"):  # it would let everybody in
+                    raise TypeError("authenticate must be a plain function, not a coroutine one")
             except Exception as error:
                 # The text of a failure inside the check is nothing for a stranger to read.
                 raise HandshakeError("internal", "the token could not be checked") from error
@@ -304,7 +306,7 @@ class ServerConnection(Connection):
             self._refuse_arrival(call, now)
             return
         self._last_id = call_id
-        self._requested_at = now
+        self._idle_since = now
         calls.insert(call)
         self._live += 1
         if call.one_way:
@@ -386,7 +388,7 @@ class ServerConnection(Connection):
     def _check_idle(self, now: float) -> None:
         limit = self._config.idle_timeout
         assert limit is not None
-        idle_at = (now if len(self._calls) else self._requested_at) + limit
+        idle_at = (now if len(self._calls) else self._idle_since) + limit
         if idle_at > now:
             self._timers.set(Timer.IDLE, idle_at)
         else:
