@@ -1,0 +1,53 @@
+"""The table of faults: `--fault-table` prints which test shows which row, and how it ended."""
+
+from collections.abc import Iterator
+
+import pytest
+
+_ORDER = ("failed", "error", "skipped", "xfailed", "passed")
+_rows: dict[tuple[int, str], dict[str, str]] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fault-table",
+        action="store_true",
+        help="print at the end: row of the table of faults | test | outcome",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A user property travels with the reports, also from the workers of pytest-xdist.
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            for row in mark.args:
+                item.user_properties.append(("fault", row))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "call" and report.outcome == "passed":
+        return
+    outcome = report.outcome if report.when == "call" or report.skipped else "error"
+    if report.skipped and hasattr(report, "wasxfail"):
+        outcome = "xfailed"
+    test, _, case = report.nodeid.partition("[")
+    for name, row in report.user_properties:
+        if name == "fault":
+            _rows.setdefault((int(str(row)), test), {})[case] = outcome
+
+
+def _table() -> Iterator[str]:
+    yield "row | test | outcome"
+    for (row, test), outcomes in sorted(_rows.items()):
+        worst = min(outcomes.values(), key=_ORDER.index)
+        cases = f" ({len(outcomes)} cases)" if len(outcomes) > 1 else ""
+        yield f"{row:3} | {test} | {worst}{cases}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if config.getoption("--fault-table"):
+        terminalreporter.section("faults")
+        for line in _table():
+            terminalreporter.write_line(line)

@@ -1,0 +1,314 @@
+"""Faults in the option handshake: what arrives is no option line, a bad one, late, or cut short."""
+
+import json
+
+import pytest
+from support.memory import Pair, only, outcome, termination
+from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
+
+from rpc_proto import (
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    HandshakeCompleted,
+    HandshakeError,
+    RemoteProtocolError,
+    RequestReceived,
+    ServerConfig,
+    ServerConnection,
+    State,
+)
+from rpc_proto.handshake import MAX_LINE
+
+GARBAGE = {
+    "random bytes": b"\x00\xff\xfe garbage",
+    "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "HTTP request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "newline": b"\n",
+    "a frame": b"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01",
+    "array": b"[1, 2]\n",
+    "string": b'"text"\n',
+}
+
+BAD_LINES = {
+    "not JSON": b"{magic}\n",
+    "empty": b"{}\n",
+    "not UTF-8": b'{"magic": "\xff"}\n',
+    "trailing value": line(options())[:-1] + b"1\n",
+    "wrong magic": line(options(magic=1)),
+    "magic a float": line(options(magic=float(options()["magic"]))),
+    "version a bool": line(options(version=True)),
+    "version missing": line(options(version=...)),
+    "version infinite": line(options()).replace(b'"version":1', b'"version":1e999'),
+    "codec missing": line(options(codec=...)),
+    "codec a number": line(options(codec=7)),
+    "codec null": line(options(codec=None)),
+    "token a number": line(options(token=7)),
+    "token too long": line(options(token="x" * 2049)),
+    "limits a list": line(options(limits=[1, 2])),
+    "limit negative": line(options(limits={"header": -1})),
+    "limit a bool": line(options(limits={"body": True})),
+    "limit a float": line(options(limits={"body": 65536.0})),
+    "limit a string": line(options(limits={"body": "65536"})),
+    "limit too small": line(options(limits={"body": 1})),
+    "limit too large": line(options(limits={"body": 2**32})),
+    "limit of 4000 digits": line(options(limits={"body": 0})).replace(
+        b'"body":0', b'"body":' + b"9" * 3900
+    ),
+    "timeouts a number": line(options(timeouts=5)),
+    "ping negative": line(options(timeouts={"ping": -1})),
+    "ping zero": line(options(timeouts={"ping": 0})),
+    "ping NaN": line(options(timeouts={"ping": float("nan")})),
+    "ping infinite": line(options(timeouts={"ping": float("inf")})),
+    "ping a float": line(options(timeouts={"ping": 1.5})),
+    "ping huge": line(options(timeouts={"ping": 2**41})),
+    "duplicate key": line(options())[:-2] + b',"version":1}\n',
+    "duplicate key inside": line(options(limits=0)).replace(
+        b'"limits":0', b'"limits":{"body":65536,"body":65536}'
+    ),
+    "nested too deeply": b'{"magic":' + b"[" * 2000 + b"]" * 2000 + b"}\n",
+}
+
+
+def refused(data: bytes, config: ServerConfig | None = None) -> tuple[HandshakeError, dict]:
+    """What a server reports, and the line that it sends, when a client's first bytes are bad."""
+    server = ServerConnection(config, now=START)
+    error = termination(server.receive_data(data, START))
+    assert isinstance(error, HandshakeError)
+    assert server.state is State.CLOSING
+    return error, server_line(server.data_to_send())
+
+
+@pytest.mark.fault(1)
+def test_end_at_once_is_a_quiet_end_of_the_server() -> None:
+    server = ServerConnection(now=START)
+    assert termination(server.receive_eof(START)) is None
+    assert server.state is State.CLOSED
+    assert server.data_to_send() == b""
+
+
+@pytest.mark.fault(1)
+def test_end_at_once_fails_the_calls_of_the_client_as_safe_to_retry() -> None:
+    client = ClientConnection(now=START)
+    client.start_call("Arith.add", (1, 2), now=START)
+    error = outcome(client.receive_eof(START))
+    assert (error.code, error.maybe_executed) == ("unavailable", False)
+
+
+@pytest.mark.fault(1)
+def test_end_inside_the_option_line_is_a_handshake_error() -> None:
+    server = ServerConnection(now=START)
+    server.receive_data(b'{"magic"', START)
+    assert isinstance(termination(server.receive_eof(START)), HandshakeError)
+    assert server.state is State.CLOSED
+
+
+@pytest.mark.fault(2)
+@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_refused_with_one_line_at_its_first_byte(data: bytes) -> None:
+    _, sent = refused(data)
+    assert sent["error"]["code"] == "invalid_argument"
+    error, _ = refused(data[:1])
+    assert error.code == "invalid_argument"
+
+
+@pytest.mark.fault(2)
+@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_from_a_server_fails_the_handshake_of_the_client(data: bytes) -> None:
+    client = ClientConnection(now=START)
+    client.start_call("Arith.add", (1, 2), now=START)
+    events = client.receive_data(data, START)
+    assert isinstance(termination(events), HandshakeError)
+    assert only(events, CallFailed).error.maybe_executed is False
+
+
+@pytest.mark.fault(2)
+def test_the_refusal_of_a_tls_hello_says_so() -> None:
+    error, _ = refused(GARBAGE["TLS hello"])
+    assert "TLS" in error.message
+
+
+@pytest.mark.fault(2)
+def test_nothing_that_follows_garbage_is_parsed() -> None:
+    server = ServerConnection(now=START)
+    server.receive_data(b"garbage", START)
+    server.data_to_send()
+    assert server.receive_data(line(options()) + Wire().request(1), START) == []
+    assert server.data_to_send() == b""
+
+
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("version", [0, 2, -1, 2**70, "1", 1.0, None, [1]])
+def test_unsupported_version_is_refused_naming_the_supported_ones(version: object) -> None:
+    error, sent = refused(line(options(version=version)))
+    assert error.code == sent["error"]["code"] == "unimplemented"
+    assert sent["supported"]["versions"] == [1]
+
+
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("version", [2, True, 1.0, "1", None])
+def test_client_refuses_an_answer_in_another_version(version: object) -> None:
+    client = ClientConnection(now=START)
+    error = termination(client.receive_data(line(answer(version=version)), START))
+    assert isinstance(error, HandshakeError)
+
+
+@pytest.mark.fault(4)
+@pytest.mark.parametrize(
+    "codec", ["pickle", "marshal", "yaml", "MSGPACK", "", "../formats", "\ud800"]
+)
+def test_codec_that_is_not_allowed_is_refused_naming_the_allowed_ones(codec: str) -> None:
+    error, sent = refused(line(options(codec=codec)))
+    assert error.code == sent["error"]["code"] == "unimplemented"
+    assert sent["supported"]["codecs"] == ["msgpack", "json"]
+
+
+@pytest.mark.fault(4)
+def test_built_in_codec_that_the_server_does_not_list_is_refused() -> None:
+    _, sent = refused(line(options(codec="json")), ServerConfig(codecs=("msgpack",)))
+    assert sent["supported"]["codecs"] == ["msgpack"]
+
+
+@pytest.mark.fault(4)
+def test_client_refuses_an_answer_in_another_codec() -> None:
+    client = ClientConnection(ClientConfig(codec="json"), now=START)
+    error = termination(client.receive_data(line(answer(codec="msgpack")), START))
+    assert isinstance(error, HandshakeError)
+
+
+@pytest.mark.fault(5)
+def test_option_line_of_exactly_the_limit_is_accepted() -> None:
+    fields = options()
+    fields["padding"] = "x" * (MAX_LINE - len(line({**fields, "padding": ""})))
+    data = line(fields)
+    assert len(data) == MAX_LINE
+    server = ServerConnection(now=START)
+    only(server.receive_data(data, START), HandshakeCompleted)
+
+
+@pytest.mark.fault(5)
+def test_option_line_over_the_limit_is_refused_without_its_newline() -> None:
+    refused(b"{" + b" " * (MAX_LINE - 1))
+
+
+@pytest.mark.fault(5)
+def test_option_line_one_byte_over_the_limit_is_refused() -> None:
+    fields = options()
+    fields["padding"] = "x" * (MAX_LINE + 1 - len(line({**fields, "padding": ""})))
+    refused(line(fields))
+
+
+@pytest.mark.fault(5)
+@pytest.mark.parametrize("data", BAD_LINES.values(), ids=BAD_LINES)
+def test_malformed_option_line_is_refused(data: bytes) -> None:
+    error, sent = refused(data)
+    assert error.code == sent["error"]["code"]
+
+
+@pytest.mark.fault(5)
+@pytest.mark.parametrize(
+    "data",
+    [
+        line(answer(limits=...)),
+        line(answer(limits={"header": 16384, "body": 65536, "calls": 0})),
+        line(answer(limits={"header": 16384, "body": 65536, "calls": True})),
+        line(answer(limits={"header": 1, "body": 65536, "calls": 1})),
+        line(answer(timeouts={"ping": float("nan")})),
+        line(answer(error="no")),
+        line(answer(codec=...)),
+        line(answer())[:-2] + b',"version":1}\n',
+        b"{" + b" " * MAX_LINE,
+    ],
+)
+def test_malformed_answer_fails_the_handshake_of_the_client(data: bytes) -> None:
+    client = ClientConnection(now=START)
+    assert isinstance(termination(client.receive_data(data, START)), HandshakeError)
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("end", [ServerConnection, ClientConnection])
+def test_one_byte_a_second_does_not_put_the_handshake_deadline_off(end: type) -> None:
+    connection = end(now=START)
+    connection.data_to_send()
+    seconds = 0
+    while connection.state is State.HANDSHAKE:
+        seconds += 1
+        now = START + seconds
+        events = connection.receive_data(b"{" if seconds == 1 else b" ", now)
+        if connection.next_timeout() <= now:
+            events += connection.handle_timeout(now)
+    assert seconds == 10
+    error = termination(events)
+    assert isinstance(error, HandshakeError)
+    assert error.code == "deadline_exceeded"
+
+
+@pytest.mark.fault(6)
+def test_late_client_gets_a_refusal() -> None:
+    server = ServerConnection(ServerConfig(handshake_timeout=2.0), now=START)
+    assert server.next_timeout() == START + 2.0
+    server.handle_timeout(START + 2.0)
+    assert server_line(server.data_to_send())["error"]["code"] == "deadline_exceeded"
+    assert server.state is State.CLOSING
+
+
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("codec", CODECS)
+def test_options_and_frames_in_one_segment_are_all_processed(codec: str) -> None:
+    wire = Wire(codec)
+    server = ServerConnection(now=START)
+    requests = b"".join(wire.request(number, args=[number, 2]) for number in (1, 2, 3))
+    events = server.receive_data(line(options(codec=codec)) + requests + wire.request(4)[:9], START)
+    assert isinstance(events[0], HandshakeCompleted)
+    assert [event.call.id for event in events[1:] if isinstance(event, RequestReceived)] == [
+        1,
+        2,
+        3,
+    ]
+    [last] = server.receive_data(wire.request(4)[9:], START)
+    assert last.call.id == 4
+
+
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("codec", CODECS)
+def test_answer_and_frames_in_one_segment_are_all_processed(codec: str) -> None:
+    wire = Wire(codec)
+    client = ClientConnection(ClientConfig(codec=codec), now=START)
+    first, second = wire.goaway(0)[:20], wire.goaway(0)[20:]
+    events = client.receive_data(line(answer(codec=codec)) + first, START)
+    assert [type(event).__name__ for event in events] == ["HandshakeCompleted"]
+    events = client.receive_data(second, START)
+    assert type(events[0]).__name__ == "GoAwayReceived"
+
+
+@pytest.mark.fault(8)
+def test_second_handshake_on_an_open_connection_is_a_violation() -> None:
+    server = open_server()
+    error = termination(server.receive_data(line(options()), START))
+    assert isinstance(error, RemoteProtocolError)
+    assert "second option handshake" in str(error)
+
+
+@pytest.mark.fault(8)
+def test_second_answer_on_an_open_connection_is_a_violation() -> None:
+    pair = Pair().open()
+    call = pair.call("Arith.add", 1, 2)
+    error = termination(pair.client.receive_data(line(answer()), pair.now)[1:])
+    assert isinstance(error, RemoteProtocolError)
+    assert not pair.client.calls_in_flight
+    assert call.sent
+
+
+@pytest.mark.fault(3, 4)
+def test_client_reports_what_the_server_supports() -> None:
+    client = ClientConnection(now=START)
+    refusal = {
+        "magic": answer()["magic"],
+        "error": {"code": "unimplemented", "message": "no"},
+        "supported": {"versions": [9], "codecs": ["cbor"]},
+    }
+    error = termination(client.receive_data(json.dumps(refusal).encode() + b"\n", START))
+    assert error.code == "unimplemented"
+    assert error.supported == {"versions": [9], "codecs": ["cbor"]}
