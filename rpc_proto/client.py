@@ -55,7 +55,7 @@ class ClientConnection(Connection):
         """Raise HandshakeError if the token is too long to be sent, ValueError for the codec."""
         config = config or ClientConfig()
         super().__init__(config, now)
-        self._codec = find_codec(config.codec)
+        self.codec = find_codec(config.codec)
         self._calls: CallTable[Call] = CallTable()
         self._queue: OrderedDict[int, Call] = OrderedDict()
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
@@ -65,7 +65,7 @@ class ClientConnection(Connection):
         self._out.append(
             encode_options(
                 Options(
-                    codec=self._codec.name,
+                    codec=self.codec.name,
                     token=config.token,
                     max_header=config.max_header,
                     max_body=config.max_body,
@@ -179,16 +179,16 @@ class ClientConnection(Connection):
     ) -> tuple[int, bytes]:
         try:
             if kwargs:
-                return _NAMED, self._codec.encode([args, kwargs])
+                return _NAMED, self.codec.encode([args, kwargs])
             if not args:
                 return 0, b""
             if len(args) == 1 and type(args[0]) in BYTES:
                 # A copy unless it is immutable: it may still wait when the caller goes on.
                 return _RAW, args[0] if type(args[0]) is bytes else bytes(args[0])
-            return 0, self._codec.encode(args)
+            return 0, self.codec.encode(args)
         except Exception as error:  # a codec may raise anything
             raise InvalidArgument(
-                f"the arguments cannot be encoded as {self._codec.name}: {error}",
+                f"the arguments cannot be encoded as {self.codec.name}: {error}",
                 maybe_executed=False,
             ) from error
 
@@ -295,10 +295,10 @@ class ClientConnection(Connection):
 
     def _receive_line(self, line: bytes, now: float) -> None:
         answer = parse_answer(line)
-        if answer.codec != self._codec.name:
+        if answer.codec != self.codec.name:
             raise HandshakeError(
                 "invalid_argument",
-                f"the server chose codec {answer.codec!r}, not {self._codec.name!r}",
+                f"the server chose codec {answer.codec!r}, not {self.codec.name!r}",
             )
         self._open(answer, now)
         self._max_calls = answer.max_calls
@@ -346,15 +346,15 @@ class ClientConnection(Connection):
         if returns is None:
             if flags & _RAW:
                 return body
-            return self._codec.decode(body) if body else None
+            return self.codec.decode(body) if body else None
         if flags & _RAW:
             return convert(body, returns)
-        return decoder(self._codec, returns)(body) if body else convert(None, returns)
+        return decoder(self.codec, returns)(body) if body else convert(None, returns)
 
     def _decode_error(self, flags: int, body: bytes) -> CallError:
         maybe_executed = not flags & Flag.NOT_EXECUTED
         try:
-            code, message, details = self._codec.decode(body)
+            code, message, details = self.codec.decode(body)
             if type(code) is not str or type(message) is not str:
                 raise ValueError("code and message must be strings")
         except Exception as error:  # a codec may raise anything

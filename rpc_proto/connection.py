@@ -55,7 +55,6 @@ class Connection(ABC):
 
     __slots__ = (
         "_calls",
-        "_codec",
         "_config",
         "_events",
         "_half_closed",
@@ -74,12 +73,13 @@ class Connection(ABC):
         "_terminated",
         "_timers",
         "agreed",
+        "codec",
         "ignored",
     )
 
     _config: _Config
     _calls: Any  # a CallTable; its calls are the subclass's
-    _codec: Codec
+    codec: Codec
     _headers: Headers
 
     def __init__(self, config: _Config, now: float) -> None:
@@ -307,7 +307,7 @@ class Connection(ABC):
         self._out_size += 16 + len(header) + len(body)
 
     def _send_goaway(self, code: str, message: str) -> None:
-        body = self._codec.encode([code, clip(message)])
+        body = self.codec.encode([code, clip(message)])
         self._send(FrameType.GOAWAY, 0, self._last_call_id(), b"", body)
 
     def _watch_writing(self, now: float) -> None:
@@ -324,7 +324,7 @@ class Connection(ABC):
         self.agreed = agreed
         self._line = None
         self._reader = FrameReader(self._config.max_header, self._config.max_body)
-        self._headers = Headers.of(self._codec)
+        self._headers = Headers.of(self.codec)
         self._timers.clear(Timer.HANDSHAKE)
         if agreed.ping is not None:
             self._ping = agreed.ping / 1000
@@ -349,7 +349,7 @@ class Connection(ABC):
 
     def _receive_goaway(self, call_id: int, body: bytes, now: float) -> None:
         try:
-            code, message = self._codec.decode(body)
+            code, message = self.codec.decode(body)
             if type(code) is not str or type(message) is not str:
                 raise ValueError("both fields must be strings")
         except Exception as error:  # a codec may raise anything

@@ -15,10 +15,10 @@ __all__ = ["CallContext", "ambient_call", "current_call", "pick_deadline"]
 class CallContext:
     """The call that is being served; `current_call()` returns it inside a handler."""
 
-    __slots__ = ("_call", "_clock", "_on_cancel", "error", "peer")
+    __slots__ = ("_clock", "_on_cancel", "call", "error", "peer")
 
     def __init__(self, call: ServerCall, peer: Peer, clock: Callable[[], float]) -> None:
-        self._call = call
+        self.call = call
         self._clock = clock
         self._on_cancel: list[Callable[[], Any]] | None = None
         self.peer = peer
@@ -27,22 +27,22 @@ class CallContext:
     @property
     def method(self) -> str:
         """The name that was called, "Service.method"."""
-        return self._call.method
+        return self.call.method
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the caller sent along; read-only."""
-        return self._call.metadata
+        return self.call.metadata
 
     @property
     def deadline(self) -> float | None:
         """When the caller stops waiting: absolute seconds of the driver's monotonic clock."""
-        return self._call.deadline
+        return self.call.deadline
 
     @property
     def time_left(self) -> float | None:
         """Seconds until the deadline, 0 or more; None without one."""
-        deadline = self._call.deadline
+        deadline = self.call.deadline
         return None if deadline is None else max(0.0, deadline - self._clock())
 
     @property
@@ -53,7 +53,7 @@ class CallContext:
     @property
     def answered(self) -> bool:
         """Whether the call has been answered, so that what goes on in its context is on its own."""
-        return self._call.ended and self.error is None
+        return self.call.ended and self.error is None
 
     def raise_if_cancelled(self) -> None:
         """Raise the reason if nobody waits any more: for a `def` handler with a long loop."""
@@ -67,7 +67,7 @@ class CallContext:
                 raise LocalProtocolError(
                     f"reply metadata must map strings to strings, not {name!r} to {value!r}"
                 )
-        self._call.reply_metadata = dict(metadata)
+        self.call.reply_metadata = dict(metadata)
 
     def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], None]:
         """Call `callback()` when the call is cancelled, now if it is; return what undoes that.

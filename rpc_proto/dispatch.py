@@ -16,30 +16,30 @@ from .services import Method, reflect
 __all__ = ["Dispatcher", "Invocation"]
 
 
-class Invocation:
-    """One call on its way through a handler.
+class Invocation(CallContext):
+    """One call on its way through a handler, and what the handler can know of it.
 
-    `owner` is what the driver keeps for the connection; `handle` is for what it runs the handler
-    with: a task, a greenlet, a future.
+    The driver runs `target.function(*args, **kwargs)`, in a context in which `ambient_call` is the
+    invocation. `owner` is what it keeps for the connection; `handle` is for what it runs the
+    handler with: a task, a greenlet, a future.
     """
 
-    __slots__ = ("args", "call", "connection", "context", "handle", "kwargs", "method", "owner")
+    __slots__ = ("args", "connection", "handle", "kwargs", "owner", "target")
 
     def __init__(
         self,
         connection: ServerConnection,
         call: ServerCall,
-        method: Method,
-        context: CallContext,
+        clock: Callable[[], float],
+        target: Method,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
         owner: Any,
     ) -> None:
+        super().__init__(call, connection.peer, clock)
         self.connection = connection
         self.owner = owner
-        self.call = call
-        self.method = method
-        self.context = context
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
+        self.target = target
+        self.args, self.kwargs = arguments
         self.handle: Any = None
 
 
@@ -70,14 +70,9 @@ class Dispatcher:
         self.cancelled = 0
         self._max_concurrency = max_concurrency
         self._max_queued = max_queued
-        self._queue: OrderedDict[ServerCall, Invocation] = OrderedDict()
+        self.queue: OrderedDict[ServerCall, Invocation] = OrderedDict()  # waiting for an end
         self._clock = clock
         self._debug = debug
-
-    @property
-    def queued(self) -> int:
-        """Calls that wait for a handler to end."""
-        return len(self._queue)
 
     # Services
 
@@ -108,43 +103,39 @@ class Dispatcher:
         self, connection: ServerConnection, call: ServerCall, owner: Any
     ) -> Invocation | None:
         """Take a call that arrived; return it ready to run, or None: refused, or in the queue."""
-        now = self._clock()
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
-            connection.conclude(call, now)
+            connection.conclude(call, self._clock())
             return None
         method = self.methods.get(call.method)
         if method is None:
             self.refused += 1
-            error: CallError = Unimplemented(f"no method {call.method!r:.100} is registered here")
-            connection.refuse(call, error, now)
+            error = Unimplemented(f"no method {call.method!r:.100} is registered here")
+            connection.refuse(call, error, self._clock())
             return None
-        context = CallContext(call, connection.peer, self._clock)
-        invocation = Invocation(connection, call, method, context, owner)
-        call.handler = invocation
         try:
-            invocation.args, invocation.kwargs = method.decode(
-                connection.codec, call.flags, call.body
-            )
+            arguments = method.decode(connection.codec, call.flags, call.body)
         except CallError as wrong:
             self.refused += 1
-            connection.refuse(call, wrong, now)
+            connection.refuse(call, wrong, self._clock())
             return None
         call.body = b""
-        if self.running < self._max_concurrency and not self._queue:
+        invocation = Invocation(connection, call, self._clock, method, arguments, owner)
+        call.handler = invocation
+        if self.running < self._max_concurrency and not self.queue:
             self.running += 1
             return invocation
-        if len(self._queue) >= self._max_queued:
+        if len(self.queue) >= self._max_queued:
             self.refused += 1
             connection.send_error(
                 call,
                 ResourceExhausted(
-                    f"{self.running} handlers run and {len(self._queue)} calls wait",
+                    f"{self.running} handlers run and {len(self.queue)} calls wait",
                     maybe_executed=False,
                 ),
-                now,
+                self._clock(),
             )
             return None
-        self._queue[call] = invocation
+        self.queue[call] = invocation
         return None
 
     def cancel(self, call: ServerCall, error: CallError) -> Invocation | None:
@@ -153,8 +144,8 @@ class Dispatcher:
         invocation: Invocation | None = call.handler
         if invocation is None:
             return None
-        invocation.context.cancel(error)
-        if self._queue.pop(call, None) is not None:
+        invocation.cancel(error)
+        if self.queue.pop(call, None) is not None:
             invocation.connection.conclude(call, self._clock())
             return None
         return invocation
@@ -177,9 +168,9 @@ class Dispatcher:
 
     def next_queued(self) -> Invocation | None:
         """Return the next call that may run now, if one waits; call it after an end."""
-        if not self._queue or self.running >= self._max_concurrency:
+        if not self.queue or self.running >= self._max_concurrency:
             return None
-        _, invocation = self._queue.popitem(last=False)
+        _, invocation = self.queue.popitem(last=False)
         self.running += 1
         return invocation
 

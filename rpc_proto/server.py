@@ -3,7 +3,7 @@
 from typing import Any
 
 from .calls import CallTable, ServerCall
-from .codecs import Codec, find_codec
+from .codecs import find_codec
 from .config import Peer, ServerConfig
 from .connection import Connection, clip
 from .errors import (
@@ -91,11 +91,6 @@ class ServerConnection(Connection):
         """Calls whose handler has not ended."""
         return len(self._calls)
 
-    @property
-    def codec(self) -> Codec:
-        """The codec that was agreed."""
-        return self._codec
-
     # Commands
 
     def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
@@ -114,14 +109,14 @@ class ServerConnection(Connection):
                 flags = _RAW
                 body = value if type(value) is bytes else bytes(value)
             else:
-                body = self._codec.encode(value)
+                body = self.codec.encode(value)
             if call.reply_metadata:
                 header = self._headers.answer(call.reply_metadata)
         except Exception as error:  # a codec may raise anything
             self._answer_error(
                 call,
                 Internal(
-                    f"the result of {call.method} cannot be encoded as {self._codec.name}: {error}"
+                    f"the result of {call.method} cannot be encoded as {self.codec.name}: {error}"
                 ),
             )
         else:
@@ -198,11 +193,11 @@ class ServerConnection(Connection):
         max_header, max_body = self._send_limits
         fields = [clip(str(error.code))[:64], clip(str(error.message)), error.details]
         try:
-            body = self._codec.encode(fields)
+            body = self.codec.encode(fields)
         except Exception:  # details that cannot travel must not cost the caller the code
             body = b""
         if not body or len(body) > max_body:
-            body = self._codec.encode([*fields[:2], None])
+            body = self.codec.encode([*fields[:2], None])
         self._send(
             FrameType.ERROR, flags, call_id, header if len(header) <= max_header else b"", body
         )
@@ -228,7 +223,7 @@ class ServerConnection(Connection):
         options = parse_options(line)
         for codec in config.codecs:
             if (codec if isinstance(codec, str) else codec.name) == options.codec:
-                self._codec = find_codec(codec)
+                self.codec = find_codec(codec)
                 break
         else:
             raise HandshakeError(
@@ -236,7 +231,7 @@ class ServerConnection(Connection):
             )
         self._authenticate(options.token)
         agreed = Answer(
-            codec=self._codec.name,
+            codec=self.codec.name,
             max_header=config.max_header,
             max_body=config.max_body,
             max_calls=config.max_calls,

@@ -35,7 +35,8 @@ class HandlerRunner:
     def start(self, invocation: Invocation) -> None:
         """Run a handler up to its end or its first wait; report its end, now or later."""
         spare = self._spare
-        if spare is None or spare.task.done():
+        if spare is None or spare.task.cancelling() or (spare.parked and spare.parked.done()):
+            # There is none yet, or a handler that ended at its first step cancelled its Task.
             spare = self._spare = _Handler(self)
         context = copy_context()
         loop = self._loop
@@ -45,11 +46,11 @@ class HandlerRunner:
             waits_for = context.run(spare.begin, invocation)
         except StopIteration as stop:
             _leave_task(loop, task)
-            self._take_back(spare, invocation)
+            spare.coroutine = invocation.handle = None
             self._report(invocation, stop.value, None)
         except BaseException as error:
             _leave_task(loop, task)
-            self._take_back(spare, invocation)
+            spare.coroutine = invocation.handle = None
             self._report(invocation, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
@@ -58,12 +59,6 @@ class HandlerRunner:
             self._spare = None
             self.tasks.add(task)
             spare.adopt(context, waits_for)
-
-    def _take_back(self, spare: "_Handler", invocation: Invocation) -> None:
-        invocation.handle = None
-        spare.release()
-        if spare.spoilt:
-            self._spare = None
 
     def cancel(self, invocation: Invocation) -> None:
         """Cancel the Task of a handler that waits."""
@@ -86,66 +81,56 @@ class HandlerRunner:
 class _Handler(Coroutine[Any, Any, None]):
     """The coroutine of a Task that first waits for a handler to adopt and then is that handler."""
 
-    __slots__ = ("_context", "_coroutine", "_parked", "_runner", "_waits_for", "invocation", "task")
+    __slots__ = ("_context", "_runner", "_waits_for", "coroutine", "invocation", "parked", "task")
 
     def __init__(self, runner: HandlerRunner) -> None:
         self._runner = runner
-        self._parked: asyncio.Future[None] | None = None
-        self._coroutine: Any = None
+        self.parked: asyncio.Future[None] | None = None
+        self.coroutine: Any = None
         self._context: Context | None = None
         self._waits_for = _NOTHING
         self.invocation: Invocation | None = None
         self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
 
-    @property
-    def spoilt(self) -> bool:
-        """Whether a handler that did not wait has cancelled the Task."""
-        parked = self._parked
-        return self.task.cancelling() > 0 or (parked is not None and parked.done())
-
     def begin(self, invocation: Invocation) -> Any:
         """Run a handler's first step and return what it yields."""
-        ambient_call.set(invocation.context)
+        ambient_call.set(invocation)
         self.invocation = invocation
         invocation.handle = self
-        self._coroutine = invocation.method.function(*invocation.args, **invocation.kwargs)
-        return self._coroutine.send(None)
-
-    def release(self) -> None:
-        """Forget the handler that ended at its first step."""
-        self.invocation = None
-        self._coroutine = None
+        coroutine = invocation.target.function(*invocation.args, **invocation.kwargs)
+        self.coroutine = coroutine
+        return coroutine.send(None)
 
     def adopt(self, context: Context, waits_for: Any) -> None:
         """Go on with the handler whose first step yielded `waits_for`."""
         assert self.invocation is not None
         self._context = context
         self._waits_for = waits_for
-        self.task.set_name(f"rpc handler {self.invocation.method.name}")
-        if self._parked is not None and not self._parked.done():
-            self._parked.set_result(None)
+        self.task.set_name(f"rpc handler {self.invocation.target.name}")
+        if self.parked is not None and not self.parked.done():
+            self.parked.set_result(None)
 
     def send(self, value: Any) -> Any:
         if self._waits_for is not _NOTHING:
             # What the first step yielded is handed to the Task late, and otherwise untouched.
             waits_for, self._waits_for = self._waits_for, _NOTHING
             return waits_for
-        if self._coroutine is None:
-            self._parked = self._runner._loop.create_future()
-            self._parked._asyncio_future_blocking = True  # as Future.__await__ does
-            return self._parked
-        return self._step(self._coroutine.send, value)
+        if self.coroutine is None:
+            self.parked = self._runner._loop.create_future()
+            self.parked._asyncio_future_blocking = True  # as Future.__await__ does
+            return self.parked
+        return self._step(self.coroutine.send, value)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         error = typ if val is None else val
-        if self._coroutine is None:
+        if self.coroutine is None:
             raise error
         if self._waits_for is not _NOTHING:
             # Cancelled before the Task saw what its handler waits for: do what it would have done.
             waits_for, self._waits_for = self._waits_for, _NOTHING
             if isinstance(waits_for, asyncio.Future) and waits_for.cancel():
                 return waits_for
-        return self._step(self._coroutine.throw, error)
+        return self._step(self.coroutine.throw, error)
 
     def _step(self, resume: Callable[[Any], Any], value: Any) -> Any:
         assert self._context is not None
@@ -160,8 +145,8 @@ class _Handler(Coroutine[Any, Any, None]):
         raise StopIteration
 
     def close(self) -> None:
-        if self._coroutine is not None:
-            self._coroutine.close()
+        if self.coroutine is not None:
+            self.coroutine.close()
 
     def __await__(self) -> Any:
         return self

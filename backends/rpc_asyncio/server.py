@@ -39,8 +39,8 @@ _RESUMED_AT_ONCE = 100  # calls from the queue in one turn of the loop
 
 
 def _run_in_thread(invocation: Invocation) -> Any:
-    ambient_call.set(invocation.context)
-    return invocation.method.function(*invocation.args, **invocation.kwargs)
+    ambient_call.set(invocation)
+    return invocation.target.function(*invocation.args, **invocation.kwargs)
 
 
 class _ServerProtocol(ConnectionProtocol):
@@ -261,7 +261,7 @@ class Server:
         return {
             "connections": len(self._connections),
             "running": dispatcher.running,
-            "queued": dispatcher.queued,
+            "queued": len(dispatcher.queue),
             "served": dispatcher.served,
             "failed": dispatcher.failed,
             "refused": dispatcher.refused,
@@ -292,7 +292,7 @@ class Server:
     # Handlers
 
     def _run(self, invocation: Invocation) -> None:
-        method = invocation.method
+        method = invocation.target
         assert self._runner is not None
         if method.is_async:
             self._runner.start(invocation)
@@ -327,7 +327,7 @@ class Server:
     def _stop_handler(self, invocation: Invocation) -> None:
         if invocation.handle is None:  # it has ended meanwhile
             return
-        if invocation.method.is_async:
+        if invocation.target.is_async:
             assert self._runner is not None
             self._runner.cancel(invocation)
         elif not invocation.handle.cancel():
@@ -342,10 +342,12 @@ class Server:
             if isinstance(error, asyncio.CancelledError):
                 error = Cancelled("the handler was cancelled")
             elif dispatcher.is_unexpected(error):
-                _log.error("%s failed", invocation.method.name, exc_info=error)
+                _log.error("%s failed", invocation.target.name, exc_info=error)
             dispatcher.fail(invocation, error)
-        invocation.owner.flush_soon()
-        if dispatcher.queued and not self._resuming:
+        owner = invocation.owner
+        if not owner._flush_scheduled:
+            owner.flush_soon()
+        if dispatcher.queue and not self._resuming:
             # Not here: this may be the last step of a Task, inside of which no other can begin.
             self._resuming = True
             assert self._loop is not None
