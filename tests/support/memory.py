@@ -294,17 +294,17 @@ class Host:
         self.pair.pump()
 
     def _start(self, invocation: Invocation) -> None:
-        if invocation.method.name in self.slow:
+        if invocation.target.name in self.slow:
             self.running.append(invocation)
         else:
             self._run(invocation)
 
     def _run(self, invocation: Invocation) -> None:
         def body() -> Any:
-            ambient_call.set(invocation.context)
-            return invocation.method.function(*invocation.args, **invocation.kwargs)
+            ambient_call.set(invocation)
+            return invocation.target.function(*invocation.args, **invocation.kwargs)
 
-        self.ran.append(invocation.method.name)
+        self.ran.append(invocation.target.name)
         try:
             result = copy_context().run(body)
         except Exception as error:
