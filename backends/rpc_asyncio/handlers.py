@@ -35,8 +35,7 @@ class HandlerRunner:
     def start(self, invocation: Invocation) -> None:
         """Run a handler up to its end or its first wait; report its end, now or later."""
         spare = self._spare
-        if spare is None or spare.task.cancelling() or (spare.parked and spare.parked.done()):
-            # There is none yet, or a handler that ended at its first step cancelled its Task.
+        if spare is None or spare.spoilt:
             spare = self._spare = _Handler(self)
         context = copy_context()
         loop = self._loop
@@ -91,6 +90,14 @@ class _Handler(Coroutine[Any, Any, None]):
         self._waits_for = _NOTHING
         self.invocation: Invocation | None = None
         self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether a handler that ended at its first step cancelled the Task."""
+        if self.parked is not None:
+            return self.parked.done()
+        # Not `cancelling()`: the handler may have taken that back, which does not undo this.
+        return self.task.done() or bool(self.task._must_cancel)  # type: ignore[attr-defined]
 
     def begin(self, invocation: Invocation) -> Any:
         """Run a handler's first step and return what it yields."""
