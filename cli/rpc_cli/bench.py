@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -98,7 +99,9 @@ async def measure(
     stopped = asyncio.create_task(stop.wait())
     pending: set[asyncio.Task[Any]] = {*callers, stopped}
     while (left := begin + seconds - perf_counter()) > 0:
-        await asyncio.wait(pending, timeout=min(left, _REFRESH))
+        await asyncio.wait(
+            pending, timeout=min(left, _REFRESH), return_when=asyncio.FIRST_COMPLETED
+        )
         if progress is not None:
             progress(perf_counter() - begin, latencies.count)
         pending = {task for task in pending if not task.done()}
@@ -193,9 +196,10 @@ async def _with_bar(
         transient=True,
         auto_refresh=False,  # its thread would take part in what is measured
     ) as bar:
-        task = bar.add_task("", total=options.seconds, calls=0)
+        total = options.seconds if isfinite(options.seconds) else None
+        task = bar.add_task("", total=total, calls=0)
 
         def show(seconds: float, calls: int) -> None:
-            bar.update(task, completed=min(seconds, options.seconds), calls=calls, refresh=True)
+            bar.update(task, completed=seconds, calls=calls, refresh=True)
 
         return await run(show)

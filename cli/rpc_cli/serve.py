@@ -23,7 +23,7 @@ __all__ = ["BACKENDS", "DEFAULT_ADDRESS", "Settings", "serve"]
 DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
 
 # How long what is left of the program may take to end after the server has stopped, in seconds.
-_LEFTOVERS = 2.0
+_LEFTOVERS = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Services that the tests of the command serve; found because the server runs in this folder."""
+
+import asyncio
+import time
+from typing import Any
+
+from rpc_proto import NotFound, current_call, quick
+
+
+class Probe:
+    """Says what arrives."""
+
+    @quick
+    def show(self, *values: Any, **named: Any) -> list[Any]:
+        """Return what arrived.
+
+        Both the positional and the named arguments.
+        """
+        return [list(values), named]
+
+    @quick
+    def metadata(self) -> dict[str, str]:
+        return dict(current_call().metadata)
+
+    @quick
+    def raw(self, data: bytes) -> bytes:
+        return data[::-1]
+
+    @quick
+    def nothing(self) -> None:
+        pass
+
+    @quick
+    def fail(self) -> None:
+        raise NotFound("first line\nsecond line \x1b[31m", {"key": "value"})
+
+    @quick
+    def crash(self) -> None:
+        raise KeyError("crashed")
+
+    @quick
+    def escapes(self) -> str:
+        """Has an \x1b[31m escape code here."""
+        return "\x1b[31mred"
+
+
+class Blocker:
+    """Keeps a thread."""
+
+    def block(self, seconds: float) -> None:
+        print("blocking", flush=True)
+        time.sleep(seconds)
+
+
+class Other:
+    """A second class."""
+
+    async def ping(self) -> str:
+        await asyncio.sleep(0)
+        return "pong"
+
+
+class NeedsArguments:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def method(self) -> int:
+        return self.number
+
+
+class Generates:
+    def numbers(self) -> Any:
+        yield 1
