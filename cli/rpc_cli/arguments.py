@@ -86,8 +86,9 @@ def _add_serve(parser: ArgumentParser) -> None:
     add(
         "targets",
         nargs="+",
-        metavar="module:Class[=Name]",
-        help="a class to serve, made without arguments; the current directory is importable",
+        metavar="module:Class",
+        help="a class to serve, made without arguments; the current directory is importable; "
+        "module:Class=Name serves it under another name",
     )
     add(
         "--listen",
@@ -100,7 +101,7 @@ def _add_serve(parser: ArgumentParser) -> None:
     add("--backend", choices=tuple(BACKENDS), default="asyncio", help="the runtime to serve with")
     add(
         "--grace",
-        type=_seconds_or_none,
+        type=_number,
         default=5.0,
         metavar="SECONDS",
         help="for running calls to end after a signal (default: 5)",
@@ -223,10 +224,6 @@ def _number(text: str) -> float:
     if math.isnan(value) or value < 0:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
-
-
-def _seconds_or_none(text: str) -> float:
-    return _number(text)
 
 
 def _seconds(text: str) -> float:

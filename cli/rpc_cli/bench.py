@@ -21,6 +21,7 @@ from .connect import client_tls, connect
 from .errors import FAILED, INTERRUPTED, UsageError
 from .latency import Latencies, format_seconds, histogram_lines
 from .terminal import can_show, is_fancy, make_console, need_rich
+from .values import printable
 
 __all__ = ["Measurement", "bench", "measure", "summarize"]
 
@@ -33,6 +34,7 @@ class Measurement:
 
     latencies: Latencies = field(default_factory=Latencies)
     errors: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # the first message for each code
     seconds: float = 0.0
     unfinished: int = 0
     lost: int = 0
@@ -83,6 +85,7 @@ async def measure(
                 await client.call(method, *args, timeout=timeout, **named)
             except CallError as error:
                 errors[error.code] += 1
+                result.examples.setdefault(error.code, error.message)
                 if client.closed:
                     return
                 # A call that fails before it is sent must not keep the loop for itself.
@@ -129,8 +132,11 @@ def summarize(result: Measurement, *, bar: str) -> list[str]:
         shown = [(f"p{percent:g}", latencies.percentile(percent)) for percent in (50, 90, 99, 99.9)]
         shown.append(("max", latencies.max))
         lines.append("latency     " + "   ".join(f"{n} {format_seconds(t)}" for n, t in shown))
-    counts = [f"{code} {count:,}" for code, count in result.errors.most_common()]
-    lines.append(f"errors      {', '.join(counts) or 'none'}")
+    if not result.errors:
+        lines.append("errors      none")
+    for code, count in result.errors.most_common():
+        example = printable(" ".join(result.examples[code].split()))
+        lines.append(f"errors      {code} {count:,}, the first: {example:.120}")
     if result.unfinished:
         lines.append(f"unfinished  {result.unfinished:,} when the time was over, not counted")
     if result.lost:

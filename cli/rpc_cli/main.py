@@ -18,14 +18,16 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the program's) and return its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding does not have
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a closed pipe is no traceback yet
+            sys.stdout.flush()  # here, where a closed pipe is no traceback yet
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

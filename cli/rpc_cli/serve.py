@@ -22,7 +22,7 @@ __all__ = ["BACKENDS", "DEFAULT_ADDRESS", "Settings", "serve"]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
 
-# How long what is left of the program may take to end after the server has stopped, in seconds.
+# How long threads may go on after the server has stopped, in seconds.
 _LEFTOVERS = 1.0
 
 
@@ -112,18 +112,20 @@ def _register(server: Any, settings: Settings) -> None:
             raise UsageError(f"{type(service).__name__} cannot be served: {error}") from None
 
 
-def _end_soon() -> None:
-    """Let no thread that a handler left behind keep the process: they cannot be stopped."""
-    timer = threading.Timer(_LEFTOVERS, os._exit, (0,))
-    timer.daemon = True
-    timer.start()
-
-
 def _serve_asyncio(settings: Settings) -> int:
-    return asyncio.run(_asyncio_main(settings))
+    others = set(threading.enumerate())
+    # A thread that a handler left behind cannot be stopped, and must not keep the process.
+    last_resort = threading.Timer(_LEFTOVERS, os._exit, (0,))
+    last_resort.daemon = True
+    asyncio.run(_asyncio_main(settings, last_resort))
+    for thread in threading.enumerate():
+        if thread not in others and not thread.daemon:
+            thread.join()
+    last_resort.cancel()
+    return 0
 
 
-async def _asyncio_main(settings: Settings) -> int:
+async def _asyncio_main(settings: Settings, last_resort: threading.Timer) -> None:
     from rpc_asyncio import Server
 
     server = Server(
@@ -165,6 +167,7 @@ async def _asyncio_main(settings: Settings) -> int:
         except BrokenPipeError:
             raise
         except (OSError, UnicodeError) as error:
+            await server.stop(grace=0.0)
             raise CommandError(f"cannot listen on {address}: {error}") from None
     await stopping.wait()
     draining = asyncio.create_task(server.stop(settings.grace))
@@ -174,8 +177,7 @@ async def _asyncio_main(settings: Settings) -> int:
     if not draining.done():
         await server.stop(grace=0.0)
     await draining
-    _end_soon()
-    return 0
+    last_resort.start()
 
 
 # A backend is a function that serves until a signal and returns the exit code.

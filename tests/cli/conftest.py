@@ -1,73 +1,12 @@
-"""Runs the real command in processes of its own; nothing here waits without a deadline."""
+"""Fixtures that run the command: to its end, beside a test, or as a server for all tests."""
 
 import contextlib
-import os
-import selectors
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
-
-HERE = Path(__file__).parent
-COMMAND = [sys.executable, "-m", "rpc_cli"]
-PATIENCE = 20.0  # seconds
-
-# The commands run in another folder, where relative paths would mean something else.
-_PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name != "RPC_PROTO_TOKEN"},
-    "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in _PATHS if path),
-}
-
-
-class Process:
-    """A running command whose output is read line by line."""
-
-    def __init__(self, *arguments: str, **options: Any) -> None:
-        options = {"cwd": HERE, "stdout": subprocess.PIPE, **options}
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            stderr=subprocess.PIPE,
-            env={**ENVIRONMENT, **options.pop("env", {})},
-            **options,
-        )
-        self._output = b""
-
-    def line(self) -> str:
-        """The next line of its standard output; AssertionError if none comes."""
-        pipe: IO[bytes] | None = self.process.stdout
-        assert pipe is not None
-        deadline = time.monotonic() + PATIENCE
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            while b"\n" not in self._output:
-                ready = selector.select(deadline - time.monotonic())
-                data = os.read(pipe.fileno(), 65536) if ready else b""
-                if not data:
-                    self.process.kill()
-                    _, errors = self.process.communicate()
-                    raise AssertionError(f"no line; {self._output!r}, {errors!r}")
-                self._output += data
-        line, _, self._output = self._output.partition(b"\n")
-        return line.decode()
-
-    def address(self) -> str:
-        line = self.line()
-        assert line.startswith("listening on "), line
-        return line.removeprefix("listening on ")
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> tuple[int, str, str]:
-        """Wait for its end; exit code, what else it wrote, and its errors."""
-        output, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, (self._output + (output or b"")).decode(), errors.decode()
+from cli.processes import Process, kill
 
 
 @pytest.fixture
@@ -77,16 +16,10 @@ def start() -> Iterator[Any]:
 
         def run(*arguments: str, **options: Any) -> Process:
             started = Process(*arguments, **options)
-            stack.callback(_kill, started)
+            stack.callback(kill, started)
             return started
 
         yield run
-
-
-def _kill(started: Process) -> None:
-    if started.process.poll() is None:
-        started.process.kill()
-    started.process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +31,7 @@ def run() -> Any:
         try:
             return started.end()
         finally:
-            _kill(started)
+            kill(started)
 
     return run
 
@@ -118,4 +51,4 @@ def server() -> Iterator[str]:
         started.signal(signal.SIGTERM)
         assert started.end()[0] == 0
     finally:
-        _kill(started)
+        kill(started)

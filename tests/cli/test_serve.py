@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.processes import COMMAND, ENVIRONMENT, PATIENCE
 
 ANYWHERE = "--listen=tcp://127.0.0.1:0"
 SLOW = "rpc_cli.demo_services:Slow"
@@ -200,6 +201,17 @@ def test_full_disk_is_one_line(start: Any, server: str) -> None:
     code, errors = subprocess_to(start, full, "services", server)
     assert code == 1
     assert errors == "rpc-proto: [Errno 28] No space left on device\n"
+
+
+def test_no_stdout_at_all_is_no_traceback(server: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "services", server],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def subprocess_to(start: Any, stdout: int, *arguments: str) -> tuple[int, str]:
