@@ -141,13 +141,17 @@ class Connection(ABC):
             except HandshakeError as error:
                 self._fail_handshake(error, now)
                 return self._take_events()
+            self._settle(now)  # before the frames behind the line, as if they came by themselves
         reader = self._reader
         if reader is not None:
             receive_frame = self._receive_frame
+            opened = State.OPEN
             for frame in reader.feed(data):
                 receive_frame(frame, now)
-                if self._reader is None:  # that frame ended the connection
-                    break
+                if self._state is not opened:
+                    self._settle(now)  # so that it matters not which frames came together
+                    if self._reader is None:  # that frame ended the connection
+                        break
             else:
                 if reader.error is not None:
                     self._violate(reader.error, now)
