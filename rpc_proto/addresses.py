@@ -7,6 +7,7 @@ __all__ = ["Address", "parse_address"]
 
 _SCHEMES = ("tcp", "tls", "unix")
 _LONGEST_HOST = 255
+_LONGEST_LABEL = 63
 _LONGEST_PATH = 107  # bytes: what fits into sockaddr_un with its final NUL
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%a-zA-Z_-]+\]|[A-Za-z0-9._-]+", re.ASCII)
 
@@ -43,6 +44,11 @@ def parse_address(url: str, *, listening: bool = False) -> Address:
         raise ValueError(f"address must have a host and a port, not {url[:80]!r}")
     if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
         raise ValueError(f"host must be a name or an address, IPv6 in brackets, not {host[:80]!r}")
+    if not all(0 < len(label) <= _LONGEST_LABEL for label in host.removesuffix(".").split(".")):
+        raise ValueError(
+            f"each part of a host name must have 1 to {_LONGEST_LABEL} characters, "
+            f"not {host[:80]!r}"
+        )
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 5):
         raise ValueError(f"port must be a number, not {digits[:20]!r}")
     port = int(digits)

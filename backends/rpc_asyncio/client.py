@@ -66,8 +66,9 @@ class _ClientProtocol(ConnectionProtocol):
                 if not self.handshake.done():
                     self.handshake.set_result(None)
             elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
-                error = event.error or Unavailable("the connection was closed")
-                self.handshake.set_exception(error)
+                # Not a word came: something that forwards connections to nobody, say.
+                nothing = Unavailable("the server hung up at once", maybe_executed=False)
+                self.handshake.set_exception(event.error or nothing)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

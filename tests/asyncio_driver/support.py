@@ -88,7 +88,7 @@ async def until(condition: Callable[[], Any]) -> None:
 def in_bytes(server: Server) -> int:
     """Count the bytes that a server holds for its peers."""
     return sum(
-        protocol._transport.get_write_buffer_size() + protocol.connection._out_size
+        protocol._transport.get_write_buffer_size() + protocol.connection.outbound
         for protocol in server._connections
     )
 
