@@ -1,6 +1,6 @@
 """The calls of one connection, and the table that finds them by id and by deadline."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
@@ -112,16 +112,16 @@ _SLACK = 64
 class CallTable(Generic[AnyCall]):
     """Calls by id in the order of their arrival, and one heap of their deadlines.
 
-    An entry of the heap whose call has gone is dropped by `expire`, or when such entries outnumber
-    the live ones: the heap never holds more than twice the calls plus 65. `by_id` is for looking.
+    The heap holds (deadline, id), not calls, so that nothing of a call stays when it has ended. An
+    entry whose call has gone is dropped by `expire`, or when such entries outnumber the live ones:
+    the heap never holds more than twice the calls plus 65. `by_id` is for looking.
     """
 
-    __slots__ = ("_heap", "_order", "by_id")
+    __slots__ = ("_heap", "by_id")
 
     def __init__(self) -> None:
         self.by_id: dict[int, AnyCall] = {}
-        self._heap: list[tuple[float, int, AnyCall]] = []
-        self._order = 0
+        self._heap: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -129,21 +129,23 @@ class CallTable(Generic[AnyCall]):
     def __contains__(self, call_id: int) -> bool:
         return call_id in self.by_id
 
-    def __iter__(self) -> "Any":
+    def __iter__(self) -> Iterator[AnyCall]:
         return iter(list(self.by_id.values()))
 
     def insert(self, call: AnyCall) -> None:
         """Add a call whose id is free."""
         calls = self.by_id
         calls[call.id] = call
-        deadline = call.deadline
-        if deadline is not None:
+        if call.deadline is not None:
             heap = self._heap
             if len(heap) > 2 * len(calls) + _SLACK:
-                heap[:] = [entry for entry in heap if calls.get(entry[2].id) is entry[2]]
+                heap[:] = [
+                    entry
+                    for entry in heap
+                    if entry[1] in calls and calls[entry[1]].deadline == entry[0]
+                ]
                 heapify(heap)
-            self._order = order = self._order + 1  # calls have no order of their own
-            heappush(heap, (deadline, order, call))
+            heappush(heap, (call.deadline, call.id))
 
     def get(self, call_id: int) -> AnyCall | None:
         """Return the call with that id, if there is one."""
@@ -155,10 +157,6 @@ class CallTable(Generic[AnyCall]):
             return False
         del self.by_id[call.id]
         return True
-
-    def pop(self, call_id: int) -> AnyCall | None:
-        """Take the call with that id away and return it, if there is one."""
-        return self.by_id.pop(call_id, None)
 
     def clear(self) -> list[AnyCall]:
         """Take every call away and return them in the order of their arrival."""
@@ -174,13 +172,10 @@ class CallTable(Generic[AnyCall]):
         """
         due: list[AnyCall] = []
         heap = self._heap
-        calls = self.by_id
-        while heap and heap[0][0] <= now:
-            call = heappop(heap)[2]
-            if calls.get(call.id) is call:
-                due.append(call)
-        while heap and calls.get(heap[0][2].id) is not heap[0][2]:
-            heappop(heap)
+        while heap and (heap[0][0] <= now or not self._is_live(heap[0])):
+            entry = heappop(heap)
+            if self._is_live(entry):
+                due.append(self.by_id[entry[1]])
         return due
 
     def next_deadline(self) -> float | None:
@@ -189,3 +184,7 @@ class CallTable(Generic[AnyCall]):
         It may be that of a call that has ended since the last `expire`.
         """
         return self._heap[0][0] if self._heap else None
+
+    def _is_live(self, entry: tuple[float, int]) -> bool:
+        call = self.by_id.get(entry[1])
+        return call is not None and call.deadline == entry[0]

@@ -130,7 +130,8 @@ class ClientConnection(Connection):
             state is State.OPEN
             and not queue
             and (deadline is None or deadline > now)
-            and self._has_room()
+            and self.outbound < self._high_water
+            and len(calls.by_id) < self._max_calls
         ):
             self._send_request(call, now)
             self._serial = serial
@@ -170,7 +171,7 @@ class ClientConnection(Connection):
 
     def _has_room(self) -> bool:
         return (
-            self._out_size < self._high_water
+            self.outbound < self._high_water
             and len(self._calls.by_id) - len(self._queue) < self._max_calls
         )
 
@@ -225,7 +226,7 @@ class ClientConnection(Connection):
             header,
             body,
         )
-        self._out_size += PREFIX_SIZE + header_size + body_size
+        self.outbound += PREFIX_SIZE + header_size + body_size
         call.sent = True
         call.body = b""
 
@@ -331,7 +332,10 @@ class ClientConnection(Connection):
             self._events.append(CallFailed(call, self._decode_error(flags, body)))
             return
         try:
-            value = self._decode_result(call.returns, flags, body)
+            if flags or call.returns is not None:
+                value = self._decode_result(call.returns, flags, body)
+            else:
+                value = self.codec.decode(body) if body else None
         except Exception as error:  # a codec may raise anything
             self._events.append(
                 CallFailed(call, DataLoss(f"the result of {call.method} is bad: {error}"))
@@ -343,12 +347,8 @@ class ClientConnection(Connection):
         return call_id != 0 and (self._serial - call_id) % IDS < self._serial
 
     def _decode_result(self, returns: Any, flags: int, body: bytes) -> Any:
-        if returns is None:
-            if flags & _RAW:
-                return body
-            return self.codec.decode(body) if body else None
         if flags & _RAW:
-            return convert(body, returns)
+            return body if returns is None else convert(body, returns)
         return decoder(self.codec, returns)(body) if body else convert(None, returns)
 
     def _decode_error(self, flags: int, body: bytes) -> CallError:

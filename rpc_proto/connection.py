@@ -47,7 +47,7 @@ class Connection(ABC):
     - outputs: after any input or command, write what `data_to_send` or `buffers_to_send` returns
       and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
       written; in state CLOSED drop it at once.
-    - getters: `state`, `wants_data`, `agreed`, `ignored`.
+    - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`.
 
     Inputs return events; commands raise LocalProtocolError before anything is changed when they
     are used wrongly. Calling `handle_timeout` too early is harmless.
@@ -62,7 +62,6 @@ class Connection(ABC):
         "_line",
         "_now",
         "_out",
-        "_out_size",
         "_ping",
         "_pinged",
         "_reader",
@@ -75,6 +74,7 @@ class Connection(ABC):
         "agreed",
         "codec",
         "ignored",
+        "outbound",
     )
 
     _config: _Config
@@ -89,7 +89,7 @@ class Connection(ABC):
         self._received_at = now
         self._events: list[Event] = []
         self._out: list[bytes] = []
-        self._out_size = 0
+        self.outbound = 0  # bytes that `data_to_send` would return
         self._timers = TimerTable()
         self._timers.set(Timer.HANDSHAKE, now + config.handshake_timeout)
         self._line: LineReader | None = LineReader()
@@ -224,7 +224,7 @@ class Connection(ABC):
 
     def buffers_to_send(self) -> list[bytes]:
         """Return what to write now, with large bodies uncopied as buffers of their own."""
-        if self._out_size < _JOINED:
+        if self.outbound < _JOINED:
             return [b"".join(self._take_out())] if self._out else []
         buffers: list[bytes] = []
         small: list[bytes] = []
@@ -299,7 +299,7 @@ class Connection(ABC):
     def _take_out(self) -> list[bytes]:
         out = self._out
         self._out = []
-        self._out_size = 0
+        self.outbound = 0
         if Timer.WRITE in self._timers:
             self._timers.clear(Timer.WRITE)
         return out
@@ -308,7 +308,7 @@ class Connection(ABC):
         self, kind: int, flags: int, call_id: int, header: bytes = b"", body: bytes = b""
     ) -> None:
         self._out += (encode_prefix(kind, flags, len(header), len(body), call_id), header, body)
-        self._out_size += 16 + len(header) + len(body)
+        self.outbound += 16 + len(header) + len(body)
 
     def _send_goaway(self, code: str, message: str) -> None:
         body = self.codec.encode([code, clip(message)])
@@ -317,7 +317,7 @@ class Connection(ABC):
     def _watch_writing(self, now: float) -> None:
         """Limit how long outbound bytes may stay above the high-water mark."""
         if (
-            self._out_size >= self._config.high_water
+            self.outbound >= self._config.high_water
             and Timer.WRITE not in self._timers
             and self._state in (State.OPEN, State.DRAINING)
         ):
@@ -338,7 +338,7 @@ class Connection(ABC):
         """Handle the frames that may come in either direction; anything else is a violation."""
         kind, _, call_id, _, body = frame
         if kind == FrameType.PING:
-            if self._out_size >= self._config.high_water:
+            if self.outbound >= self._config.high_water:
                 self.ignored += 1  # it would have to read first
             else:
                 self._send(FrameType.PONG, 0, call_id)

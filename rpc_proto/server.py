@@ -84,7 +84,7 @@ class ServerConnection(Connection):
     @property
     def wants_data(self) -> bool:
         """Whether to read from the transport now; False is back-pressure on the peer."""
-        return self._out_size < self._high_water and self._one_way < self._max_calls
+        return self.outbound < self._high_water and self._one_way < self._max_calls
 
     @property
     def calls_in_flight(self) -> int:
@@ -98,8 +98,13 @@ class ServerConnection(Connection):
 
         A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
         """
-        if not self._conclude(call, now):
-            return False
+        calls = self._calls.by_id
+        if call.ended or call.one_way or calls.get(call.id) is not call:
+            return self._conclude(call, now)
+        del calls[call.id]
+        call.ended = True
+        self._live -= 1
+        self._now = now
         flags = 0
         header = b""
         try:
@@ -131,11 +136,11 @@ class ServerConnection(Connection):
                         f"{body_size} bytes; the caller accepts {max_header} and {max_body}"
                     ),
                 )
-            elif not call.one_way:
+            else:
                 prefix = encode_prefix(_RESPONSE, flags, header_size, body_size, call.id)
                 self._out += (prefix, header, body)
-                self._out_size += PREFIX_SIZE + header_size + body_size
-        if self._state is not State.OPEN or self._out_size >= self._high_water:
+                self.outbound += PREFIX_SIZE + header_size + body_size
+        if self._state is not State.OPEN or self.outbound >= self._high_water:
             self._settle(now)
         return True
 

@@ -15,6 +15,7 @@ __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "refle
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 
+_NO_NAMED: dict[str, Any] = {}
 _SHAPE = Flag.RAW | Flag.NAMED
 _INDEX = re.compile(r"`\$\[([0-9]+)\]")  # how msgspec names an element of the outer array
 
@@ -109,10 +110,12 @@ class Method:
                 decode = self._decoders.get(codec)
                 if decode is None:
                     decode = self._decoders[codec] = decoder(codec, self._exact)
-                return decode(body), {}
+                return decode(body), _NO_NAMED
             named: dict[str, Any] = {}
             positional: list[Any] = []
             if flags & Flag.RAW:
+                if self._exact == tuple[bytes]:
+                    return (body,), _NO_NAMED
                 positional = [body]
             elif flags & Flag.NAMED:
                 positional, named = decoder(codec, tuple[list[Any], dict[str, Any]])(body)

@@ -2,11 +2,13 @@
 
 import asyncio
 import ssl as ssl_module
-from collections.abc import Coroutine, Mapping
+from asyncio import get_running_loop
+from collections.abc import Mapping
 from time import monotonic
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, overload
 
 from rpc_proto import (
+    Call,
     CallCompleted,
     CallFailed,
     ClientConfig,
@@ -39,7 +41,7 @@ class Reply(NamedTuple):
 
 
 class _ClientProtocol(ConnectionProtocol):
-    __slots__ = ("burst", "handshake", "lost")
+    __slots__ = ("handshake", "idle", "lost")
 
     connection: ClientConnection
 
@@ -48,10 +50,10 @@ class _ClientProtocol(ConnectionProtocol):
         self.connection = ClientConnection(config, now=monotonic())
         self.handshake: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
-        self.burst = 0  # answers in the last batch
+        self.idle = True  # no call waits, and the last answer came alone
 
     def handle_events(self, events: list[Event]) -> None:
-        self.burst = len(events)
+        self.idle = len(events) <= 1 and not self.connection.calls_in_flight
         for event in events:
             kind = type(event)
             if kind is CallCompleted:
@@ -160,7 +162,7 @@ class Client:
         """Calls that have not ended."""
         return self._connection.calls_in_flight
 
-    def call(
+    async def call(
         self,
         method: str,
         /,
@@ -169,7 +171,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         returns: Any = None,
         **kwargs: Any,
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Any:
         """Call "Service.method" and return its result.
 
         `timeout` in seconds covers the whole call and travels with it (default: the config's
@@ -177,7 +179,8 @@ class Client:
         type that the result is to be. Raises CallError: see `rpc_proto.errors`. Cancelling the
         task that waits cancels the handler.
         """
-        return self._value(method, args, kwargs, timeout, metadata, returns)
+        call = self._start(method, args, kwargs, returns, timeout, metadata)
+        return (await self._wait(call)).value
 
     async def request(
         self,
@@ -190,7 +193,7 @@ class Client:
         **kwargs: Any,
     ) -> Reply:
         """Like `call`, but return the server's metadata with the result."""
-        event = await self._event(method, args, kwargs, timeout, metadata, returns)
+        event = await self._wait(self._start(method, args, kwargs, returns, timeout, metadata))
         return Reply(event.value, event.metadata)
 
     async def notify(
@@ -206,7 +209,9 @@ class Client:
 
         It is lost without a word when the connection breaks or the method does not exist.
         """
-        await self._event(method, args, kwargs, timeout, metadata, None, one_way=True)
+        call = self._start(method, args, kwargs, None, timeout, metadata, one_way=True)
+        if not call.sent:
+            await self._wait(call)
 
     @overload
     def service(self, service: str) -> Any: ...
@@ -218,57 +223,45 @@ class Client:
         A class that declares the methods instead of a name gives a typed one: its annotations say
         what the results become.
         """
-        return service_proxy(
-            lambda method, args, kwargs, returns: self._value(
-                method, args, kwargs, None, None, returns
-            ),
-            service,
-        )
+
+        async def invoke(
+            method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
+        ) -> Any:
+            return (await self._wait(self._start(method, args, kwargs, returns))).value
+
+        return service_proxy(invoke, service)
 
     async def close(self, grace: float = 0.0) -> None:
         """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
-        self._check_owner()
+        if self._forks != Forks.count or get_running_loop() is not self._loop:
+            self._refuse_stranger()
         protocol = self._protocol
         protocol.handle_events(self._connection.shutdown(monotonic(), grace))
         protocol.flush()
         await asyncio.shield(protocol.lost)
 
-    def _check_owner(self) -> None:
-        if self._forks != Forks.count:  # first: in a child no loop seems to run
+    def _refuse_stranger(self) -> NoReturn:
+        if self._forks != Forks.count:
             raise LocalProtocolError(
                 "this client belongs to the parent process; connect after the fork"
             )
-        if asyncio.get_running_loop() is not self._loop:
-            raise LocalProtocolError(
-                "this client belongs to another event loop; connect in this one"
-            )
+        raise LocalProtocolError("this client belongs to another event loop; connect in this one")
 
-    async def _value(
+    def _start(
         self,
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        timeout: float | None,
-        metadata: Mapping[str, str] | None,
-        returns: Any,
-    ) -> Any:
-        return (await self._event(method, args, kwargs, timeout, metadata, returns)).value
-
-    async def _event(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | None,
-        metadata: Mapping[str, str] | None,
-        returns: Any,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         one_way: bool = False,
-    ) -> Any:
-        self._check_owner()
+    ) -> Call:
+        if self._forks != Forks.count or get_running_loop() is not self._loop:
+            self._refuse_stranger()
         now = monotonic()
-        waiter = self._loop.create_future()
-        connection = self._connection
-        call = connection.start_call(
+        protocol = self._protocol
+        call = self._connection.start_call(
             method,
             args,
             kwargs,
@@ -277,20 +270,22 @@ class Client:
             metadata=metadata,
             returns=returns,
             one_way=one_way,
-            waiter=waiter,
+            waiter=self._loop.create_future(),
         )
-        protocol = self._protocol
-        # A lone call leaves at once; several in one turn of the loop leave together.
-        if connection.calls_in_flight <= 1 and protocol.burst <= 1:
+        if protocol.idle:
+            # A lone call leaves at once; several in one turn of the loop leave together.
+            protocol.idle = False
             protocol.flush()
         else:
-            protocol.flush_soon()
-        if one_way and call.sent:
-            return None
+            protocol.wrote()
+        return call
+
+    async def _wait(self, call: Call) -> CallCompleted:
         try:
-            return await waiter
+            event: CallCompleted = await call.waiter
         except asyncio.CancelledError:
             # The events are about the calls that waited for this one's slot, too.
-            protocol.handle_events(connection.cancel(call, monotonic()))
-            protocol.flush_soon()
+            self._protocol.handle_events(self._connection.cancel(call, monotonic()))
+            self._protocol.flush_soon()
             raise
+        return event

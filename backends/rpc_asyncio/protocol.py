@@ -17,6 +17,11 @@ _READ_SIZE = 64 * 1024
 _LARGE_READ_SIZE = 512 * 1024
 
 
+# Once so many bytes have come together they leave before the turn of the loop is over: the peer can
+# begin on them while this end goes on, instead of each waiting for the other.
+_EARLY = 2048
+
+
 class Forks:
     """Counts how often this process is a child of a process that had the library loaded."""
 
@@ -46,7 +51,6 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_buffer",
-        "_flush_scheduled",
         "_large_buffer",
         "_loop",
         "_reading",
@@ -57,6 +61,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         "_writable",
         "closed",
         "connection",
+        "flush_scheduled",
     )
 
     connection: Connection
@@ -70,7 +75,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         self._timer_at = 0.0
         self._reading = True
         self._writable = True
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self._tls = False
         self.closed = False
 
@@ -90,7 +95,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         events = self.connection.receive_data(self._large_buffer[:nbytes], monotonic())
-        self._flush_scheduled = True  # by the flush below
+        self.flush_scheduled = True  # by the flush below
         if events:
             self.handle_events(events)
         self.flush()
@@ -119,14 +124,12 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Write what there is to write and bring timer and back-pressure up to date."""
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         if self.closed:
             return
         connection = self.connection
         transport = self._transport
-        if self._writable:
-            for data in connection.buffers_to_send():
-                transport.write(data)
+        self.write()
         state = connection.state
         if state is State.CLOSED:
             transport.abort()
@@ -142,10 +145,23 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         if at is not None and (self._timer is None or at < self._timer_at):
             self._set_timer(at)
 
+    def write(self) -> None:
+        """Write what there is to write, and nothing else."""
+        if self._writable:
+            for data in self.connection.buffers_to_send():
+                self._transport.write(data)
+
+    def wrote(self) -> None:
+        """See to it that what a command wrote leaves: when enough has come together, or soon."""
+        if self.connection.outbound >= _EARLY and self._writable:
+            self.write()
+        if not self.flush_scheduled:
+            self.flush_soon()
+
     def flush_soon(self) -> None:
         """Flush once when this turn of the loop is over, whatever else is written until then."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
             self._loop.call_soon(self.flush)
 
     def _set_timer(self, at: float) -> None:

@@ -344,9 +344,7 @@ class Server:
             elif dispatcher.is_unexpected(error):
                 _log.error("%s failed", invocation.target.name, exc_info=error)
             dispatcher.fail(invocation, error)
-        owner = invocation.owner
-        if not owner._flush_scheduled:
-            owner.flush_soon()
+        invocation.owner.wrote()
         if dispatcher.queue and not self._resuming:
             # Not here: this may be the last step of a Task, inside of which no other can begin.
             self._resuming = True
