@@ -13,9 +13,9 @@ from rpc_proto.codecs import BUILT_IN
 from .errors import USAGE
 from .serve import BACKENDS, DEFAULT_ADDRESS
 
-__all__ = ["parse"]
+__all__ = ["TOKEN_VARIABLE", "parse"]
 
-_TOKEN = "RPC_PROTO_TOKEN"
+TOKEN_VARIABLE = "RPC_PROTO_TOKEN"
 
 _VALUES = """\
 Each ARG is JSON: 1, '"text"', '[1, 2]', '{"x": 1.5}', null. name=JSON passes a named argument.
@@ -189,8 +189,8 @@ def _add_method(parser: ArgumentParser) -> None:
 def _add_token(parser: ArgumentParser, text: str) -> None:
     parser.add_argument(
         "--token",
-        default=os.environ.get(_TOKEN) or None,
-        help=f"{text} (default: ${_TOKEN}, which other users cannot see)",
+        default=os.environ.get(TOKEN_VARIABLE) or None,
+        help=f"{text} (default: ${TOKEN_VARIABLE}, which other users cannot see)",
     )
 
 

@@ -28,12 +28,9 @@ async def connect(
     options: Namespace, tls: ssl.SSLContext | None, *, timeout: float = CONNECT_TIMEOUT
 ) -> Client:
     """Connect as the options say; `timeout` in seconds. Raises what `Client.connect` raises."""
-    try:
-        return await Client.connect(
-            options.address,
-            timeout=timeout,
-            ssl=tls,
-            config=ClientConfig(codec=options.codec, token=options.token),
-        )
-    except UnicodeError as error:  # what looked like a host name cannot be one
-        raise UsageError(f"no such host in {options.address}: {error}") from None
+    return await Client.connect(
+        options.address,
+        timeout=timeout,
+        ssl=tls,
+        config=ClientConfig(codec=options.codec, token=options.token),
+    )

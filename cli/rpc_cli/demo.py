@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -13,6 +14,7 @@ from rpc_asyncio import Client
 
 from rpc_proto import RpcError
 
+from .arguments import TOKEN_VARIABLE
 from .demo_steps import STEPS, Outcome, Step
 from .errors import CommandError
 from .terminal import is_fancy, make_console, need_rich
@@ -46,12 +48,8 @@ async def _demo(console: "Console") -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     begin = perf_counter()
     _say(console, "A server starts in a process of its own", style="bold")
-    arguments = ["serve", *_SERVICES, "--listen", "tcp://127.0.0.1:0"]
-    _code(
-        console,
-        "\n    ".join(["rpc-proto serve", *_SERVICES, "--listen tcp://127.0.0.1:0"]),
-        "text",
-    )
+    arguments = [*_SERVICES, "--listen=tcp://127.0.0.1:0", "--stop-with-stdin"]
+    _code(console, " \\\n    ".join(["rpc-proto serve", *arguments]), "text")
     async with _server_process(arguments) as (server, address):
         _result(console, [f"{_LISTENING}{address}  as process {server.pid}"])
         client = await Client.connect(address)
@@ -89,13 +87,16 @@ async def _show(
 async def _server_process(
     arguments: list[str],
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run the command with these arguments; yield its process and the address it listens on."""
+    """Run `rpc-proto serve` with these arguments; yield its process and its address."""
     pipe = asyncio.subprocess.PIPE
-    # Should the demo be killed, the pipe closes and takes the server along.
+    # Should the demo be killed, the pipe closes and takes the server along. Ctrl-C is for the demo
+    # alone: it is not to find a server that has gone before it.
     server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rpc_cli", *arguments, "--stop-with-stdin"),
+        *(sys.executable, "-m", "rpc_cli", "serve", *arguments),
         stdin=pipe,
         stdout=pipe,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
     )
     try:
         assert server.stdout is not None

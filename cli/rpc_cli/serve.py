@@ -166,7 +166,7 @@ async def _asyncio_main(settings: Settings, last_resort: threading.Timer) -> Non
             print(f"listening on {await server.start(address, ssl=tls)}", flush=True)
         except BrokenPipeError:
             raise
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             await server.stop(grace=0.0)
             raise CommandError(f"cannot listen on {address}: {error}") from None
     await stopping.wait()

@@ -133,7 +133,7 @@ def test_argument_that_is_not_json_says_how_to_write_it(
     [
         (["127.0.0.1:7000", "A.b"], "must begin with tcp://"),
         (["tcp://127.0.0.1", "A.b"], "host and a port"),
-        (["tcp://a..b:1", "A.b"], "no such host"),
+        (["tcp://a..b:1", "A.b"], "host name"),
         (["tcp://127.0.0.1:1"], "METHOD"),
         (["tcp://127.0.0.1:1", "A.b", "--timeout", "soon"], "not a number of seconds"),
         (["tcp://127.0.0.1:1", "A.b", "--codec", "xml"], "invalid choice"),

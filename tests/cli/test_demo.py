@@ -15,7 +15,7 @@ from rpc_proto import Unavailable
 
 def test_demo_shows_everything_and_ends_with_code_0(run: Any) -> None:
     begin = time.monotonic()
-    code, output, errors = run("demo")
+    code, output, errors = run("demo", env={"RPC_PROTO_TOKEN": "for something else"})
     assert (code, errors) == (0, "")
     assert time.monotonic() - begin < 20
     assert "\x1b" not in output
@@ -32,10 +32,10 @@ def test_demo_shows_everything_and_ends_with_code_0(run: Any) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_demo_that_is_ended_takes_its_server_along(start: Any, number: int, code: int) -> None:
-    demo = start("demo")
+    demo = start("demo", start_new_session=True)
     while "as process" not in demo.line():
         pass
-    demo.signal(number)
+    os.killpg(demo.process.pid, number)  # as a terminal does it
     # Its server holds the same standard error, and this waits for the last one to let go of it.
     got, _, errors = demo.end()
     assert (got, errors) == (code, "")
