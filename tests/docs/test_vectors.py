@@ -1,0 +1,142 @@
+"""docs/protocol.md is what the library does: its test vectors and its diagram."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rpc_proto import (
+    CallCompleted,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    HandshakeCompleted,
+    NotFound,
+    ServerConfig,
+    ServerConnection,
+    Unimplemented,
+)
+from rpc_proto.states import mermaid
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+VECTORS = {
+    name: bytes.fromhex(hexes)
+    for name, hexes in re.findall(r"```vector ([^\n]+)\n(.*?)```", PAGE, flags=re.S)
+}
+
+
+class Wire:
+    """Two ends whose every byte is compared with the page before the other end gets it."""
+
+    def __init__(self, codec: str, token: str | None = None) -> None:
+        self.client = ClientConnection(ClientConfig(codec=codec, token=token), now=0.0)
+        self.server = ServerConnection(ServerConfig(token=token), now=0.0)
+        self.seen: set[str] = set()
+
+    def shake_hands(self) -> None:
+        self.server.receive_data(self.client.data_to_send(), 0.0)
+        self.client.receive_data(self.server.data_to_send(), 0.0)
+
+    def to_server(self, name: str):
+        assert self.client.data_to_send().hex() == VECTORS[name].hex(), name
+        return self.server.receive_data(VECTORS[name], 0.0)
+
+    def to_client(self, name: str):
+        assert self.server.data_to_send().hex() == VECTORS[name].hex(), name
+        return self.client.receive_data(VECTORS[name], 0.0)
+
+
+def test_the_handshake_is_as_written():
+    wire = Wire("msgpack", "secret")
+    (event,) = wire.to_server("client options")
+    assert isinstance(event, HandshakeCompleted)
+    (event,) = wire.to_client("server accepts")
+    assert event.agreed.max_calls == 1024
+
+
+def test_the_refusal_is_as_written():
+    server = ServerConnection(now=0.0)
+    server.receive_data(b'{"magic":1}\n', 0.0)
+    assert server.data_to_send() == VECTORS["server refuses"]
+
+
+def test_the_calls_in_msgpack_are_as_written():
+    wire = Wire("msgpack")
+    wire.shake_hands()
+    client, server = wire.client, wire.server
+
+    client.start_call("Arith.add", (1, 2), now=0.0, deadline=1.5)
+    (request,) = wire.to_server("msgpack request")
+    server.send_response(request.call, 3, 0.0)
+    (answer,) = wire.to_client("msgpack response")
+    assert answer.value == 3
+
+    client.start_call("Arith.add", (), {"a": 1, "b": 2}, now=0.0, metadata={"k": "v"})
+    (request,) = wire.to_server("msgpack named")
+    assert request.call.metadata == {"k": "v"}
+    request.call.reply_metadata = {"t": "1"}
+    server.send_response(request.call, None, 0.0)
+    (answer,) = wire.to_client("msgpack null with metadata")
+    assert (answer.value, answer.metadata) == (None, {"t": "1"})
+
+    client.start_call("Blob.put", (b"\x00\xff",), now=0.0)
+    (request,) = wire.to_server("msgpack raw request")
+    server.send_response(request.call, b"\x01\x02", 0.0)
+    (answer,) = wire.to_client("msgpack raw response")
+    assert answer.value == b"\x01\x02"
+
+    client.start_call("Log.line", ("hi",), now=0.0, one_way=True)
+    (request,) = wire.to_server("msgpack one way")
+    server.send_response(request.call, "unheard", 0.0)
+    assert server.data_to_send() == b""
+
+    client.start_call("Kv.get", ("x",), now=0.0)
+    (request,) = wire.to_server("msgpack call")
+    server.send_error(request.call, NotFound("no x"), 0.0)
+    (failure,) = wire.to_client("msgpack error")
+    assert isinstance(failure.error, NotFound)
+    assert failure.error.maybe_executed
+
+    client.start_call("Nope.x", now=0.0)
+    (request,) = wire.to_server("msgpack no arguments")
+    server.refuse(request.call, Unimplemented("no such"), 0.0)
+    (failure,) = wire.to_client("msgpack refusal")
+    assert isinstance(failure, CallFailed)
+    assert not failure.error.maybe_executed
+
+    call = client.start_call("Slow.nap", (9,), now=0.0)
+    (request,) = wire.to_server("msgpack slow call")
+    client.cancel(call, 0.0)
+    (cancelled,) = wire.to_server("cancel")
+    assert cancelled.call is request.call
+    server.shutdown(0.0, grace=5.0)
+    wire.to_client("msgpack goaway")
+
+
+def test_the_calls_in_json_are_as_written():
+    wire = Wire("json")
+    wire.shake_hands()
+    wire.client.start_call("Arith.add", (1, 2), now=0.0, deadline=1.5)
+    (request,) = wire.to_server("json request")
+    wire.server.send_response(request.call, 3, 0.0)
+    (answer,) = wire.to_client("json response")
+    assert isinstance(answer, CallCompleted)
+    assert answer.value == 3
+
+
+def test_ping_and_pong_are_as_written():
+    wire = Wire("msgpack")
+    wire.shake_hands()
+    wire.client.handle_timeout(20.0)
+    wire.to_server("ping")
+    wire.to_client("pong")
+
+
+@pytest.mark.parametrize("name", sorted(VECTORS))
+def test_every_vector_of_the_page_is_checked_here(name):
+    source = Path(__file__).read_text()
+    assert f'"{name}"' in source
+
+
+def test_the_diagram_is_that_of_the_table():
+    assert f"```mermaid\n{mermaid()}\n```" in PAGE
