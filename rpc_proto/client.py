@@ -137,6 +137,8 @@ class ClientConnection(Connection):
             self._serial = serial
             if not one_way:
                 calls.insert(call)
+            if self.outbound >= self._high_water:
+                self._watch_writing(now)
             return call
         if len(queue) >= self._config.max_queued_calls:
             raise ResourceExhausted(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
@@ -89,11 +90,13 @@ class CallContext:
         return undo
 
     def cancel(self, error: CallError) -> None:
-        """For drivers: nobody waits any more, for the reason given."""
+        """For drivers: nobody waits any more, for the reason given; raises what a callback does."""
         self.error = error
         callbacks, self._on_cancel = self._on_cancel, None
-        for callback in callbacks or ():
-            callback()
+        if callbacks:
+            with ExitStack() as stack:  # runs them all, even if one raises
+                for callback in reversed(callbacks):
+                    stack.callback(callback)
 
 
 ambient_call: ContextVar[CallContext | None] = ContextVar("rpc_proto_call", default=None)

@@ -12,11 +12,12 @@ from .errors import (
     DeadlineExceeded,
     HandshakeError,
     Internal,
+    LocalProtocolError,
     ResourceExhausted,
     RpcError,
     Unavailable,
 )
-from .events import CallCancelled, HandshakeCompleted, RequestReceived
+from .events import CallCancelled, Event, HandshakeCompleted, RequestReceived
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import (
     Answer,
@@ -92,6 +93,14 @@ class ServerConnection(Connection):
         return len(self._calls)
 
     # Commands
+
+    def turn_away(self, code: str, message: str, now: float) -> list[Event]:
+        """Refuse the peer before it has shown its options: when there are too many, say."""
+        if self._state is not State.HANDSHAKE:
+            raise LocalProtocolError("only a peer in the option handshake can be turned away")
+        self._now = now
+        self._fail_handshake(HandshakeError(code, message), now)
+        return self._take_events()
 
     def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
         """Answer a call; False if it had ended already, which is no error.

@@ -60,8 +60,9 @@ class _ServerProtocol(ConnectionProtocol):
         )
         now = monotonic()
         self.connection = ServerConnection(self._server.config, now=now, peer=peer)
-        if not self._server._admit(self):
-            self.connection.shutdown(now)
+        refusal = self._server._admit(self)
+        if refusal is not None:
+            self.handle_events(self.connection.turn_away(*refusal, now))
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -81,7 +82,11 @@ class _ServerProtocol(ConnectionProtocol):
                 if invocation is not None:
                     server._run(invocation)
             elif isinstance(event, CallCancelled):
-                running = dispatcher.cancel(event.call, event.error)
+                try:
+                    running = dispatcher.cancel(event.call, event.error)
+                except Exception:
+                    _log.exception("%s: a callback of on_cancel() failed", event.call.method)
+                    running = event.call.handler
                 if running is not None:
                     server._stop_handler(running)
             elif isinstance(event, ConnectionTerminated):
@@ -205,6 +210,9 @@ class Server:
             )
             where = where._replace(port=listener.sockets[0].getsockname()[1])
         self._listeners.append(listener)
+        if self._stopping:  # meanwhile
+            self._close_listeners()
+            raise LocalProtocolError("the server was stopped while it started")
         return str(where)
 
     async def serve_forever(self) -> None:
@@ -230,13 +238,7 @@ class Server:
         self._stopping = True
         if self._gone is None:
             self._gone = self._loop.create_future()
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for path in self._paths:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        self._paths.clear()
+        self._close_listeners()
         now = monotonic()
         for protocol in list(self._connections):
             protocol.handle_events(protocol.connection.shutdown(now, grace))
@@ -276,11 +278,25 @@ class Server:
         if asyncio.get_running_loop() is not self._loop:
             raise LocalProtocolError("this server belongs to another event loop")
 
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path in self._paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self._paths.clear()
+
     # Connections
 
-    def _admit(self, protocol: _ServerProtocol) -> bool:
+    def _admit(self, protocol: _ServerProtocol) -> tuple[str, str] | None:
+        """Take note of a connection; return code and message if it has to go again."""
         self._connections.add(protocol)
-        return len(self._connections) <= self._max_connections and not self._stopping
+        if self._stopping:
+            return "unavailable", "the server is shutting down"
+        if len(self._connections) > self._max_connections:
+            return "resource_exhausted", f"{self._max_connections} connections are the limit here"
+        return None
 
     def _forget(self, protocol: _ServerProtocol) -> None:
         self._connections.discard(protocol)

@@ -1,5 +1,6 @@
 """Calls over sockets: values, transports, order, proxies, metadata, and what a server offers."""
 
+import ast
 import asyncio
 import contextlib
 import dataclasses
@@ -13,6 +14,7 @@ from rpc_asyncio import Client, Server
 from rpc_proto import (
     CallError,
     ClientConfig,
+    Codec,
     DataLoss,
     HandshakeError,
     InvalidArgument,
@@ -368,6 +370,16 @@ async def test_address_that_is_taken_cannot_be_had():
         await other.stop()
 
 
+async def test_server_that_is_stopped_while_it_starts_does_not_listen():
+    server = Server()
+    await server.start(ANY_PORT)
+    starting = asyncio.ensure_future(server.start("tcp://localhost:0"))
+    await asyncio.sleep(0)
+    await server.stop()
+    with pytest.raises(LocalProtocolError, match="was stopped"):
+        await starting
+
+
 async def test_stopped_server_does_not_start_again():
     server = Server()
     await server.start(ANY_PORT)
@@ -423,7 +435,7 @@ async def test_one_connection_more_than_the_limit_is_refused():
     async with pair(Echo(), max_connections=1) as (server, client):
         with pytest.raises(HandshakeError) as caught:
             await Client.connect(client.address)
-        assert caught.value.code == "unavailable"
+        assert caught.value.code == "resource_exhausted"
         assert await client.call("Echo.echo", 1) == 1
         await until(lambda: server.stats["connections"] == 1)
 
@@ -465,3 +477,18 @@ async def test_too_many_waiting_calls_are_refused():
             assert not caught.value.maybe_executed
             gate.opened.set()
             await asyncio.gather(*calls)
+
+
+async def test_codec_of_ones_own():
+    codec = Codec(
+        "repr", lambda value: repr(value).encode(), lambda data: ast.literal_eval(data.decode())
+    )
+    config = ServerConfig(codecs=(codec,))
+    async with (
+        serving(Geometry(), Echo(), config=config) as (_, address),
+        await Client.connect(address, codec=codec) as client,
+    ):
+        assert await client.call("Echo.echo", {"complex": 1j}) == {"complex": 1j}
+        assert await client.call("Geometry.total", {"x": 1}, {"x": 2, "y": 3}) == 6
+        with pytest.raises(HandshakeError):
+            await Client.connect(address, codec="json")

@@ -335,6 +335,27 @@ async def test_on_cancel_is_called_when_the_caller_gives_up():
         await told.wait()
 
 
+async def test_on_cancel_that_fails_is_logged_and_disturbs_nothing_else(caplog):
+    told = []
+
+    class Watch:
+        async def wait(self) -> None:
+            call = current_call()
+            call.on_cancel(lambda: told.append("first"))
+            call.on_cancel(lambda: told[5])
+            call.on_cancel(lambda: told.append("last"))
+            await asyncio.Event().wait()
+
+    async with pair(Watch(), Echo()) as (server, client):
+        with pytest.raises(DeadlineExceeded):
+            await client.call("Watch.wait", timeout=0.05)
+        await until(lambda: server.stats["running"] == 0)
+        assert told == ["first", "last"]
+        assert await client.call("Echo.echo", 1) == 1
+    (record,) = caplog.records
+    assert record.getMessage() == "Watch.wait: a callback of on_cancel() failed"
+
+
 async def test_handler_learns_why_it_was_cancelled():
     reasons = []
     seen = asyncio.Event()

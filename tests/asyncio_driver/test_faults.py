@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -358,6 +359,46 @@ async def test_deadline_fires_while_sending_is_blocked():
         # What could not leave was surely not executed.
         assert [outcome.maybe_executed for outcome in outcomes[-2:]] == [False, False]
         await client.close()
+
+
+@pytest.mark.fault(46)
+async def test_client_drops_a_server_that_never_reads_at_the_write_timeout():
+    async def never_read(wire: Wire) -> None:
+        await wire.line()
+        wire._writer.transport.pause_reading()
+        await wire.send(accept_line())
+        await silence(wire)
+
+    async with answering(never_read) as address:
+        config = ClientConfig(write_timeout=0.2, high_water=64 * 1024, ping_interval=None)
+        client = await Client.connect(address, config=config)
+        calls = [client.call("Echo.echo", bytes(4 << 20), timeout=math.inf) for _ in range(4)]
+        async with asyncio.timeout(5):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {Unavailable}
+        assert "did not read enough" in str(outcomes[0])
+        await client.close()
+
+
+@pytest.mark.fault(46)
+async def test_peer_over_tls_that_never_reads_is_dropped_at_the_write_timeout(authority):
+    config = ServerConfig(high_water=64 * 1024, write_timeout=0.3)
+    context = authority.server_context()
+    async with (
+        serving(Echo(), address="tls://127.0.0.1:0", ssl=context, config=config) as (
+            server,
+            address,
+        ),
+        await Client.connect(address, ssl=authority.client_context()) as client,
+    ):
+        client._protocol._transport.pause_reading()
+        calls = [client.call("Echo.echo", bytes(1 << 20)) for _ in range(40)]
+        waiting = asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: server.stats["running"] or server.stats["served"])
+        await until(lambda: server.stats["connections"] == 0)
+        assert server.stats["served"] < 40
+        client._protocol._transport.resume_reading()
+        assert Unavailable in {type(outcome) for outcome in await waiting}
 
 
 @pytest.mark.fault(47)
