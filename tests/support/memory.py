@@ -80,8 +80,8 @@ class Pair:
         """Carry bytes both ways until both ends are quiet."""
         busy = True
         while busy:
-            busy = self._carry(self.up)
-            busy = self._carry(self.down) or busy
+            busy = self.carry(self.up)
+            busy = self.carry(self.down) or busy
 
     def open(self) -> "Pair":
         """Carry the handshake over."""
@@ -103,7 +103,8 @@ class Pair:
         self.report(self.client, self.client.connection_lost(self.now))
         self.report(self.server, self.server.connection_lost(self.now))
 
-    def _carry(self, link: Link) -> bool:
+    def carry(self, link: Link) -> bool:
+        """Carry one piece in one direction, or the end of it; whether anything moved."""
         sender, receiver = link.sender, link.receiver
         moved = False
         if not link.held and not link.ended:

@@ -1,0 +1,1 @@
+"""Properties that hold for all bytes, values and orders of events."""
