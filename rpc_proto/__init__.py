@@ -66,6 +66,7 @@ __all__ = [
     "ConnectionTerminated",
     "DataLoss",
     "DeadlineExceeded",
+    "Dispatcher",
     "Event",
     "FailedPrecondition",
     "GoAwayReceived",
@@ -107,4 +108,8 @@ def __getattr__(name: str) -> object:
         from . import services
 
         return getattr(services, name)
+    if name == "Dispatcher":
+        from .dispatch import Dispatcher
+
+        return Dispatcher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

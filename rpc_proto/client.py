@@ -365,7 +365,8 @@ class ClientConnection(Connection):
 
     def _receive_half_close(self, now: float) -> None:
         # A server that will send no more will not answer either.
-        self._end(Trigger.LOST, Unavailable("the server closed the connection"), now)
+        why = f" ({self._reason})" if self._reason else ""  # what its GOAWAY said
+        self._end(Trigger.LOST, Unavailable(f"the server closed the connection{why}"), now)
 
     def _handle_goaway(self, call_id: int, now: float) -> None:
         if call_id and not self._was_used(call_id):

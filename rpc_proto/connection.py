@@ -360,6 +360,7 @@ class Connection(ABC):
             self._violate(f"malformed GOAWAY: {error}", now)
             return
         self._state = TRANSITIONS[self._state, Trigger.GOAWAY]
+        self._reason = f"{code}: {message}"
         self._events.append(GoAwayReceived(code, message))
         self._handle_goaway(call_id, now)
 
@@ -382,7 +383,7 @@ class Connection(ABC):
             self._take_out()  # there is nowhere to send it
         if not self._terminated:
             self._terminated = True
-            self._reason = str(error or "it was shut down")
+            self._reason = str(error or self._reason or "it was shut down")
             self._end_calls(error, now)
             self._events.append(ConnectionTerminated(error))
 

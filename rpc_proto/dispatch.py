@@ -5,10 +5,11 @@ The driver supplies the running: it gets an `Invocation` and reports how its han
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from .calls import ServerCall
-from .context import CallContext
+from .context import CallContext, ambient_call
 from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
 from .server import ServerConnection
 from .services import Method, reflect
@@ -47,6 +48,11 @@ class Invocation(CallContext):
         self.args, self.kwargs = arguments
         self.handle: Any = None
 
+    def invoke(self) -> Any:
+        """Call the handler, in a context of its own: `copy_context().run(invocation.invoke)`."""
+        ambient_call.set(self)
+        return self.target.function(*self.args, **self.kwargs)
+
 
 class Dispatcher:
     """The services of one server and the calls that run on it, over all its connections.
@@ -59,9 +65,9 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        max_concurrency: int,
-        max_queued: int,
         clock: Callable[[], float],
+        max_concurrency: int = 1000,
+        max_queued: int = 10_000,
         debug: bool = False,
     ) -> None:
         for name, value in (("max_concurrency", max_concurrency), ("max_queued", max_queued)):
@@ -142,6 +148,17 @@ class Dispatcher:
             return None
         self.queue[call] = invocation
         return None
+
+    def handle(self, connection: ServerConnection, call: ServerCall) -> None:
+        """Find, run and answer a call here and now, by a `def` handler: enough for a small loop."""
+        invocation = self.begin(connection, call, None)
+        if invocation is not None:
+            try:
+                result = copy_context().run(invocation.invoke)
+            except Exception as error:
+                self.fail(invocation, error)
+            else:
+                self.succeed(invocation, result)
 
     def cancel(self, call: ServerCall, error: CallError) -> Invocation | None:
         """Take note of a `CallCancelled`; return the invocation whose handler is to be stopped."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any
 
-from rpc_proto.context import ambient_call
 from rpc_proto.dispatch import Invocation
 
 __all__ = ["HandlerRunner"]
@@ -101,11 +100,9 @@ class _Handler(Coroutine[Any, Any, None]):
 
     def begin(self, invocation: Invocation) -> Any:
         """Run a handler's first step and return what it yields."""
-        ambient_call.set(invocation)
         self.invocation = invocation
         invocation.handle = self
-        coroutine = invocation.target.function(*invocation.args, **invocation.kwargs)
-        self.coroutine = coroutine
+        self.coroutine = coroutine = invocation.invoke()
         return coroutine.send(None)
 
     def adopt(self, context: Context, waits_for: Any) -> None:

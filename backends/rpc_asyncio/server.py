@@ -24,7 +24,6 @@ from rpc_proto import (
     ServerConnection,
     parse_address,
 )
-from rpc_proto.context import ambient_call
 from rpc_proto.dispatch import Dispatcher, Invocation
 from rpc_proto.introspection import INTROSPECTION, Introspection
 
@@ -36,11 +35,6 @@ __all__ = ["Server"]
 _log = logging.getLogger("rpc_asyncio")
 
 _RESUMED_AT_ONCE = 100  # calls from the queue in one turn of the loop
-
-
-def _run_in_thread(invocation: Invocation) -> Any:
-    ambient_call.set(invocation)
-    return invocation.target.function(*invocation.args, **invocation.kwargs)
 
 
 class _ServerProtocol(ConnectionProtocol):
@@ -314,7 +308,7 @@ class Server:
             self._runner.start(invocation)
         elif method.is_quick:
             try:
-                result = copy_context().run(_run_in_thread, invocation)
+                result = copy_context().run(invocation.invoke)
             except Exception as error:
                 self._ended(invocation, None, error)
             else:
@@ -322,7 +316,7 @@ class Server:
         else:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rpc-handler")
-            future = self._pool.submit(copy_context().run, _run_in_thread, invocation)
+            future = self._pool.submit(copy_context().run, invocation.invoke)
             invocation.handle = future
             future.add_done_callback(lambda done: self._thread_ended(invocation, done))
 

@@ -1,0 +1,76 @@
+"""The examples run, and the pages show what runs."""
+
+import asyncio
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from rpc_asyncio import Client, Server
+
+ROOT = Path(__file__).parents[2]
+EMBEDDING = (ROOT / "docs" / "embedding.md").read_text()
+
+
+def loop_of_the_example() -> str:
+    return (ROOT / "examples" / "selector_server.py").read_text().split("# [loop]\n")[1].strip()
+
+
+def test_a_selector_loop_of_15_lines_answers_a_real_client():
+    example = subprocess.Popen(
+        [sys.executable, ROOT / "examples" / "selector_server.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    async def call_it(address: str):
+        async with await Client.connect(address, timeout=10.0) as client:
+            many = await asyncio.gather(*(client.call("Arith.add", i, 1) for i in range(100)))
+            return many, await client.call("Arith.add", 1, b=2)
+
+    with example:
+        try:
+            assert example.stdout is not None
+            many, one = asyncio.run(call_it(example.stdout.readline().strip()))
+            assert many == list(range(1, 101))
+            assert one == 3
+            assert example.wait(timeout=10.0) == 0
+        finally:
+            example.kill()
+    assert len(loop_of_the_example().splitlines()[1:]) <= 15
+
+
+def test_the_page_shows_the_loop_that_runs():
+    assert f"```python\n{loop_of_the_example()}\n```" in EMBEDDING
+
+
+def test_a_trio_client_calls_a_real_server():
+    class Arith:
+        async def add(self, a: int, b: int) -> int:
+            return a + b
+
+    async def main() -> str:
+        server = Server()
+        server.register(Arith())
+        address = await server.start("tcp://127.0.0.1:0")
+        try:
+            example = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(ROOT / "examples" / "trio_client.py"),
+                "127.0.0.1",
+                address.rpartition(":")[2],
+                stdout=asyncio.subprocess.PIPE,
+            )
+            out, _ = await asyncio.wait_for(example.communicate(), 20.0)
+            assert example.returncode == 0
+            return out.decode()
+        finally:
+            await server.stop(grace=0.0)
+
+    assert asyncio.run(main()) == "3\n"
+
+
+def test_the_conversation_without_a_network_is_true():
+    (code,) = re.findall(r"```python\n(from rpc_proto.*?)```", EMBEDDING, flags=re.S)
+    exec(inspect.cleandoc(code), {})
