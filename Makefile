@@ -37,6 +37,7 @@ faults: $(VENV)/.dev
 # Our rates against the floor of the same runtime, interleaved in one run (about 5 minutes).
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/footprint.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

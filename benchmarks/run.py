@@ -64,14 +64,25 @@ def _measure(name, workload, seconds):
     module, loop, _ = CONTENDERS[name]
     _, unit, connections, in_flight, size = WORKLOADS[workload]
     command = [sys.executable, __file__, "--child"]
-    server = subprocess.Popen([*command, "serve", module, loop, "{}"], stdout=subprocess.PIPE,
-                              text=True)
+    server = subprocess.Popen(
+        [*command, "serve", module, loop, "{}"], stdout=subprocess.PIPE, text=True
+    )
     try:
-        load = {"address": server.stdout.readline().strip(), "connections": connections,
-                "in_flight": in_flight, "size": size, "seconds": seconds, "warm_up": 0.3}
-        client = subprocess.run([*command, "load", module, loop, json.dumps(load)],
-                                stdout=subprocess.PIPE, text=True, check=True,
-                                timeout=seconds * 4 + 30)
+        load = {
+            "address": server.stdout.readline().strip(),
+            "connections": connections,
+            "in_flight": in_flight,
+            "size": size,
+            "seconds": seconds,
+            "warm_up": 0.3,
+        }
+        client = subprocess.run(
+            [*command, "load", module, loop, json.dumps(load)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=seconds * 4 + 30,
+        )
     finally:
         server.kill()
         server.communicate()
@@ -104,8 +115,12 @@ def main():
             if CONTENDERS[name][2]
         )
         title, unit = WORKLOADS[workload][:2]
-        print(f"{workload:4}{title:38}" + "".join(f"{medians[name]:16,.0f}" for name in names)
-              + f"{ratios:>16}{TARGETS[workload]:7.2f}  {unit}", flush=True)
+        print(
+            f"{workload:4}{title:38}"
+            + "".join(f"{medians[name]:16,.0f}" for name in names)
+            + f"{ratios:>16}{TARGETS[workload]:7.2f}  {unit}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Measure what the library costs when it does nothing: memory of idle connections, time to import.
+
+python benchmarks/footprint.py
+"""
+
+import asyncio
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+CONNECTIONS = 1000
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _serve() -> None:
+    import gc
+
+    from rpc_asyncio import Server
+
+    async def main() -> None:
+        server = Server()
+        print(await server.start("tcp://127.0.0.1:0"), flush=True)
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while await reader.readline():
+            gc.collect()
+            print(server.stats["connections"], _resident(), flush=True)
+
+    asyncio.run(main())
+
+
+async def _memory() -> float:
+    """Return bytes of the server's memory for each idle connection."""
+    from rpc_asyncio import Client
+
+    server = await asyncio.create_subprocess_exec(
+        sys.executable,
+        __file__,
+        "--serve",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    address = (await server.stdout.readline()).decode().strip()
+
+    async def ask() -> tuple[int, int]:
+        server.stdin.write(b"\n")
+        connections, resident = (await server.stdout.readline()).split()
+        return int(connections), int(resident)
+
+    warm = [await Client.connect(address) for _ in range(20)]
+    _, before = await ask()
+    clients = [await Client.connect(address) for _ in range(CONNECTIONS)]
+    connections, after = await ask()
+    assert connections == CONNECTIONS + len(warm)
+    for client in warm + clients:
+        await client.close()
+    server.kill()
+    await server.wait()
+    return (after - before) / CONNECTIONS
+
+
+def _process(statement: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", statement], check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--serve"]:
+        _serve()
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    kib = statistics.median(asyncio.run(_memory()) for _ in range(3)) / 1024
+    print(f"server memory for each idle connection: {kib:.1f} KiB ({CONNECTIONS} connections)")
+    for statement in ("pass", "import rpc_proto", "import asyncio", "import rpc_asyncio"):
+        _process(statement)
+        milliseconds = statistics.median(_process(statement) for _ in range(21)) * 1000
+        print(f"python -c '{statement}': {milliseconds:.1f} ms (median of 21 processes)")
+
+
+if __name__ == "__main__":
+    main()
