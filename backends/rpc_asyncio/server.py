@@ -211,8 +211,9 @@ class Server:
 
     async def serve_forever(self) -> None:
         """Wait until `stop` is called; when cancelled, stop at once."""
+        if self._loop is None:
+            raise LocalProtocolError("start the server first")
         self._check_owner()
-        assert self._loop is not None
         if self._gone is None:
             self._gone = self._loop.create_future()
         try:
@@ -226,6 +227,8 @@ class Server:
         Then their callers get `unavailable` and the handlers are cancelled. Returns when every
         connection is closed, at the latest `close_timeout` after that.
         """
+        if not grace >= 0:
+            raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
         if self._loop is None:
             return
         self._check_owner()

@@ -56,19 +56,6 @@ class GeometryApi:
 GeometryApi.__name__ = "Geometry"
 
 
-@pytest.fixture(params=["tcp", "unix", "tls"])
-def transport(request, tmp_path, authority):
-    """Give how to listen and how to connect."""
-    if request.param == "tcp":
-        return {"address": ANY_PORT}, {}
-    if request.param == "unix":
-        return {"address": f"unix://{tmp_path}/rpc.sock"}, {}
-    return (
-        {"address": "tls://127.0.0.1:0", "ssl": authority.server_context()},
-        {"ssl": authority.client_context()},
-    )
-
-
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 async def test_typed_calls_over_every_transport(transport, codec):
     listening, connecting = transport

@@ -1,12 +1,16 @@
 """What is left when thousands of calls have ended in every way: nothing."""
 
 import asyncio
+import contextlib
 import random
+import threading
+from collections.abc import Awaitable, Callable
 
 import pytest
 from asyncio_driver.support import pair, until
+from rpc_asyncio import Client
 
-from rpc_proto import DeadlineExceeded, ServerConfig, quick
+from rpc_proto import CallError, DeadlineExceeded, HandshakeError, ServerConfig, quick
 
 
 class Work:
@@ -20,6 +24,18 @@ class Work:
     @quick
     def quickly(self, value: int) -> int:
         return value
+
+    async def stubborn(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
+
+    async def fails(self) -> None:
+        await asyncio.sleep(0)
+        raise DeadlineExceeded("of its own")
+
+    def in_thread(self) -> None:
+        threading.Event().wait(0.002)
 
     async def for_ever(self) -> None:
         await asyncio.Event().wait()
@@ -58,6 +74,69 @@ async def test_thousands_of_calls_that_end_in_every_way_leave_nothing_behind():
         ]
         assert [len(heap) <= 64 + 2 for heap in heaps] == [True, True]
         assert client._connection._queue == {}
+
+
+class Chaos:
+    """A user of a client that does everything wrong, at random."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        self.address = address
+        self.dice = random.Random(seed)
+
+    async def run(self, rounds: int) -> None:
+        for _ in range(rounds):
+            with contextlib.suppress(CallError, HandshakeError):
+                client = await Client.connect(self.address)
+                await self.use(client)
+
+    async def use(self, client: Client) -> None:
+        dice = self.dice
+        calls = [asyncio.ensure_future(self.call(client)) for _ in range(dice.randrange(40))]
+        for call in calls:
+            if dice.random() < 0.3:
+                await asyncio.sleep(0)
+            if dice.random() < 0.3:
+                call.cancel()
+        end: Callable[[], Awaitable[None]] = dice.choice([client.close, self.wait, self.wait])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dice.random() * 0.05):
+                await end()
+        if dice.random() < 0.5:
+            client._protocol._transport.abort()
+        if dice.random() < 0.5:
+            await asyncio.gather(*calls, return_exceptions=True)
+        await client.close(dice.choice([0, 0, 0.02]))
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert client.calls_in_flight == 0
+
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+    async def call(self, client: Client) -> None:
+        timeout = self.dice.choice([None, 0, 0.001, 0.01, 0.03])
+        name = self.dice.choice(
+            ["at_once", "soon", "quickly", "stubborn", "fails", "in_thread", "for_ever", "missing"]
+        )
+        args = (1,) if name in ("at_once", "soon", "quickly") else ()
+        if self.dice.random() < 0.2:
+            await client.notify(f"Work.{name}", *args, timeout=timeout or 0.1)
+        else:
+            await client.call(f"Work.{name}", *args, timeout=timeout)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("concurrency", [3, 1000])
+async def test_clients_that_do_everything_wrong_leave_nothing_behind(seed, concurrency):
+    config = ServerConfig(max_calls=16, handling_timeout=0.2, refusals=5)
+    async with pair(
+        Work(), config=config, max_concurrency=concurrency, max_queued=20, threads=2
+    ) as (server, client):
+        users = [Chaos(client.address, 100 * seed + number) for number in range(8)]
+        await asyncio.gather(*(user.run(8) for user in users))
+        await until(lambda: server.stats["connections"] == 1)
+        await until(lambda: server.stats["running"] == server.stats["queued"] == 0)
+        assert server.stats["tasks"] == server.stats["abandoned"] == 0
+        assert await client.call("Work.soon", 1) == 1
 
 
 async def test_connections_that_come_and_go_leave_nothing_behind():

@@ -27,7 +27,7 @@ from asyncio_driver.support import (
 )
 from rpc_asyncio import Client, Server
 
-from rpc_proto import CallError, HandshakeError, ServerConfig, Unavailable
+from rpc_proto import CallError, HandshakeError, LocalProtocolError, ServerConfig, Unavailable
 
 ROOT = Path(__file__).parents[2]
 
@@ -290,6 +290,52 @@ async def test_stop_again_or_without_a_start_is_no_error():
     await server.start("tcp://127.0.0.1:0")
     await asyncio.gather(server.stop(), server.stop())
     await server.stop()
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan")])
+async def test_stop_with_a_grace_that_is_no_time_changes_nothing(grace):
+    async with pair(Echo()) as (server, client):
+        with pytest.raises(LocalProtocolError, match="grace must be seconds"):
+            await server.stop(grace)
+        assert await client.call("Echo.echo", 1) == 1
+        async with await Client.connect(client.address) as other:
+            assert await other.call("Echo.echo", 2) == 2
+
+
+async def test_server_serves_only_after_its_start():
+    with pytest.raises(LocalProtocolError, match="start the server first"):
+        await Server().serve_forever()
+
+
+async def test_client_that_vanishes_has_its_handlers_cancelled(transport):
+    listening, connecting = transport
+    gate = Gate()
+    async with serving(gate, **listening) as (server, address):
+        client = await Client.connect(address, **connecting)
+        waiting = asyncio.ensure_future(client.call("Gate.wait"))
+        await gate.started.wait()
+        client._protocol._transport.abort()
+        with pytest.raises(Unavailable, match="closed"):
+            await waiting
+        async with asyncio.timeout(3):
+            await gate.cancelled.wait()
+        await client.close()
+        await until(lambda: server.stats["connections"] == server.stats["running"] == 0)
+
+
+async def test_server_that_stops_in_order_over_every_transport(transport):
+    listening, connecting = transport
+    gate = Gate()
+    async with serving(gate, **listening) as (server, address):
+        client = await Client.connect(address, **connecting)
+        running = asyncio.ensure_future(client.call("Gate.wait"))
+        await gate.started.wait()
+        stopping = asyncio.ensure_future(server.stop(grace=10))
+        await until(lambda: client.closed)
+        gate.opened.set()
+        assert await running == "through"
+        await stopping
+        await client.close()
 
 
 async def test_stop_with_clients_in_the_handshake_does_not_hang():

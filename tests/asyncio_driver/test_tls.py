@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from asyncio_driver.support import Echo, Gate, pair, serving, until
+from asyncio_driver.support import Echo, pair, serving, until
 from rpc_asyncio import Client, Server
 
 from rpc_proto import HandshakeError, Peer, ServerConfig, Unavailable, current_call
@@ -129,34 +129,6 @@ async def test_tls_and_plain_addresses_of_one_server(authority):
         address = await server.start(TLS, ssl=authority.server_context())
         async with await Client.connect(address, ssl=authority.client_context()) as other:
             assert await client.call("Who.asks") == await other.call("Who.asks")
-
-
-async def test_tls_client_that_leaves_has_its_handlers_cancelled(authority):
-    gate = Gate()
-    async with serving(gate, address=TLS, ssl=authority.server_context()) as (server, address):
-        client = await Client.connect(address, ssl=authority.client_context())
-        waiting = asyncio.ensure_future(client.call("Gate.wait"))
-        await gate.started.wait()
-        client._protocol._transport.abort()
-        with pytest.raises(Unavailable):
-            await waiting
-        await gate.cancelled.wait()
-        await client.close()
-        await until(lambda: server.stats["connections"] == 0)
-
-
-async def test_stop_closes_tls_connections(authority):
-    gate = Gate()
-    async with serving(gate, address=TLS, ssl=authority.server_context()) as (server, address):
-        client = await Client.connect(address, ssl=authority.client_context())
-        running = asyncio.ensure_future(client.call("Gate.wait"))
-        await gate.started.wait()
-        stopping = asyncio.ensure_future(server.stop(grace=10))
-        await until(lambda: client.closed)
-        gate.opened.set()
-        assert await running == "through"
-        await stopping
-        await client.close()
 
 
 # Tokens
