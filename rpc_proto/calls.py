@@ -114,7 +114,7 @@ class CallTable(Generic[AnyCall]):
 
     The heap holds (deadline, id), not calls, so that nothing of a call stays when it has ended. An
     entry whose call has gone is dropped by `expire`, or when such entries outnumber the live ones:
-    the heap never holds more than twice the calls plus 65. `by_id` is for looking.
+    the heap never grows beyond twice the calls plus 65. `by_id` is for looking.
     """
 
     __slots__ = ("_heap", "by_id")

@@ -1,8 +1,7 @@
 """What an embedder or a user may set, with its default, its unit and its bounds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, NoReturn, Self, dataclass_transform
 
 from .codecs import BUILT_IN, Codec
 
@@ -18,8 +17,7 @@ LARGEST_BODY = 2**32 - 1
 LARGEST_HEADER = 2**16 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Who is at the other end: `address` as the transport names it, and what TLS verified.
 
     `certificate` is the verified client certificate as `ssl.SSLSocket.getpeercert` gives it, or
@@ -31,15 +29,52 @@ class Peer:
     identity: Any = None
 
 
-def _check(name: str, value: Any, low: float, high: float, whole: bool) -> None:
+def _check_range(name: str, value: Any, low: float, high: float, whole: bool) -> None:
     right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not right or not low <= value <= high:
         unit = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {unit} from {low:g} to {high:g}, not {value!r}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Config:
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class _Settings:
+    """Fields with defaults, given by name, checked once and never changed.
+
+    To a type checker this is a dataclass; the real ones would double the time that importing the
+    package takes.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        known = [vars(kind).get("__annotations__", {}) for kind in type(self).__mro__]
+        for name in settings:
+            if not any(name in fields for fields in known):
+                raise TypeError(f"{type(self).__name__} has no setting {name!r}")
+        self.__dict__.update(settings)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ValueError for a setting out of its bounds."""
+
+    def override(self, **settings: Any) -> Self:
+        """Return these settings with those given that are not None in their place."""
+        changes = {name: value for name, value in settings.items() if value is not None}
+        return type(self)(**{**self.__dict__, **changes}) if changes else self
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"settings cannot be changed: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = {**self.__dict__, **({"token": "..."} if "token" in self.__dict__ else {})}
+        fields = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({fields})"
+
+
+class _Config(_Settings):
     """What both ends set. Sizes in bytes, times in seconds; None switches a time limit off."""
 
     max_header: int = 16 * 1024
@@ -58,55 +93,43 @@ class _Config:
     close_timeout: float = 5.0
     """How long the last bytes may take to leave before the connection is dropped."""
 
-    def __post_init__(self) -> None:
-        _check("max_header", self.max_header, SMALLEST_HEADER, LARGEST_HEADER, whole=True)
-        _check("max_body", self.max_body, SMALLEST_BODY, LARGEST_BODY, whole=True)
-        _check("high_water", self.high_water, 1024, 2**40, whole=True)
+    def _check(self) -> None:
+        _check_range("max_header", self.max_header, SMALLEST_HEADER, LARGEST_HEADER, whole=True)
+        _check_range("max_body", self.max_body, SMALLEST_BODY, LARGEST_BODY, whole=True)
+        _check_range("high_water", self.high_water, 1024, 2**40, whole=True)
         for name in ("handshake_timeout", "write_timeout", "close_timeout"):
-            _check(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
+            _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
         if self.ping_interval is not None:
-            _check("ping_interval", self.ping_interval, 1.0, MAX_TIMEOUT, whole=False)
+            _check_range("ping_interval", self.ping_interval, 1.0, MAX_TIMEOUT, whole=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig(_Config):
     """Settings of a client's end. Sizes in bytes, times in seconds."""
 
     codec: str | Codec = "msgpack"
     """`"msgpack"`, `"json"`, or a `Codec` of your own that the server knows too."""
-    token: str | None = field(default=None, repr=False)
+    token: str | None = None
     """Shown to the server in the option handshake."""
     call_timeout: float = 60.0
     """The timeout of a call that sets none; `math.inf` for none at all."""
     max_queued_calls: int = 65_536
     """Calls that may wait for the handshake, for a free slot, or for a peer that reads slowly."""
 
-    def __post_init__(self) -> None:
-        # Zero-argument super() does not work in a dataclass with slots.
-        _Config.__post_init__(self)
-        _check("call_timeout", self.call_timeout, 0.001, float("inf"), whole=False)
-        _check("max_queued_calls", self.max_queued_calls, 1, 2**31, whole=True)
-
-    def override(self, codec: str | Codec | None, token: str | None) -> "ClientConfig":
-        """Return the settings with what is not None put in place."""
-        changes: dict[str, Any] = {}
-        if codec is not None:
-            changes["codec"] = codec
-        if token is not None:
-            changes["token"] = token
-        return replace(self, **changes) if changes else self
+    def _check(self) -> None:
+        super()._check()
+        _check_range("call_timeout", self.call_timeout, 0.001, float("inf"), whole=False)
+        _check_range("max_queued_calls", self.max_queued_calls, 1, 2**31, whole=True)
 
 
 Authenticate = Callable[[str | None, Peer], Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(_Config):
     """Settings of a server's end. Sizes in bytes, times in seconds."""
 
     codecs: tuple[str | Codec, ...] = ("msgpack", "json")
     """The codecs that clients may choose; nothing else is ever loaded."""
-    token: str | None = field(default=None, repr=False)
+    token: str | None = None
     """The token that clients must show, compared in constant time; None lets everybody in."""
     authenticate: Authenticate | None = None
     """`authenticate(token, peer)` instead of `token`: a falsy result refuses the connection, any
@@ -121,13 +144,13 @@ class ServerConfig(_Config):
     """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; a
     tenth of them is forgiven each second."""
 
-    def __post_init__(self) -> None:
-        _Config.__post_init__(self)
-        _check("max_calls", self.max_calls, 1, 2**31, whole=True)
-        _check("refusals", self.refusals, 1, 2**31, whole=True)
+    def _check(self) -> None:
+        super()._check()
+        _check_range("max_calls", self.max_calls, 1, 2**31, whole=True)
+        _check_range("refusals", self.refusals, 1, 2**31, whole=True)
         for name in ("handling_timeout", "idle_timeout"):
             if getattr(self, name) is not None:
-                _check(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
+                _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
         codecs = self.codecs if isinstance(self.codecs, (tuple, list)) else ()
         if not codecs or not all(isinstance(c, Codec) or c in BUILT_IN for c in codecs):
             raise ValueError(
@@ -137,12 +160,3 @@ class ServerConfig(_Config):
             raise ValueError("token must be a string that is not empty")
         if self.token is not None and self.authenticate is not None:
             raise ValueError("set either token or authenticate, not both")
-
-    def override(self, token: str | None, authenticate: Authenticate | None) -> "ServerConfig":
-        """Return the settings with what is not None put in place."""
-        changes: dict[str, Any] = {}
-        if token is not None:
-            changes["token"] = token
-        if authenticate is not None:
-            changes["authenticate"] = authenticate
-        return replace(self, **changes) if changes else self

@@ -109,11 +109,14 @@ class ServerConnection(Connection):
         """
         calls = self._calls.by_id
         if call.ended or call.one_way or calls.get(call.id) is not call:
-            return self._conclude(call, now)
+            ended = self._conclude(call, now)
+            if ended and self._state is not State.OPEN:
+                self._settle(now)
+            return ended
         del calls[call.id]
         call.ended = True
         self._live -= 1
-        self._now = now
+        self._now = self._idle_since = now
         flags = 0
         header = b""
         try:

@@ -112,7 +112,7 @@ class Client:
         nothing stays open then.
         """
         where = parse_address(address)
-        config = (config or ClientConfig()).override(codec, token)
+        config = (config or ClientConfig()).override(codec=codec, token=token)
         if where.scheme == "tls":
             ssl = ssl or ssl_module.create_default_context()
         elif ssl is not None:

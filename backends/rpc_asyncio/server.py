@@ -120,7 +120,7 @@ class Server:
         introspection: bool = True,
         debug: bool = False,
     ) -> None:
-        self.config = (config or ServerConfig()).override(token, authenticate)
+        self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
         if threads < 1 or max_connections < 1:
             raise ValueError(
                 "threads and max_connections must be 1 or more, "

@@ -1,6 +1,5 @@
 """What may be set, and what is refused with the name and the bounds."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -66,7 +65,7 @@ def test_timeout_of_calls_may_be_infinite() -> None:
 
 @pytest.mark.parametrize("kind", [ClientConfig, ServerConfig])
 def test_config_cannot_be_changed(kind: type) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         kind().max_body = 9000
 
 
@@ -82,9 +81,9 @@ def test_token_and_authenticate_exclude_each_other() -> None:
 
 def test_override_puts_in_place_what_is_given() -> None:
     config = ClientConfig(token="old", max_body=9000)
-    assert config.override(None, None) is config
-    assert config.override("json", "new") == ClientConfig(codec="json", token="new", max_body=9000)
-    assert ServerConfig().override("t", None).token == "t"
+    assert config.override(codec=None, token=None) is config
+    assert config.override(codec="json", token="new") == ClientConfig(codec="json", token="new", max_body=9000)
+    assert ServerConfig().override(token="t", authenticate=None).token == "t"
 
 
 def test_codec_of_the_user_may_be_listed() -> None:

@@ -1,0 +1,530 @@
+"""ClientConnection: starting, sending, cancelling and ending calls; liveness and shutdown."""
+
+import math
+from typing import Any
+
+import pytest
+from support.memory import Pair, only, outcome, termination
+from support.wire import (
+    CANCEL,
+    CODECS,
+    GOAWAY,
+    NAMED,
+    NOT_EXECUTED,
+    ONE_WAY,
+    PING,
+    PONG,
+    RAW,
+    REQUEST,
+    START,
+    Frame,
+    Wire,
+    frame,
+    frames_in,
+    open_client,
+)
+
+from rpc_proto import (
+    CallCompleted,
+    CallFailed,
+    Cancelled,
+    ClientConfig,
+    ClientConnection,
+    ConnectionTerminated,
+    DataLoss,
+    DeadlineExceeded,
+    GoAwayReceived,
+    InvalidArgument,
+    LocalProtocolError,
+    NotFound,
+    RemoteProtocolError,
+    ResourceExhausted,
+    State,
+    Unavailable,
+)
+
+ONE_SLOT = {"header": 16384, "body": 65536, "calls": 1}
+
+
+def seen(client: ClientConnection) -> Any:
+    """All of a client that a command could change."""
+    return client.calls_in_flight, client._serial, client.outbound, client.state, len(client._queue)
+
+
+# Requests on the wire
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_call_is_one_request_frame(codec: str) -> None:
+    client = open_client(codec=codec)
+    call = client.start_call("Arith.add", (1, 2), now=START)
+    [sent] = frames_in(client.data_to_send())
+    wire = Wire(codec)
+    assert (sent.type, sent.flags, sent.call_id) == (REQUEST, 0, call.id)
+    assert wire.decode(sent.header) == ["Arith.add"]
+    assert wire.decode(sent.body) == [1, 2]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_named_arguments_travel_beside_the_others(codec: str) -> None:
+    client = open_client(codec=codec)
+    client.start_call("Arith.add", (1,), {"b": 2}, now=START)
+    [sent] = frames_in(client.data_to_send())
+    assert sent.flags == NAMED
+    assert Wire(codec).decode(sent.body) == [[1], {"b": 2}]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_one_bytes_argument_travels_as_it_is(kind: type, codec: str) -> None:
+    client = open_client(codec=codec)
+    client.start_call("Blob.put", (kind(b"\xff\x00"),), now=START)
+    [sent] = frames_in(client.data_to_send())
+    assert (sent.flags, sent.body) == (RAW, b"\xff\x00")
+
+
+def test_large_bytes_argument_is_not_copied() -> None:
+    client = open_client()
+    body = bytes(100_000)
+    client.start_call("Blob.put", (body,), now=START)
+    assert client.buffers_to_send()[-1] is body
+
+
+def test_buffer_that_may_change_is_copied_when_the_call_starts() -> None:
+    client = ClientConnection(now=START)
+    buffer = bytearray(b"before")
+    call = client.start_call("Blob.put", (buffer,), now=START)
+    buffer[:] = b"after!"
+    assert call.body == b"before"
+
+
+def test_call_without_arguments_has_no_body() -> None:
+    client = open_client()
+    client.start_call("Arith.add", now=START)
+    assert frames_in(client.data_to_send())[0].body == b""
+
+
+def test_deadline_travels_as_the_milliseconds_that_are_left() -> None:
+    client = open_client()
+    client.start_call("S.m", now=START, deadline=START + 1.2345)
+    client.start_call("S.m", now=START, deadline=START + 1e-9)
+    client.start_call("S.m", now=START, deadline=math.inf)
+    headers = [Wire().decode(sent.header) for sent in frames_in(client.data_to_send())]
+    assert headers == [["S.m", 1235], ["S.m", 1], ["S.m"]] or headers[0] == ["S.m", 1234]
+
+
+def test_time_in_the_queue_is_taken_off_the_timeout_that_travels() -> None:
+    pair = Pair()
+    pair.down.held = True
+    pair.call("S.m", timeout=2.0)
+    pair.advance(1.5)
+    pair.down.held = False
+    pair.pump()
+    assert pair.requests()[0].deadline == pair.now + 0.5
+
+
+def test_metadata_travels_with_the_call() -> None:
+    pair = Pair().open()
+    _, served = pair.request("S.m", metadata={"trace": "42", "": "\u20ac"})
+    assert served.metadata == {"trace": "42", "": "\u20ac"}
+
+
+def test_large_and_small_buffers_come_out_in_order() -> None:
+    client = open_client()
+    for size in (10, 70_000, 20, 80_000):
+        client.start_call("Blob.put", (bytes(size),), now=START)
+    sent = frames_in(b"".join(client.buffers_to_send()))
+    assert [len(one.body) for one in sent] == [10, 70_000, 20, 80_000]
+    assert client.buffers_to_send() == []
+
+
+# Misuse
+
+
+MISUSE: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "method empty": ({"method": ""}, LocalProtocolError),
+    "method no string": ({"method": b"S.m"}, LocalProtocolError),
+    "method None": ({"method": None}, LocalProtocolError),
+    "deadline NaN": ({"deadline": math.nan}, LocalProtocolError),
+    "arguments not encodable": ({"args": (object(),)}, InvalidArgument),
+    "named arguments not encodable": ({"kwargs": {"a": object()}}, InvalidArgument),
+    "arguments no sequence": ({"args": 5}, InvalidArgument),
+    "method not encodable": ({"method": "S.\ud800"}, InvalidArgument),
+    "metadata value no string": ({"metadata": {"k": 1}}, InvalidArgument),
+    "metadata key no string": ({"metadata": {1: "v"}}, InvalidArgument),
+    "metadata no mapping": ({"metadata": 5}, InvalidArgument),
+    "body too large": ({"args": ("x" * 70_000,)}, ResourceExhausted),
+    "header too large": ({"metadata": {"k": "x" * 20_000}}, ResourceExhausted),
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("wrong", "kind"), MISUSE.values(), ids=MISUSE)
+def test_misuse_raises_before_anything_is_changed(
+    wrong: dict[str, Any], kind: type[Exception], codec: str
+) -> None:
+    client = open_client(codec=codec, limits={"header": 16384, "body": 65536, "calls": 9})
+    before = seen(client)
+    arguments = {"method": "S.m", "now": START, **wrong}
+    with pytest.raises(kind) as caught:
+        client.start_call(**arguments)
+    assert getattr(caught.value, "maybe_executed", False) is False
+    assert seen(client) == before
+    assert client.data_to_send() == b""
+    assert client.start_call("S.m", now=START).id == 1
+
+
+@pytest.mark.parametrize("grace", [-1.0, math.nan])
+def test_grace_that_is_no_time_is_refused(grace: float) -> None:
+    client = open_client()
+    with pytest.raises(LocalProtocolError):
+        client.shutdown(START, grace)
+    assert client.state is State.OPEN
+
+
+@pytest.mark.parametrize("end", ["shutdown", "loss", "goaway", "violation"])
+def test_connection_that_ends_takes_no_more_calls(end: str) -> None:
+    client = open_client()
+    client.start_call("S.m", now=START)
+    if end == "shutdown":
+        client.shutdown(START, 5.0)
+    elif end == "loss":
+        client.connection_lost(START)
+    elif end == "goaway":
+        client.receive_data(Wire().goaway(1), START)
+    else:
+        client.receive_data(b"\0" * 16, START)
+    with pytest.raises(Unavailable) as caught:
+        client.start_call("S.m", now=START)
+    assert caught.value.maybe_executed is False
+
+
+# Ends of calls
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_answer_completes_the_call_and_gives_the_waiter_back(codec: str) -> None:
+    client = open_client(codec=codec)
+    waiter = object()
+    call = client.start_call("S.m", now=START, waiter=waiter)
+    [event] = client.receive_data(Wire(codec).response(call.id, {"a": [1]}), START)
+    assert isinstance(event, CallCompleted)
+    assert event.call is call
+    assert event.call.waiter is waiter
+    assert event.value == {"a": [1]}
+    assert client.calls_in_flight == 0
+
+
+def test_answers_may_come_in_any_order() -> None:
+    pair = Pair().open()
+    calls = [pair.call("S.m", number) for number in range(5)]
+    for served in reversed(pair.requests()):
+        pair.respond(served, served.id * 10)
+    assert [pair.outcome(call) for call in calls] == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("flags", [0, NOT_EXECUTED])
+def test_error_fails_the_call_with_its_class(flags: int) -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    [event] = client.receive_data(Wire().error(call.id, "not_found", "no", [1], flags), START)
+    assert type(event.error) is NotFound
+    assert (event.error.message, event.error.details) == ("no", [1])
+    assert event.error.maybe_executed is (flags == 0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_result_becomes_the_type_that_was_asked_for(codec: str) -> None:
+    client = open_client(codec=codec)
+    wire = Wire(codec)
+    good = client.start_call("S.m", returns=set[int], now=START)
+    bad = client.start_call("S.m", returns=set[int], now=START)
+    nothing = client.start_call("S.m", returns=int | None, now=START)
+    data = wire.response(good.id, [1, 1]) + wire.response(bad.id, ["x"]) + wire.response(nothing.id)
+    first, second, third = client.receive_data(data, START)
+    assert first.value == {1}
+    assert type(second.error) is DataLoss
+    assert third.value is None
+
+
+def test_metadata_of_the_answer_comes_with_it() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    [event] = client.receive_data(Wire().response(call.id, 1, metadata={"k": "v"}), START)
+    assert event.metadata == {"k": "v"}
+
+
+def test_one_way_call_has_ended_when_it_is_sent() -> None:
+    client = open_client()
+    call = client.start_call("Log.line", ("text",), one_way=True, now=START)
+    assert call.sent
+    assert client.calls_in_flight == 0
+    [sent] = frames_in(client.data_to_send())
+    assert sent.flags == ONE_WAY
+
+
+def test_cancel_fails_the_call_and_tells_the_server() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    client.data_to_send()
+    error = outcome(client.cancel(call, START))
+    assert type(error) is Cancelled
+    assert error.maybe_executed is True
+    assert frames_in(client.data_to_send()) == [Frame(CANCEL, 0, call.id, b"", b"")]
+
+
+def test_cancel_of_a_call_that_was_not_sent_tells_nobody() -> None:
+    client = open_client(limits=ONE_SLOT)
+    first, second = (client.start_call("S.m", now=START) for _ in range(2))
+    client.data_to_send()
+    error = outcome(client.cancel(second, START))
+    assert error.maybe_executed is False
+    assert client.data_to_send() == b""
+    assert client.calls_in_flight == 1
+    assert first.sent
+
+
+def test_cancel_may_name_the_error() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    reason = DeadlineExceeded("the caller's own limit")
+    assert outcome(client.cancel(call, START, reason)) is reason
+
+
+def test_cancel_of_a_call_that_ended_changes_nothing() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    client.receive_data(Wire().response(call.id, 1), START)
+    client.data_to_send()
+    assert client.cancel(call, START) == []
+    assert client.data_to_send() == b""
+
+
+def test_deadlines_fire_in_order_by_one_timer() -> None:
+    client = open_client(ClientConfig(ping_interval=None))
+    calls = [client.start_call("S.m", now=START, deadline=START + at) for at in (3.0, 1.0, 2.0)]
+    order = []
+    while (at := client.next_timeout()) is not None:
+        order += [event.call for event in client.handle_timeout(at)]
+        later = client.next_timeout()
+        assert later is None or later > at
+    assert order == [calls[1], calls[2], calls[0]]
+
+
+def test_early_and_repeated_wake_ups_are_harmless() -> None:
+    client = open_client(ClientConfig(ping_interval=None))
+    client.start_call("S.m", now=START, deadline=START + 5.0)
+    for _ in range(3):
+        assert client.handle_timeout(START + 1.0) == []
+    assert client.next_timeout() == START + 5.0
+
+
+# Slots
+
+
+def test_call_over_the_agreed_number_waits_for_a_slot() -> None:
+    client = open_client(limits=ONE_SLOT)
+    first, second, third = (client.start_call("S.m", now=START) for _ in range(3))
+    assert [call.sent for call in (first, second, third)] == [True, False, False]
+    client.receive_data(Wire().response(first.id, 1), START)
+    assert [call.sent for call in (second, third)] == [True, False]
+    client.cancel(second, START)
+    assert third.sent
+
+
+def test_call_does_not_overtake_those_that_wait() -> None:
+    client = open_client(limits=ONE_SLOT)
+    calls = [client.start_call("S.m", now=START) for _ in range(3)]
+    late = client.start_call("Log.line", one_way=True, now=START)
+    client.receive_data(Wire().response(calls[0].id), START)
+    assert not late.sent
+
+
+def test_waiting_call_whose_deadline_passes_never_leaves() -> None:
+    client = open_client(ClientConfig(ping_interval=None), limits=ONE_SLOT)
+    first = client.start_call("S.m", now=START)
+    second = client.start_call("S.m", now=START, deadline=START + 1.0)
+    client.data_to_send()
+    assert client.next_timeout() == START + 1.0
+    events = client.receive_data(Wire().response(first.id), START + 1.0)
+    assert isinstance(events[0], CallCompleted)
+    assert type(only(events, CallFailed).error) is DeadlineExceeded
+    assert client.data_to_send() == b""
+    assert not second.sent
+
+
+# Liveness
+
+
+def test_ping_goes_out_after_silence_and_the_peer_is_dead_after_twice_as_much() -> None:
+    client = open_client(timeouts={"ping": 4000})
+    call = client.start_call("S.m", now=START)
+    client.data_to_send()
+    assert client.next_timeout() == START + 4.0
+    assert client.handle_timeout(START + 4.0) == []
+    assert frames_in(client.data_to_send()) == [Frame(PING, 0, 0, b"", b"")]
+    assert client.next_timeout() == START + 8.0
+    events = client.handle_timeout(START + 8.0)
+    assert only(events, CallFailed).call is call
+    assert isinstance(termination(events), Unavailable)
+    assert client.state is State.CLOSED
+
+
+@pytest.mark.parametrize("data", [frame(PONG), frame(0x80), frame(PING)[:5]])
+def test_any_byte_is_a_sign_of_life(data: bytes) -> None:
+    client = open_client(timeouts={"ping": 4000})
+    client.handle_timeout(START + 4.0)
+    client.receive_data(data, START + 7.0)
+    assert client.handle_timeout(START + 8.0) == []
+    assert client.next_timeout() == START + 11.0
+
+
+def test_ping_is_answered_with_its_id() -> None:
+    client = open_client()
+    client.receive_data(frame(PING, 77), START)
+    assert frames_in(client.data_to_send()) == [Frame(PONG, 0, 77, b"", b"")]
+
+
+def test_without_an_agreed_interval_there_is_no_ping() -> None:
+    assert open_client(ClientConfig(ping_interval=3.0)).next_timeout() is None
+
+
+# GOAWAY and shutdown
+
+
+def test_goaway_names_the_last_call_that_is_served() -> None:
+    client = open_client()
+    calls = [client.start_call("S.m", now=START) for _ in range(3)]
+    events = client.receive_data(Wire().goaway(2, "unavailable", "bye"), START)
+    assert isinstance(events[0], GoAwayReceived)
+    assert events[0].message == "bye"
+    failed = only(events, CallFailed)
+    assert failed.call is calls[2]
+    assert (failed.error.code, failed.error.maybe_executed) == ("unavailable", False)
+    assert client.state is State.DRAINING
+    wire = Wire()
+    events = client.receive_data(wire.response(1, "a") + wire.response(2, "b"), START)
+    assert [event.value for event in events[:2]] == ["a", "b"]
+    assert termination(events) is None
+    assert client.state is State.CLOSING
+
+
+def test_goaway_fails_all_that_waits_to_be_sent() -> None:
+    client = open_client(limits=ONE_SLOT)
+    sent, waiting = (client.start_call("S.m", now=START) for _ in range(2))
+    # A server that names an id which it cannot have seen does not hold the call up either.
+    events = client.receive_data(Wire().goaway(2), START)
+    failed = only(events, CallFailed)
+    assert failed.call is waiting
+    assert failed.error.maybe_executed is False
+    assert sent.id in client._calls
+
+
+def test_goaway_without_calls_closes_at_once() -> None:
+    client = open_client()
+    assert termination(client.receive_data(Wire().goaway(), START)) is None
+    assert client.state is State.CLOSING
+
+
+@pytest.mark.parametrize("last", [1, 5, 2**64 - 1])
+def test_goaway_after_a_call_that_was_never_made_is_a_violation(last: int) -> None:
+    events = open_client().receive_data(Wire().goaway(last), START)
+    assert isinstance(termination(events), RemoteProtocolError)
+
+
+def test_shutdown_lets_calls_end_within_the_grace() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    client.data_to_send()
+    assert client.shutdown(START, 5.0) == []
+    assert frames_in(client.data_to_send())[0].type == GOAWAY
+    assert client.state is State.DRAINING
+    events = client.receive_data(Wire().response(call.id, 1), START + 1.0)
+    assert outcome(events) == 1
+    assert termination(events) is None
+
+
+def test_shutdown_cancels_what_is_left_after_the_grace() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    client.shutdown(START, 5.0)
+    client.data_to_send()
+    events = client.handle_timeout(START + 5.0)
+    assert type(outcome(events)) is Cancelled
+    assert termination(events) is None
+    assert frames_in(client.data_to_send()) == [Frame(CANCEL, 0, call.id, b"", b"")]
+
+
+def test_shutdown_without_grace_cancels_at_once() -> None:
+    client = open_client()
+    client.start_call("S.m", now=START)
+    events = client.shutdown(START)
+    assert type(outcome(events)) is Cancelled
+    assert client.state is State.CLOSING
+
+
+def test_shutdown_fails_at_once_what_waits_to_be_sent() -> None:
+    client = open_client(limits=ONE_SLOT)
+    sent, waiting = (client.start_call("S.m", now=START) for _ in range(2))
+    failed = only(client.shutdown(START, 5.0), CallFailed)
+    assert failed.call is waiting
+    assert failed.error.maybe_executed is False
+    assert client.calls_in_flight == 1
+    assert sent.sent
+
+
+def test_second_shutdown_shortens_the_grace() -> None:
+    client = open_client()
+    client.start_call("S.m", now=START)
+    client.shutdown(START, 60.0)
+    assert type(outcome(client.shutdown(START + 1.0))) is Cancelled
+
+
+def test_last_bytes_have_a_time_limit() -> None:
+    client = open_client(ClientConfig(close_timeout=2.0))
+    client.shutdown(START)
+    assert client.state is State.CLOSING
+    assert client.next_timeout() == START + 2.0
+    assert client.handle_timeout(START + 2.0) == []
+    assert client.state is State.CLOSED
+    assert client.data_to_send() == b""
+    assert client.next_timeout() is None
+
+
+def test_loss_fails_calls_by_whether_they_were_sent() -> None:
+    client = open_client(limits=ONE_SLOT)
+    sent, waiting = (client.start_call("S.m", now=START) for _ in range(2))
+    events = client.connection_lost(START, "cable cut")
+    failed = {event.call: event.error for event in events if isinstance(event, CallFailed)}
+    assert failed[sent].maybe_executed is True
+    assert failed[waiting].maybe_executed is False
+    assert "cable cut" in failed[sent].message
+    assert isinstance(events[-1], ConnectionTerminated)
+
+
+def test_inputs_after_the_end_are_harmless() -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    client.connection_lost(START)
+    assert client.receive_data(b"anything", START) == []
+    assert client.receive_eof(START) == []
+    assert client.connection_lost(START) == []
+    assert client.handle_timeout(START) == []
+    assert client.shutdown(START) == []
+    assert client.cancel(call, START) == []
+    assert client.data_to_send() == b""
+    assert client.next_timeout() is None
+
+
+def test_many_fast_calls_leave_nothing_behind() -> None:
+    pair = Pair().open()
+    slow = pair.call("S.slow", timeout=1.0)
+    for _ in range(3000):
+        _, served = pair.request("S.m", timeout=60.0)
+        for end in (pair.client, pair.server):
+            assert len(end._calls._heap) <= 2 * len(end._calls) + 65
+        pair.respond(served, None)
+        pair.server_events.clear()
+        pair.client_events.clear()
+    pair.advance(1.0)
+    assert type(pair.outcome(slow)) is DeadlineExceeded
