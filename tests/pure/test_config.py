@@ -82,7 +82,9 @@ def test_token_and_authenticate_exclude_each_other() -> None:
 def test_override_puts_in_place_what_is_given() -> None:
     config = ClientConfig(token="old", max_body=9000)
     assert config.override(codec=None, token=None) is config
-    assert config.override(codec="json", token="new") == ClientConfig(codec="json", token="new", max_body=9000)
+    assert config.override(codec="json", token="new") == ClientConfig(
+        codec="json", token="new", max_body=9000
+    )
     assert ServerConfig().override(token="t", authenticate=None).token == "t"
 
 
