@@ -21,13 +21,12 @@ class ServiceProxy:
         self._returns = returns
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):  # no service has such a method, but copy and pickle ask
+            raise AttributeError(name)
         returns = None
-        if self._returns is None:
-            if name.startswith("__"):  # copy, pickle and the like ask for these
-                raise AttributeError(name)
-        elif name not in self._returns:
-            raise AttributeError(f"{self._name} has no method {name!r}")
-        else:
+        if self._returns is not None:
+            if name not in self._returns:
+                raise AttributeError(f"{self._name} has no method {name!r}")
             returns = self._returns[name]
         invoke = self._invoke
         method = f"{self._name}.{name}"

@@ -4,6 +4,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from .codecs import Codec, Decode
@@ -125,7 +126,8 @@ class Method:
         except InvalidArgument:
             raise
         except Exception as error:  # a codec may raise anything
-            raise InvalidArgument(self._explain(error), maybe_executed=False) from None
+            text = self._explain(error, codec, flags, body)
+            raise InvalidArgument(text, maybe_executed=False) from None
 
     def _bind(
         self, positional: list[Any], named: dict[str, Any]
@@ -140,7 +142,7 @@ class Method:
             parameter = self._named.get(name, self._keywords)
             if parameter is None:
                 self._refuse(f"has no parameter {name!r:.80}")
-            if name in given:
+            if name in given and name in self._named:
                 self._refuse(f"got two values for {name}")
             try:
                 kwargs[name] = convert(value, parameter.type)
@@ -153,7 +155,9 @@ class Method:
         missing = [
             p.name
             for p in self.parameters
-            if p.required and p.name not in given and p.name not in kwargs
+            if p.required
+            and p.name not in given
+            and not (p.name in kwargs and p.name in self._named)
         ]
         if missing:
             self._refuse(f"lacks {', '.join(missing)}")
@@ -181,10 +185,14 @@ class Method:
     def _refuse(self, why: str) -> typing.NoReturn:
         raise InvalidArgument(f"{self.name} {why}", maybe_executed=False)
 
-    def _explain(self, error: Exception) -> str:
+    def _explain(self, error: Exception, codec: Codec, flags: int, body: bytes) -> str:
         text = str(error)
-        if text.startswith("Expected `array` of length") and "- at" not in text:
-            return f"{self.name} takes {self._takes()}, got {text.rpartition(' ')[2]}"
+        if text.startswith("Expected `array` of length") and not flags & _SHAPE:
+            # The text of msgspec counts wrongly where it stopped reading before the end.
+            with suppress(Exception):
+                count = len(codec.decode(body))
+                if not self._least <= count <= self._most:
+                    return f"{self.name} takes {self._takes()}, got {count}"
 
         def parameter(match: re.Match[str]) -> str:
             index = int(match[1])

@@ -1,0 +1,35 @@
+"""The built-in service that tells what a server offers."""
+
+import pytest
+from support.memory import Host, Pair
+from support.wire import CODECS
+
+from rpc_proto.introspection import INTROSPECTION, Introspection
+
+
+class Arith:
+    def add(self, a: int, b: int = 5) -> int:
+        """Return the sum."""
+        return a + b
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_caller_learns_services_methods_signatures_and_texts(codec: str) -> None:
+    pair = Pair(codec=codec).open()
+    host = Host(pair, Arith())
+    host.dispatcher.register(Introspection(host.dispatcher), INTROSPECTION)
+    services = pair.outcome(pair.call(f"{INTROSPECTION}.services"))
+    assert services["Arith"] == {
+        "add": {"signature": "(a: int, b: int = 5) -> int", "doc": "Return the sum."}
+    }
+    assert list(services) == sorted(services)
+    assert set(services[INTROSPECTION]) == {"services"}
+
+
+def test_introspection_follows_what_is_registered() -> None:
+    pair = Pair().open()
+    host = Host(pair)
+    host.dispatcher.register(Introspection(host.dispatcher), INTROSPECTION)
+    assert list(pair.outcome(pair.call(f"{INTROSPECTION}.services"))) == [INTROSPECTION]
+    host.dispatcher.register(Arith(), "late.Arith")
+    assert "late.Arith" in pair.outcome(pair.call(f"{INTROSPECTION}.services"))
