@@ -8,9 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from support.memory import Host, Pair
+from support.wire import NAMED, RAW, Wire
 
 from fuzz.strategies import chunks, codecs, metadata, names, spread, texts, values
-from rpc_proto import CallError, current_call, find_codec
+from rpc_proto import CallError, State, current_call, find_codec
 from rpc_proto.config import MAX_TIMEOUT
 from rpc_proto.headers import Headers
 from rpc_proto.typed import decoder
@@ -64,6 +65,9 @@ class Echo:
         return [list(args), kwargs]
 
     def one(self, value: Any) -> Any:
+        return value
+
+    def data(self, value: bytes) -> bytes:
         return value
 
     def tree(self, value: Tree) -> Tree:
@@ -149,3 +153,35 @@ def test_request_header_comes_through_as_it_was(
     seconds = None if timeout is None else min(timeout / 1000, MAX_TIMEOUT)
     assert headers.parse_request(header) == (method, seconds, sent)
     assert headers.parse_answer(headers.answer(sent)) == sent
+
+
+bodies = st.one_of(
+    st.binary(max_size=60),
+    st.builds(
+        lambda codec, value: find_codec(codec).encode(value),
+        codecs,
+        st.one_of(
+            st.lists(values("json"), max_size=3),
+            st.tuples(st.lists(values("json"), max_size=2), st.dictionaries(names, values("json"))),
+        ),
+    ),
+)
+
+
+@spread(0.5)
+@given(
+    codecs,
+    st.sampled_from(["Echo.echo", "Echo.one", "Echo.data", "Echo.tree", "Echo.fail", "Echo.none"]),
+    bodies,
+    st.sampled_from([0, NAMED, RAW]),
+)
+def test_any_body_is_served_or_refused(codec: str, method: str, body: bytes, flags: int) -> None:
+    pair = Pair(codec=codec).open()
+    host = Host(pair, Echo())
+    call = pair.client.start_call(method, now=pair.now)
+    pair.client.data_to_send()
+    pair.up.data += Wire(codec).request(call.id, method, body=body, flags=flags)
+    pair.pump()
+    assert len(pair.ends(call)) == 1
+    assert pair.server.state is State.OPEN
+    assert (host.dispatcher.running, pair.server.calls_in_flight) == (0, 0)

@@ -70,6 +70,12 @@ def test_config_cannot_be_changed(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [ClientConfig, ServerConfig])
+def test_setting_of_an_unknown_name_is_refused(kind: type) -> None:
+    with pytest.raises(TypeError, match="max_bdy"):
+        kind(max_bdy=9000)
+
+
+@pytest.mark.parametrize("kind", [ClientConfig, ServerConfig])
 def test_token_is_not_shown(kind: type) -> None:
     assert "secret" not in repr(kind(token="secret"))
 

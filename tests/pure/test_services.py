@@ -211,6 +211,7 @@ BAD: list[tuple[str, tuple, dict, str]] = [
     ("plain", (), {"a": 1}, "lacks b"),
     ("default", (1, "x", True), {}, "takes 1 to 2 arguments (a, b), got 3"),
     ("rest", (), {}, "lacks first"),
+    ("rest", (), {"first": "x"}, "`first`"),
     ("rest", (1, {"x": "no"}), {}, "rest[0]"),
     ("keywords", (), {"one": "green"}, "`one`"),
     ("positional", (), {"a": 1}, "lacks a"),

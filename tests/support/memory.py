@@ -135,8 +135,8 @@ class Pair:
 
     def next_timeout(self) -> float | None:
         """When the first of the two ends wants to be woken."""
-        times = [at for at in (self.client.next_timeout(), self.server.next_timeout()) if at]
-        return min(times, default=None)
+        times = (self.client.next_timeout(), self.server.next_timeout())
+        return min((at for at in times if at is not None), default=None)
 
     def step(self) -> bool:
         """Move the clock to the next wake-up and do what is due; False if there is none."""

@@ -1,0 +1,147 @@
+"""What both ends share: buffers, wake-ups, the order of events, and that inputs never raise."""
+
+from typing import Any
+
+import pytest
+from support.memory import Pair, termination
+from support.wire import (
+    CODECS,
+    ERROR,
+    GOAWAY,
+    PONG,
+    START,
+    Wire,
+    frame,
+    frames_in,
+    line,
+    open_client,
+    open_server,
+    options,
+)
+
+from rpc_proto import (
+    CallCancelled,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    DataLoss,
+    RemoteProtocolError,
+    ServerConfig,
+    ServerConnection,
+    State,
+)
+
+ENDS = pytest.mark.parametrize("make", [open_client, open_server], ids=["client", "server"])
+
+
+@ENDS
+def test_data_to_send_is_given_once(make: Any) -> None:
+    end = make()
+    end.receive_data(frame(5, 1), START)
+    assert end.outbound == 16
+    assert len(end.data_to_send()) == 16
+    assert end.outbound == 0
+    assert end.data_to_send() == b""
+    assert end.buffers_to_send() == []
+
+
+def test_large_buffers_stay_apart_and_small_ones_are_joined() -> None:
+    client = open_client()
+    large = bytes(70_000)
+    for body in (b"a", large, b"b"):
+        client.start_call("S.m", (body,), now=START)
+    buffers = client.buffers_to_send()
+    assert [buffer is large for buffer in buffers] == [False, True, False]
+    assert [one.body for one in frames_in(b"".join(buffers))] == [b"a", large, b"b"]
+
+
+@ENDS
+def test_missing_tells_how_much_of_a_frame_is_to_come(make: Any) -> None:
+    end = make()
+    assert end.missing == 0
+    end.receive_data(frame(0x80, 0, b"", bytes(1000))[:100], START)
+    assert end.missing == 916
+    assert ClientConnection(now=START).missing == 0
+
+
+def test_events_of_a_command_come_with_the_next_input_which_is_due_at_once() -> None:
+    pair = Pair().open()
+    _, served = pair.request("S.m")
+    pair.shut_server(60.0)
+    pair.server.send_response(served, 1, pair.now)
+    assert pair.server.state is State.CLOSING
+    assert pair.server.next_timeout() <= pair.now
+    assert termination(pair.server.handle_timeout(pair.now)) is None
+
+
+@pytest.mark.parametrize(
+    "body", [[1, "m"], ["c", 1], [None, None], ["c"], ["c", "m", 1], "text", {}]
+)
+@pytest.mark.parametrize("codec", CODECS)
+@ENDS
+def test_goaway_that_does_not_say_code_and_message_is_a_violation(
+    make: Any, body: Any, codec: str
+) -> None:
+    end = make(codec=codec)
+    events = end.receive_data(frame(GOAWAY, 0, b"", Wire(codec).encode(body)), START)
+    assert isinstance(termination(events), RemoteProtocolError)
+
+
+@pytest.mark.parametrize("body", [[1, "m", None], ["c", 1, None], ["c", "m"], [], 5, None])
+def test_error_that_does_not_say_code_and_message_is_data_loss(body: Any) -> None:
+    client = open_client()
+    call = client.start_call("S.m", now=START)
+    [event] = client.receive_data(frame(ERROR, call.id, b"", Wire().encode(body)), START)
+    assert isinstance(event, CallFailed)
+    assert type(event.error) is DataLoss
+
+
+def test_codec_that_raises_whatever_it_likes_lets_nothing_escape() -> None:
+    class Odd(Exception):
+        pass
+
+    def fail(_: Any) -> Any:
+        raise Odd
+
+    def encode(value: Any) -> bytes:
+        return repr(value).encode()
+
+    odd = Codec("odd", encode, fail)
+    server = ServerConnection(ServerConfig(codecs=(odd,)), now=START)
+    server.receive_data(line(options(codec="odd")), START)
+    events = server.receive_data(frame(1, 1, b"['S.m']"), START)
+    assert isinstance(termination(events), RemoteProtocolError)
+
+
+@ENDS
+def test_pong_that_nobody_asked_for_changes_nothing(make: Any) -> None:
+    end = make()
+    assert end.receive_data(frame(PONG, 99), START) == []
+    assert end.ignored == 0
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_ends_compare_no_clocks_with_each_other(seconds: float) -> None:
+    # Each end has a clock of its own: what travels is how long, never when.
+    client = open_client(ClientConfig(ping_interval=None))
+    server = open_server(ServerConfig(ping_interval=None), now=START + seconds)
+    client.start_call("S.m", now=START, deadline=START + 2.0)
+    [event] = server.receive_data(client.data_to_send(), START + seconds)
+    assert event.call.deadline == START + seconds + 2.0
+
+
+def test_next_timeout_is_later_after_every_wake_up_of_a_busy_pair() -> None:
+    pair = Pair(
+        ClientConfig(ping_interval=1.0), ServerConfig(ping_interval=1.5, idle_timeout=40.0)
+    ).open()
+    pair.on_server_event = lambda event: (
+        pair.server.conclude(event.call, pair.now) if isinstance(event, CallCancelled) else None
+    )
+    calls = [pair.call("S.m", timeout=0.25 * (number + 1)) for number in range(50)]
+    steps = 0
+    while pair.step():  # each step checks it
+        steps += 1
+    assert steps > 50
+    assert pair.client.state is State.CLOSED
+    assert {len(pair.ends(call)) for call in calls} == {1}
