@@ -79,7 +79,7 @@ def check_life(end: Connection, pieces: list[bytes], pause: float, finish: str) 
     assert end.state is State.CLOSED
     assert end.next_timeout() is None
     assert end.data_to_send() == b""
-    assert not len(end._calls)
+    assert not len(end.calls)
     kinds = [type(event) for event in events]
     assert kinds.count(ConnectionTerminated) == 1
     assert kinds[-1] is ConnectionTerminated

@@ -178,7 +178,7 @@ class Life(RuleBasedStateMachine):
     def end_one(self, call: ServerCall, size: int, how: str) -> None:
         self.handlers.remove(call)
         server, now = self.pair.server, self.pair.now
-        waited = not call.ended and call in server._calls.by_id.values()
+        waited = not call.ended and call in server.calls.by_id.values()
         if how == "value":
             answer: Any = [call.id, "y" * size]
             sent = server.send_response(call, answer, now)
@@ -271,10 +271,10 @@ class Life(RuleBasedStateMachine):
         assert len(client._queue) <= QUEUE
         largest = LARGEST + 200
         assert client.outbound <= HIGH_WATER + largest + 16 * len(self.started) + 200
-        one_way = sum(call.one_way for call in server._calls)
-        assert len(server._calls) - one_way <= CALLS
+        one_way = sum(call.one_way for call in server.calls)
+        assert len(server.calls) - one_way <= CALLS
         for end in (client, server):
-            assert len(end._calls._heap) <= 2 * len(self.started) + 65
+            assert len(end.calls.deadlines) <= 2 * len(self.started) + 65
 
     @invariant()
     def no_end_reports_after_its_last_event(self) -> None:
@@ -333,7 +333,7 @@ class Life(RuleBasedStateMachine):
         pair = self.pair
         for end in (pair.client, pair.server):
             assert end.state is State.CLOSED
-            assert not len(end._calls)
+            assert not len(end.calls)
         assert not pair.client._queue
         served: dict[int, ServerCall] = {call.id: call for call in pair.requests()}
         told = {event.call for event in pair.server_events if isinstance(event, CallCancelled)}

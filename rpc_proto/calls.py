@@ -114,14 +114,15 @@ class CallTable(Generic[AnyCall]):
 
     The heap holds (deadline, id), not calls, so that nothing of a call stays when it has ended. An
     entry whose call has gone is dropped by `expire`, or when such entries outnumber the live ones:
-    the heap never grows beyond twice the calls plus 65. `by_id` is for looking.
+    the heap never grows beyond twice the calls plus 65. `by_id` and `deadlines` are for
+    looking.
     """
 
-    __slots__ = ("_heap", "by_id")
+    __slots__ = ("by_id", "deadlines")
 
     def __init__(self) -> None:
         self.by_id: dict[int, AnyCall] = {}
-        self._heap: list[tuple[float, int]] = []
+        self.deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -137,7 +138,7 @@ class CallTable(Generic[AnyCall]):
         calls = self.by_id
         calls[call.id] = call
         if call.deadline is not None:
-            heap = self._heap
+            heap = self.deadlines
             if len(heap) > 2 * len(calls) + _SLACK:
                 heap[:] = [
                     entry
@@ -162,28 +163,21 @@ class CallTable(Generic[AnyCall]):
         """Take every call away and return them in the order of their arrival."""
         calls = list(self.by_id.values())
         self.by_id.clear()
-        self._heap.clear()
+        self.deadlines.clear()
         return calls
 
     def expire(self, now: float) -> list[AnyCall]:
         """Return the calls whose deadline has come, earliest first; they stay in the table.
 
-        Each is returned once. Afterwards `next_deadline` is that of a call in the table.
+        Each is returned once. Afterwards the first of `deadlines` is that of a call in the table.
         """
         due: list[AnyCall] = []
-        heap = self._heap
+        heap = self.deadlines
         while heap and (heap[0][0] <= now or not self._is_live(heap[0])):
             entry = heappop(heap)
             if self._is_live(entry):
                 due.append(self.by_id[entry[1]])
         return due
-
-    def next_deadline(self) -> float | None:
-        """Return a time, in absolute seconds, before which no deadline comes, or None.
-
-        It may be that of a call that has ended since the last `expire`.
-        """
-        return self._heap[0][0] if self._heap else None
 
     def _is_live(self, entry: tuple[float, int]) -> bool:
         call = self.by_id.get(entry[1])

@@ -29,6 +29,7 @@ from .typed import convert, decoder
 
 __all__ = ["ClientConnection"]
 
+_OPEN = State.OPEN
 _NEVER = float("inf")
 _RAW = Flag.RAW
 _NAMED = Flag.NAMED
@@ -47,7 +48,7 @@ class ClientConnection(Connection):
     returns it with `sent` True, or it waits and ends with an event.
     """
 
-    __slots__ = ("_calls", "_high_water", "_max_calls", "_queue", "_serial")
+    __slots__ = ("_max_calls", "_serial")
 
     _config: ClientConfig
 
@@ -56,13 +57,12 @@ class ClientConnection(Connection):
         config = config or ClientConfig()
         super().__init__(config, now)
         self.codec = find_codec(config.codec)
-        self._calls: CallTable[Call] = CallTable()
+        self.calls: CallTable[Call] = CallTable()
         self._queue: OrderedDict[int, Call] = OrderedDict()
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
         self._max_calls = 0
-        self._high_water = config.high_water
         ping = config.ping_interval
-        self._out.append(
+        self._send_line(
             encode_options(
                 Options(
                     codec=self.codec.name,
@@ -79,7 +79,7 @@ class ClientConnection(Connection):
     @property
     def calls_in_flight(self) -> int:
         """Calls that have not ended, those that wait to be sent included."""
-        return len(self._calls)
+        return len(self.calls)
 
     # Commands
 
@@ -111,15 +111,15 @@ class ClientConnection(Connection):
             if deadline != _NEVER:
                 raise LocalProtocolError(f"the deadline must be a time, not {deadline!r}")
             deadline = None
-        state = self._state
-        if state is not State.OPEN and state is not State.HANDSHAKE:
+        state = self.state
+        if state is not _OPEN and state is not State.HANDSHAKE:
             why = f": {self._reason}" if self._reason else ""
             raise Unavailable(f"the connection is {state.value}{why}", maybe_executed=False)
         flags, body = self._encode_arguments(args, kwargs)
         if one_way:
             flags |= _ONE_WAY
         serial = call_id = self._serial + 1
-        calls = self._calls
+        calls = self.calls
         if serial >= IDS:  # the ids wrapped: leave out 0 and those of calls still in flight
             while serial % IDS == 0 or serial % IDS in calls:
                 serial += 1
@@ -127,7 +127,7 @@ class ClientConnection(Connection):
         call = Call(serial, call_id, method, deadline, metadata, returns, flags, body, waiter)
         queue = self._queue
         if (
-            state is State.OPEN
+            state is _OPEN
             and not queue
             and (deadline is None or deadline > now)
             and self.outbound < self._high_water
@@ -156,25 +156,18 @@ class ClientConnection(Connection):
         Cancelling a call that has ended is no error: it changes nothing.
         """
         self._now = now
-        if self._calls.remove(call):
+        if self.calls.remove(call):
             self._abandon(call, error or Cancelled("the caller gave up", maybe_executed=call.sent))
             self._settle(now)
         return self._take_events()
-
-    # Outputs
-
-    def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
-        if self._queue and self._state is State.OPEN and self._has_room():
-            return self._now  # what was in the way has been written since
-        return super().next_timeout()
 
     # Sending
 
     def _has_room(self) -> bool:
         return (
-            self.outbound < self._high_water
-            and len(self._calls.by_id) - len(self._queue) < self._max_calls
+            self.state is State.OPEN
+            and self.outbound < self._high_water
+            and len(self.calls.by_id) - len(self._queue) < self._max_calls
         )
 
     def _encode_arguments(
@@ -234,7 +227,7 @@ class ClientConnection(Connection):
 
     def _settle(self, now: float) -> None:
         queue = self._queue
-        while queue and self._state is State.OPEN and self._has_room():
+        while queue and self._has_room():
             _, call = queue.popitem(last=False)
             if call.deadline is not None and call.deadline <= now:
                 self._expire(call, now)
@@ -242,19 +235,19 @@ class ClientConnection(Connection):
             try:
                 self._send_request(call, now)
             except CallError as error:
-                self._calls.remove(call)
+                self.calls.remove(call)
                 self._events.append(CallFailed(call, error))
                 continue
             if call.flags & _ONE_WAY:
-                self._calls.remove(call)
+                self.calls.remove(call)
                 self._events.append(CallCompleted(call, None, NO_METADATA))
         self._watch_writing(now)
-        if self._state is State.DRAINING:
+        if self.state is State.DRAINING:
             while queue:  # the server takes no more calls behind our GOAWAY
                 _, call = queue.popitem(last=False)
-                self._calls.remove(call)
+                self.calls.remove(call)
                 self._abandon(call, Cancelled("the client is shutting down", maybe_executed=False))
-            if not len(self._calls):
+            if not len(self.calls):
                 self._end(Trigger.DRAINED, None, now)
 
     # Ends of calls
@@ -268,7 +261,7 @@ class ClientConnection(Connection):
         self._events.append(CallFailed(call, error))
 
     def _expire(self, call: Call, now: float) -> None:
-        self._calls.remove(call)
+        self.calls.remove(call)
         where = "its answer came" if call.sent else "it could be sent"
         self._abandon(
             call,
@@ -278,7 +271,7 @@ class ClientConnection(Connection):
         )
 
     def _expire_grace(self, now: float) -> None:
-        for call in self._calls.clear():
+        for call in self.calls.clear():
             self._abandon(call, Cancelled("the client is shutting down", maybe_executed=call.sent))
 
     def _end_calls(self, error: RpcError | None, now: float) -> None:
@@ -289,7 +282,7 @@ class ClientConnection(Connection):
             if isinstance(error, CallError):
                 message = error.message
         self._queue.clear()
-        for call in self._calls.clear():
+        for call in self.calls.clear():
             self._events.append(
                 CallFailed(call, CallError.of(code, message, maybe_executed=call.sent))
             )
@@ -320,7 +313,7 @@ class ClientConnection(Connection):
             except HeaderError as error:
                 self._violate(str(error), now)
                 return
-        calls = self._calls.by_id
+        calls = self.calls.by_id
         call = calls.get(call_id)
         if call is None or not call.sent:
             # What has ended here may cross its answer on the way; an id never used is a lie.
@@ -373,10 +366,10 @@ class ClientConnection(Connection):
             self._violate(f"GOAWAY after call {call_id}, which was never made", now)
             return
         last = self._serial - (self._serial - call_id) % IDS
-        for call in self._calls:
+        for call in self.calls:
             # The queue will not move any more, whatever the server says of calls it never saw.
             if call.serial > last or not call.sent:
-                self._calls.remove(call)
+                self.calls.remove(call)
                 self._queue.pop(call.id, None)
                 self._events.append(
                     CallFailed(call, Unavailable("the server is going away", maybe_executed=False))

@@ -25,6 +25,12 @@ _JOINED = 64 * 1024
 # is still there to read: a kernel whose process is gone answers the first one with a reset.
 _PROBE_INTERVAL = 1.0
 
+# An attribute of an enum takes longer to look up than a name.
+_HANDSHAKE = State.HANDSHAKE
+_OPEN = State.OPEN
+_CLOSING = State.CLOSING
+_CLOSED = State.CLOSED
+
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
 
 
@@ -54,42 +60,46 @@ class Connection(ABC):
     """
 
     __slots__ = (
-        "_calls",
         "_config",
         "_events",
         "_half_closed",
         "_headers",
+        "_high_water",
         "_line",
         "_now",
         "_out",
         "_ping",
         "_pinged",
+        "_queue",
         "_reader",
         "_reason",
         "_received_at",
         "_send_limits",
-        "_state",
         "_terminated",
         "_timers",
         "agreed",
+        "calls",
         "codec",
         "ignored",
         "outbound",
+        "state",
     )
 
     _config: _Config
-    _calls: Any  # a CallTable; its calls are the subclass's
+    calls: Any  # a CallTable; its calls are the subclass's
     codec: Codec
     _headers: Headers
 
     def __init__(self, config: _Config, now: float) -> None:
         self._config = config
-        self._state = State.HANDSHAKE
+        self.state = State.HANDSHAKE  # for looking; a plain attribute, as are the other getters
         self._now = now
         self._received_at = now
         self._events: list[Event] = []
         self._out: list[bytes] = []
         self.outbound = 0  # bytes that `data_to_send` would return
+        self._high_water = config.high_water
+        self._queue: Any = ()  # calls that wait to be sent; a server has none
         self._timers = TimerTable()
         self._timers.set(Timer.HANDSHAKE, now + config.handshake_timeout)
         self._line: LineReader | None = LineReader()
@@ -106,11 +116,6 @@ class Connection(ABC):
     # Getters
 
     @property
-    def state(self) -> State:
-        """Where the connection is."""
-        return self._state
-
-    @property
     def wants_data(self) -> bool:
         """Whether to read from the transport now; False is back-pressure on the peer."""
         return True
@@ -124,13 +129,13 @@ class Connection(ABC):
 
     def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """Take bytes from the peer; the buffer may be reused when this returns."""
-        state = self._state
-        if state is State.CLOSING or state is State.CLOSED:
+        state = self.state
+        if state is _CLOSING or state is _CLOSED:
             return self._take_events()
         self._now = now
         self._received_at = now
         self._pinged = False
-        if state is State.HANDSHAKE:
+        if state is _HANDSHAKE:
             assert self._line is not None
             try:
                 found = self._line.feed(data)
@@ -148,23 +153,26 @@ class Connection(ABC):
             opened = State.OPEN
             for frame in reader.feed(data):
                 receive_frame(frame, now)
-                if self._state is not opened:
+                if self.state is not opened:
                     self._settle(now)  # so that it matters not which frames came together
                     if self._reader is None:  # that frame ended the connection
                         break
             else:
                 if reader.error is not None:
                     self._violate(reader.error, now)
-        self._settle(now)
-        return self._take_events()
+        if self._queue or self.state is not _OPEN or self.outbound >= self._high_water:
+            self._settle(now)
+        events = self._events
+        self._events = []
+        return events
 
     def receive_eof(self, now: float) -> list[Event]:
         """Take note that the peer sends nothing more; it may still read."""
         self._now = now
-        if self._state is State.HANDSHAKE:
+        if self.state is State.HANDSHAKE:
             quiet = self._line is not None and not self._line.started
             self._end(Trigger.LOST, None if quiet else self._cut_handshake(), now)
-        elif self._state in (State.OPEN, State.DRAINING):
+        elif self.state in (State.OPEN, State.DRAINING):
             if self._reader is not None and self._reader.mid_frame:
                 self._end(
                     Trigger.LOST, RemoteProtocolError("the connection ended inside a frame"), now
@@ -177,7 +185,7 @@ class Connection(ABC):
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
         """Take note that the transport is gone in both directions; nothing more can be sent."""
         self._now = now
-        if self._state is State.HANDSHAKE:
+        if self.state is State.HANDSHAKE:
             return self.receive_eof(now)
         if self._reader is not None and self._reader.mid_frame:
             reason = f"{reason}, inside a frame"
@@ -189,8 +197,8 @@ class Connection(ABC):
         self._now = now
         for timer in self._timers.pop_due(now):
             self._handle_timer(timer, now)
-        if self._state is not State.CLOSED:
-            for call in self._calls.expire(now):
+        if self.state is not State.CLOSED:
+            for call in self.calls.expire(now):
                 self._expire(call, now)
             self._settle(now)
         return self._take_events()
@@ -202,13 +210,13 @@ class Connection(ABC):
         if not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
         self._now = now
-        state = self._state
+        state = self.state
         if state is State.HANDSHAKE:
             self._shut_handshake(now)
         elif state in (State.OPEN, State.DRAINING):
             if state is State.OPEN:
                 self._send_goaway("unavailable", "shutting down")
-            self._state = TRANSITIONS[state, Trigger.SHUTDOWN]
+            self.state = TRANSITIONS[state, Trigger.SHUTDOWN]
             self._timers.set(Timer.GRACE, now + grace)
             if grace == 0:
                 self._timers.clear(Timer.GRACE)
@@ -224,8 +232,10 @@ class Connection(ABC):
 
     def buffers_to_send(self) -> list[bytes]:
         """Return what to write now, with large bodies uncopied as buffers of their own."""
+        if not self.outbound:
+            return []
         if self.outbound < _JOINED:
-            return [b"".join(self._take_out())] if self._out else []
+            return [b"".join(self._take_out())]
         buffers: list[bytes] = []
         small: list[bytes] = []
         for chunk in self._take_out():
@@ -242,13 +252,17 @@ class Connection(ABC):
 
     def next_timeout(self) -> float | None:
         """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
-        if self._events:
-            return self._now  # a command caused them; the next input hands them out
+        if self._events or (self._queue and self._has_room()):
+            return self._now  # events that a command caused, or calls that can be sent by now
         timer = self._timers.earliest
-        deadline: float | None = self._calls.next_deadline()
-        if timer is None or (deadline is not None and deadline < timer):
+        deadlines = self.calls.deadlines
+        if deadlines and (timer is None or deadlines[0][0] < timer):
+            deadline: float = deadlines[0][0]
             return deadline
         return timer
+
+    def _has_room(self) -> bool:
+        return False
 
     # What the two ends do differently
 
@@ -299,9 +313,9 @@ class Connection(ABC):
     def _take_out(self) -> list[bytes]:
         out = self._out
         self._out = []
-        self.outbound = 0
-        if Timer.WRITE in self._timers:
+        if self.outbound >= self._high_water:
             self._timers.clear(Timer.WRITE)
+        self.outbound = 0
         return out
 
     def _send(
@@ -310,6 +324,10 @@ class Connection(ABC):
         self._out += (encode_prefix(kind, flags, len(header), len(body), call_id), header, body)
         self.outbound += 16 + len(header) + len(body)
 
+    def _send_line(self, line: bytes) -> None:
+        self._out.append(line)
+        self.outbound += len(line)
+
     def _send_goaway(self, code: str, message: str) -> None:
         body = self.codec.encode([code, clip(message)])
         self._send(FrameType.GOAWAY, 0, self._last_call_id(), b"", body)
@@ -317,14 +335,14 @@ class Connection(ABC):
     def _watch_writing(self, now: float) -> None:
         """Limit how long outbound bytes may stay above the high-water mark."""
         if (
-            self.outbound >= self._config.high_water
+            self.outbound >= self._high_water
             and Timer.WRITE not in self._timers
-            and self._state in (State.OPEN, State.DRAINING)
+            and self.state in (State.OPEN, State.DRAINING)
         ):
             self._timers.set(Timer.WRITE, now + self._config.write_timeout)
 
     def _open(self, agreed: Answer, now: float) -> None:
-        self._state = TRANSITIONS[self._state, Trigger.ACCEPTED]
+        self.state = TRANSITIONS[self.state, Trigger.ACCEPTED]
         self.agreed = agreed
         self._line = None
         self._reader = FrameReader(self._config.max_header, self._config.max_body)
@@ -338,7 +356,7 @@ class Connection(ABC):
         """Handle the frames that may come in either direction; anything else is a violation."""
         kind, _, call_id, _, body = frame
         if kind == FrameType.PING:
-            if self.outbound >= self._config.high_water:
+            if self.outbound >= self._high_water:
                 self.ignored += 1  # it would have to read first
             else:
                 self._send(FrameType.PONG, 0, call_id)
@@ -359,7 +377,7 @@ class Connection(ABC):
         except Exception as error:  # a codec may raise anything
             self._violate(f"malformed GOAWAY: {error}", now)
             return
-        self._state = TRANSITIONS[self._state, Trigger.GOAWAY]
+        self.state = TRANSITIONS[self.state, Trigger.GOAWAY]
         self._reason = f"{code}: {message}"
         self._events.append(GoAwayReceived(code, message))
         self._handle_goaway(call_id, now)
@@ -373,11 +391,11 @@ class Connection(ABC):
         return HandshakeError("unavailable", "the connection ended during the option handshake")
 
     def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
-        self._state = TRANSITIONS[self._state, trigger]
+        self.state = TRANSITIONS[self.state, trigger]
         self._line = None
         self._reader = None
         self._timers.clear_all()
-        if self._state is State.CLOSING:
+        if self.state is State.CLOSING:
             self._timers.set(Timer.CLOSE, now + self._config.close_timeout)
         else:
             self._take_out()  # there is nowhere to send it
@@ -388,7 +406,7 @@ class Connection(ABC):
             self._events.append(ConnectionTerminated(error))
 
     def _handle_timer(self, timer: Timer, now: float) -> None:
-        if self._state is State.CLOSED:
+        if self.state is State.CLOSED:
             return
         if timer is Timer.LIVENESS:
             self._check_liveness(now)

@@ -32,6 +32,7 @@ from .timers import Timer
 
 __all__ = ["ServerConnection"]
 
+_OPEN = State.OPEN
 _RAW = Flag.RAW
 _RAW_AND_NAMED = Flag.RAW | Flag.NAMED
 _REQUEST = int(FrameType.REQUEST)
@@ -48,9 +49,7 @@ class ServerConnection(Connection):
     """
 
     __slots__ = (
-        "_calls",
         "_handling_timeout",
-        "_high_water",
         "_idle_since",
         "_last_id",
         "_live",
@@ -69,9 +68,8 @@ class ServerConnection(Connection):
         config = config or ServerConfig()
         super().__init__(config, now)
         self.peer = peer or Peer()
-        self._calls: CallTable[ServerCall] = CallTable()
+        self.calls: CallTable[ServerCall] = CallTable()
         self._handling_timeout = config.handling_timeout
-        self._high_water = config.high_water
         self._max_calls = config.max_calls
         self._live = 0  # calls whose caller still waits
         self._one_way = 0  # one-way calls whose handler has not ended
@@ -90,13 +88,13 @@ class ServerConnection(Connection):
     @property
     def calls_in_flight(self) -> int:
         """Calls whose handler has not ended."""
-        return len(self._calls)
+        return len(self.calls)
 
     # Commands
 
     def turn_away(self, code: str, message: str, now: float) -> list[Event]:
         """Refuse the peer before it has shown its options: when there are too many, say."""
-        if self._state is not State.HANDSHAKE:
+        if self.state is not State.HANDSHAKE:
             raise LocalProtocolError("only a peer in the option handshake can be turned away")
         self._now = now
         self._fail_handshake(HandshakeError(code, message), now)
@@ -107,10 +105,10 @@ class ServerConnection(Connection):
 
         A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
         """
-        calls = self._calls.by_id
+        calls = self.calls.by_id
         if call.ended or call.one_way or calls.get(call.id) is not call:
             ended = self._conclude(call, now)
-            if ended and self._state is not State.OPEN:
+            if ended and self.state is not State.OPEN:
                 self._settle(now)
             return ended
         del calls[call.id]
@@ -152,7 +150,7 @@ class ServerConnection(Connection):
                 prefix = encode_prefix(_RESPONSE, flags, header_size, body_size, call.id)
                 self._out += (prefix, header, body)
                 self.outbound += PREFIX_SIZE + header_size + body_size
-        if self._state is not State.OPEN or self.outbound >= self._high_water:
+        if self.state is not _OPEN or self.outbound >= self._high_water:
             self._settle(now)
         return True
 
@@ -182,7 +180,7 @@ class ServerConnection(Connection):
 
     def _conclude(self, call: ServerCall, now: float) -> bool:
         """Take the call from the table; whether its caller still waits."""
-        calls = self._calls.by_id
+        calls = self.calls.by_id
         if calls.get(call.id) is not call:
             return False
         del calls[call.id]
@@ -254,7 +252,7 @@ class ServerConnection(Connection):
             max_calls=config.max_calls,
             ping=agree_ping(config.ping_interval, options.ping),
         )
-        self._out.append(encode_accept(agreed))
+        self._send_line(encode_accept(agreed))
         self._send_limits = (options.max_header, options.max_body)
         self._open(agreed, now)
         self._idle_since = now
@@ -296,7 +294,7 @@ class ServerConnection(Connection):
         except HeaderError as error:
             self._violate(str(error), now)
             return
-        calls = self._calls
+        calls = self.calls
         in_flight = calls.by_id
         if call_id == 0 or call_id in in_flight:
             why = f"call {call_id} is in flight already" if call_id else "0 is no call id"
@@ -311,7 +309,7 @@ class ServerConnection(Connection):
             deadline = now + limit
         call = ServerCall(call_id, method, deadline, metadata, flags, body)
         if (
-            self._state is not State.OPEN
+            self.state is not _OPEN
             or (timeout is not None and timeout <= 0)
             or (len(in_flight) - self._one_way >= self._max_calls and not call.one_way)
         ):
@@ -327,7 +325,7 @@ class ServerConnection(Connection):
 
     def _refuse_arrival(self, call: ServerCall, now: float) -> None:
         """Answer a call that is not even taken on."""
-        if self._state is not State.OPEN:
+        if self.state is not State.OPEN:
             error: CallError = Unavailable("the server is shutting down", maybe_executed=False)
         elif call.deadline is not None and call.deadline <= now:
             error = DeadlineExceeded("the call arrived after its deadline", maybe_executed=False)
@@ -338,12 +336,12 @@ class ServerConnection(Connection):
             )
         if not call.one_way:
             self._send_error(call.id, error)
-        if self._state is State.OPEN:
+        if self.state is State.OPEN:
             self._last_id = call.id
             self._count_refusal(now)
 
     def _receive_cancel(self, call_id: int) -> None:
-        call = self._calls.get(call_id)
+        call = self.calls.get(call_id)
         if call is None or call.ended:
             self.ignored += 1  # its answer is on the way
         else:
@@ -351,7 +349,7 @@ class ServerConnection(Connection):
 
     def _receive_half_close(self, now: float) -> None:
         self._half_closed = True
-        self._state = TRANSITIONS[self._state, Trigger.HALF_CLOSED]
+        self.state = TRANSITIONS[self.state, Trigger.HALF_CLOSED]
         if self._live:
             # Ping even if liveness is off: only a write can tell whether the caller still reads.
             self._ping = self._ping or 1.0
@@ -367,7 +365,7 @@ class ServerConnection(Connection):
 
     def _settle(self, now: float) -> None:
         self._watch_writing(now)
-        if self._state is State.DRAINING and not self._live:
+        if self.state is State.DRAINING and not self._live:
             self._end(Trigger.DRAINED, None, now)
 
     def _expire(self, call: ServerCall, now: float) -> None:
@@ -377,7 +375,7 @@ class ServerConnection(Connection):
             self._end_call(call, error)
 
     def _expire_grace(self, now: float) -> None:
-        for call in self._calls:
+        for call in self.calls:
             if not call.ended:
                 error = Unavailable("the server is shutting down")
                 self._answer_error(call, error)
@@ -385,13 +383,13 @@ class ServerConnection(Connection):
 
     def _end_calls(self, error: RpcError | None, now: float) -> None:
         reason = Unavailable(str(error or "the connection ended"))
-        for call in self._calls.clear():
+        for call in self.calls.clear():
             if not call.ended:
                 self._end_call(call, reason)
 
     def _fail_handshake(self, error: HandshakeError, now: float) -> None:
         codecs = [codec if isinstance(codec, str) else codec.name for codec in self._config.codecs]
-        self._out.append(encode_refusal(error.code, error.message, codecs))
+        self._send_line(encode_refusal(error.code, error.message, codecs))
         self._end(Trigger.REFUSED, error, now)
 
     def _shut_handshake(self, now: float) -> None:
@@ -400,9 +398,9 @@ class ServerConnection(Connection):
     def _check_idle(self, now: float) -> None:
         limit = self._config.idle_timeout
         assert limit is not None
-        idle_at = (now if len(self._calls) else self._idle_since) + limit
+        idle_at = (now if len(self.calls) else self._idle_since) + limit
         if idle_at > now:
             self._timers.set(Timer.IDLE, idle_at)
         else:
             self._send_goaway("unavailable", f"no call for {limit:g} s")
-            self._state = TRANSITIONS[self._state, Trigger.SHUTDOWN]
+            self.state = TRANSITIONS[self.state, Trigger.SHUTDOWN]

@@ -8,6 +8,8 @@ __all__ = ["Timer", "TimerTable"]
 class Timer(Enum):
     """What a connection waits for, apart from the deadlines of its calls."""
 
+    __hash__ = object.__hash__  # an Enum's own is written in Python
+
     HANDSHAKE = auto()
     LIVENESS = auto()
     IDLE = auto()

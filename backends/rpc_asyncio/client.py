@@ -53,7 +53,7 @@ class _ClientProtocol(ConnectionProtocol):
         self.idle = True  # no call waits, and the last answer came alone
 
     def handle_events(self, events: list[Event]) -> None:
-        self.idle = len(events) <= 1 and not self.connection.calls_in_flight
+        self.idle = len(events) <= 1 and not self.connection.calls.by_id
         for event in events:
             kind = type(event)
             if kind is CallCompleted:

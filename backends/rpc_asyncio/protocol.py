@@ -36,6 +36,8 @@ class Forks:
 os.register_at_fork(after_in_child=Forks.happened)
 
 # The bytes are taken out before the callback returns, so all connections of a loop share a buffer.
+_OPEN = State.OPEN
+
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 
 
@@ -94,11 +96,14 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         return self._large_buffer if self.connection.missing > _READ_SIZE else self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        events = self.connection.receive_data(self._large_buffer[:nbytes], monotonic())
-        self.flush_scheduled = True  # by the flush below
+        connection = self.connection
+        events = connection.receive_data(self._large_buffer[:nbytes], monotonic())
         if events:
+            self.flush_scheduled = True  # by the flush below
             self.handle_events(events)
-        self.flush()
+            self.flush_scheduled = False
+        if connection.outbound or connection.state is not _OPEN or events:
+            self.flush()
 
     def eof_received(self) -> bool:
         self.handle_events(self.connection.receive_eof(monotonic()))
@@ -129,12 +134,14 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
             return
         connection = self.connection
         transport = self._transport
-        self.write()
-        state = connection.state
-        if state is State.CLOSED:
-            transport.abort()
-        elif state is State.CLOSING and self._writable:
-            transport.close()
+        if connection.outbound and self._writable:
+            for data in connection.buffers_to_send():
+                transport.write(data)
+        if connection.state is not _OPEN:
+            if connection.state is State.CLOSED:
+                transport.abort()
+            elif connection.state is State.CLOSING and self._writable:
+                transport.close()
         if connection.wants_data is not self._reading and not transport.is_closing():
             self._reading = not self._reading
             if self._reading:

@@ -69,8 +69,8 @@ async def test_thousands_of_calls_that_end_in_every_way_leave_nothing_behind():
         assert server.stats["tasks"] == server.stats["abandoned"] == 0
         assert await client.call("Work.at_once", 1) == 1
         heaps = [
-            client._connection._calls._heap,
-            *(protocol.connection._calls._heap for protocol in server._connections),
+            client._connection.calls.deadlines,
+            *(protocol.connection.calls.deadlines for protocol in server._connections),
         ]
         assert [len(heap) <= 64 + 2 for heap in heaps] == [True, True]
         assert client._connection._queue == {}

@@ -46,7 +46,7 @@ def test_clear_returns_the_calls_in_the_order_of_their_arrival() -> None:
     calls = table(make(3, 1.0), make(1, 0.5), make(2))
     assert [call.id for call in calls.clear()] == [3, 1, 2]
     assert len(calls) == 0
-    assert calls.next_deadline() is None
+    assert not calls.deadlines
 
 
 def test_expired_calls_come_earliest_first_once_and_stay_in_the_table() -> None:
@@ -54,14 +54,14 @@ def test_expired_calls_come_earliest_first_once_and_stay_in_the_table() -> None:
     assert [call.id for call in calls.expire(2.0)] == [2, 4]
     assert calls.expire(2.0) == []
     assert len(calls) == 4
-    assert calls.next_deadline() == 3.0
+    assert calls.deadlines[0][0] == 3.0
 
 
 def test_call_that_ended_does_not_expire() -> None:
     calls = table(make(1, 1.0), make(2, 2.0))
     calls.remove(calls.by_id[1])
     assert [call.id for call in calls.expire(5.0)] == [2]
-    assert calls.next_deadline() is None
+    assert not calls.deadlines
 
 
 def test_id_that_is_used_again_expires_by_its_new_deadline() -> None:
@@ -81,7 +81,7 @@ def test_heap_stays_small_under_many_fast_calls(pinned: bool) -> None:
     for number in range(100_000):
         call = make(number, 60.0 + number)
         calls.insert(call)
-        assert len(calls._heap) <= 2 * len(calls) + 65
+        assert len(calls.deadlines) <= 2 * len(calls) + 65
         calls.remove(call)
 
 
@@ -89,7 +89,7 @@ def test_heap_stays_small_while_many_calls_overlap() -> None:
     calls: CallTable[Any] = CallTable()
     for number in range(20_000):
         calls.insert(make(number, 60.0 + number))
-        assert len(calls._heap) <= 2 * len(calls) + 65
+        assert len(calls.deadlines) <= 2 * len(calls) + 65
         if number >= 100:
             calls.remove(calls.by_id[number - 100])
 

@@ -417,7 +417,7 @@ def test_goaway_fails_all_that_waits_to_be_sent() -> None:
     failed = only(events, CallFailed)
     assert failed.call is waiting
     assert failed.error.maybe_executed is False
-    assert sent.id in client._calls
+    assert sent.id in client.calls
 
 
 def test_goaway_without_calls_closes_at_once() -> None:
@@ -522,7 +522,7 @@ def test_many_fast_calls_leave_nothing_behind() -> None:
     for _ in range(3000):
         _, served = pair.request("S.m", timeout=60.0)
         for end in (pair.client, pair.server):
-            assert len(end._calls._heap) <= 2 * len(end._calls) + 65
+            assert len(end.calls.deadlines) <= 2 * len(end.calls) + 65
         pair.respond(served, None)
         pair.server_events.clear()
         pair.client_events.clear()
