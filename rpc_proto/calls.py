@@ -175,7 +175,8 @@ class CallTable(Generic[AnyCall]):
         heap = self.deadlines
         while heap and (heap[0][0] <= now or not self._is_live(heap[0])):
             entry = heappop(heap)
-            if self._is_live(entry):
+            # An id that was used again with the same deadline has two entries, side by side.
+            if self._is_live(entry) and (not heap or heap[0] != entry):
                 due.append(self.by_id[entry[1]])
         return due
 

@@ -73,6 +73,15 @@ def test_id_that_is_used_again_expires_by_its_new_deadline() -> None:
     assert calls.expire(3.0) == [again]
 
 
+def test_id_that_is_used_again_with_the_same_deadline_expires_once() -> None:
+    calls = table(make(1, 1.0))
+    for _ in range(3):
+        calls.remove(calls.by_id[1])
+        calls.insert(make(1, 1.0))
+    assert calls.expire(1.0) == [calls.by_id[1]]
+    assert calls.expire(1.0) == []
+
+
 @pytest.mark.parametrize("pinned", [False, True])
 def test_heap_stays_small_under_many_fast_calls(pinned: bool) -> None:
     calls: CallTable[Any] = CallTable()
