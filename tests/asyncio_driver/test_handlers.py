@@ -398,7 +398,7 @@ async def test_caller_that_gives_up_leaves_the_queue():
         assert gate.runs == 1
 
 
-async def test_handler_may_stop_its_own_server():
+async def test_handler_may_stop_its_own_server(caplog):
     class Control:
         def __init__(self) -> None:
             self.server: Server | None = None
@@ -417,6 +417,7 @@ async def test_handler_may_stop_its_own_server():
         with pytest.raises(Unavailable):
             await client.call("Control.stop")
     await serving_on
+    assert not caplog.records
     assert server.stats["running"] == server.stats["connections"] == 0
 
 
