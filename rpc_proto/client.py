@@ -188,24 +188,22 @@ class ClientConnection(Connection):
                 maybe_executed=False,
             ) from error
 
-    def _encode_header(self, call: Call, now: float) -> bytes:
+    def _send_request(self, call: Call, now: float) -> None:
+        """Send a call whose turn has come; CallError if it cannot be or the server would refuse."""
         timeout = None
         if call.deadline is not None:
             left = call.deadline - now
             # At least one: the server refuses what comes without any time left.
             timeout = int((left if left < MAX_TIMEOUT else MAX_TIMEOUT) * 1000 + 0.5) or 1
         try:
-            if not call.metadata:
-                return self._headers.request_plain(call.method, timeout)
-            return self._headers.request(call.method, timeout, call.metadata)
+            if call.metadata:
+                header = self._headers.request(call.method, timeout, call.metadata)
+            else:
+                header = self._headers.request_plain(call.method, timeout)
         except Exception as error:  # a codec may raise anything
             raise InvalidArgument(
                 f"the header cannot be encoded: {error}", maybe_executed=False
             ) from error
-
-    def _send_request(self, call: Call, now: float) -> None:
-        """Send a call whose turn has come; ResourceExhausted if it is too large for the server."""
-        header = self._encode_header(call, now)
         body = call.body
         header_size = len(header)
         body_size = len(body)

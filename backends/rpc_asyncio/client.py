@@ -180,7 +180,11 @@ class Client:
         task that waits cancels the handler.
         """
         call = self._start(method, args, kwargs, returns, timeout, metadata)
-        return (await self._wait(call)).value
+        try:  # as in _wait; a coroutine more would cost each call
+            return (await call.waiter).value
+        except asyncio.CancelledError:
+            self._give_up(call)
+            raise
 
     async def request(
         self,
@@ -284,8 +288,11 @@ class Client:
         try:
             event: CallCompleted = await call.waiter
         except asyncio.CancelledError:
-            # The events are about the calls that waited for this one's slot, too.
-            self._protocol.handle_events(self._connection.cancel(call, monotonic()))
-            self._protocol.flush_soon()
+            self._give_up(call)
             raise
         return event
+
+    def _give_up(self, call: Call) -> None:
+        # The events are about the calls that waited for this one's slot, too.
+        self._protocol.handle_events(self._connection.cancel(call, monotonic()))
+        self._protocol.flush_soon()

@@ -68,13 +68,18 @@ class _ServerProtocol(ConnectionProtocol):
     def handle_events(self, events: list[Event]) -> None:
         server = self._server
         dispatcher = server._dispatcher
+        assert server._runner is not None
+        start = server._runner.start
         for event in events:
             kind = type(event)
             if kind is RequestReceived:
                 call = event.call  # type: ignore[attr-defined]
                 invocation = dispatcher.begin(self.connection, call, self)
                 if invocation is not None:
-                    server._run(invocation)
+                    if invocation.target.is_async:
+                        start(invocation)
+                    else:
+                        server._run(invocation)
             elif isinstance(event, CallCancelled):
                 try:
                     running = dispatcher.cancel(event.call, event.error)
