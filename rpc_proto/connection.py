@@ -18,7 +18,7 @@ from .timers import Timer, TimerTable
 
 __all__ = ["Connection"]
 
-# Buffers below this size are joined into one, in bytes; larger ones are handed out as they are.
+# Buffers are joined up to this size, in bytes; a larger one is handed out as it is.
 _JOINED = 64 * 1024
 
 # After the client half-closed nothing more can arrive from it, so only a write can tell whether it
@@ -50,7 +50,7 @@ class Connection(ABC):
     - inputs: `receive_data`, `receive_eof`, `connection_lost`, `handle_timeout`. Each returns the
       events that it caused, in order, and never raises, whatever the peer sent.
     - commands: `shutdown` and those of the subclass.
-    - outputs: after any input or command, write what `data_to_send` or `buffers_to_send` returns
+    - outputs: after any input or command, write what `data_to_send` or `next_buffer` returns
       and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
       written; in state CLOSED drop it at once.
     - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`.
@@ -227,28 +227,23 @@ class Connection(ABC):
     # Outputs
 
     def data_to_send(self) -> bytes:
-        """Return what to write now; b"" when there is nothing."""
-        return b"".join(self._take_out())
+        """Return all that is to be written now; b"" when there is nothing."""
+        return self._take_out(len(self._out))
 
-    def buffers_to_send(self) -> list[bytes]:
-        """Return what to write now, with large bodies uncopied as buffers of their own."""
-        if not self.outbound:
-            return []
-        if self.outbound < _JOINED:
-            return [b"".join(self._take_out())]
-        buffers: list[bytes] = []
-        small: list[bytes] = []
-        for chunk in self._take_out():
-            if len(chunk) < _JOINED:
-                small.append(chunk)
-                continue
-            if small:
-                buffers.append(b"".join(small))
-                small.clear()
-            buffers.append(chunk)
-        if small:
-            buffers.append(b"".join(small))
-        return buffers
+    def next_buffer(self) -> bytes:
+        """Return what to write next: a large body uncopied, or what else fits into 64 KiB.
+
+        For a driver that stops when the transport is full: `outbound` tells whether there is more.
+        """
+        out = self._out
+        if self.outbound <= _JOINED:
+            return self._take_out(len(out))
+        size = 0
+        for count, chunk in enumerate(out):
+            size += len(chunk)
+            if size > _JOINED:
+                return self._take_out(count or 1)
+        return self._take_out(len(out))
 
     def next_timeout(self) -> float | None:
         """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
@@ -310,13 +305,18 @@ class Connection(ABC):
         self._events = []
         return events
 
-    def _take_out(self) -> list[bytes]:
+    def _take_out(self, count: int) -> bytes:
         out = self._out
-        self._out = []
-        if self.outbound >= self._high_water:
+        if count == len(out):
+            data = out[0] if count == 1 else b"".join(out)
+            self._out = []
+        else:
+            data = out[0] if count == 1 else b"".join(out[:count])
+            del out[:count]
+        if self.outbound >= self._high_water > self.outbound - len(data):
             self._timers.clear(Timer.WRITE)
-        self.outbound = 0
-        return out
+        self.outbound -= len(data)
+        return data
 
     def _send(
         self, kind: int, flags: int, call_id: int, header: bytes = b"", body: bytes = b""
@@ -398,7 +398,8 @@ class Connection(ABC):
         if self.state is State.CLOSING:
             self._timers.set(Timer.CLOSE, now + self._config.close_timeout)
         else:
-            self._take_out()  # there is nowhere to send it
+            self._out.clear()  # there is nowhere to send it
+            self.outbound = 0
         if not self._terminated:
             self._terminated = True
             self._reason = str(error or self._reason or "it was shut down")

@@ -44,6 +44,7 @@ class _ClientProtocol(ConnectionProtocol):
     __slots__ = ("handshake", "idle", "lost")
 
     connection: ClientConnection
+    _sets_timers = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: ClientConfig) -> None:
         super().__init__(loop)
@@ -65,6 +66,7 @@ class _ClientProtocol(ConnectionProtocol):
                 if not waiter.done():
                     waiter.set_exception(event.error)  # type: ignore[attr-defined]
             elif kind is HandshakeCompleted:
+                self.flush()  # for its timers
                 if not self.handshake.done():
                     self.handshake.set_result(None)
             elif isinstance(event, ConnectionTerminated) and not self.handshake.done():

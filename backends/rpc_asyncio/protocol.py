@@ -68,6 +68,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
 
     connection: Connection
 
+    # Whether what is received can bring the next timeout forward; to a client it only ends calls.
+    _sets_timers = True
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._large_buffer = _shared_buffer(loop)
@@ -93,7 +96,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._large_buffer if self.connection.missing > _READ_SIZE else self._buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         connection = self.connection
@@ -102,8 +105,11 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
             self.flush_scheduled = True  # by the flush below
             self.handle_events(events)
             self.flush_scheduled = False
-        if connection.outbound or connection.state is not _OPEN or events:
+        if connection.outbound or connection.state is not _OPEN or self._sets_timers:
             self.flush()
+        if nbytes >= _READ_SIZE:
+            large = connection.missing > _READ_SIZE
+            self._buffer = self._large_buffer if large else self._large_buffer[:_READ_SIZE]
 
     def eof_received(self) -> bool:
         self.handle_events(self.connection.receive_eof(monotonic()))
@@ -134,9 +140,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
             return
         connection = self.connection
         transport = self._transport
-        if connection.outbound and self._writable:
-            for data in connection.buffers_to_send():
-                transport.write(data)
+        while connection.outbound and self._writable:
+            transport.write(connection.next_buffer())
         if connection.state is not _OPEN:
             if connection.state is State.CLOSED:
                 transport.abort()
@@ -154,13 +159,12 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
 
     def write(self) -> None:
         """Write what there is to write, and nothing else."""
-        if self._writable:
-            for data in self.connection.buffers_to_send():
-                self._transport.write(data)
+        while self.connection.outbound and self._writable:
+            self._transport.write(self.connection.next_buffer())
 
     def wrote(self) -> None:
         """See to it that what a command wrote leaves: when enough has come together, or soon."""
-        if self.connection.outbound >= _EARLY and self._writable:
+        if self.connection.outbound >= _EARLY:
             self.write()
         if not self.flush_scheduled:
             self.flush_soon()

@@ -143,7 +143,7 @@ async def test_deadline_cancels_the_handlers_of_every_hop():
         pair(Hop(to_middle)) as (_, client),
     ):
         with pytest.raises(DeadlineExceeded):
-            await client.call("Hop.wait", timeout=0.2)
+            await client.call("Hop.wait", timeout=1.0)
         await middle.gate.cancelled.wait()
         await last.gate.cancelled.wait()
         await until(lambda: deepest.stats["running"] == 0)
