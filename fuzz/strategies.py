@@ -12,6 +12,18 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from rpc_proto import (
+    CallCancelled,
+    CallCompleted,
+    CallFailed,
+    ConnectionTerminated,
+    Event,
+    GoAwayReceived,
+    HandshakeCompleted,
+    HandshakeError,
+    RequestReceived,
+)
 from support.wire import (
     CANCEL,
     CODECS,
@@ -31,18 +43,6 @@ from support.wire import (
     line,
     options,
     prefix,
-)
-
-from rpc_proto import (
-    CallCancelled,
-    CallCompleted,
-    CallFailed,
-    ConnectionTerminated,
-    Event,
-    GoAwayReceived,
-    HandshakeCompleted,
-    HandshakeError,
-    RequestReceived,
 )
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4000"))

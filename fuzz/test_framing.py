@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.wire import PING, START, answer, frame, line, open_client, open_server, options
 
 from fuzz.strategies import (
     any_frames,
@@ -35,6 +34,7 @@ from rpc_proto import (
 )
 from rpc_proto.connection import Connection
 from rpc_proto.frames import PREFIX_SIZE, FrameReader
+from support.wire import PING, START, answer, frame, line, open_client, open_server, options
 
 
 def new_server() -> ServerConnection:

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.memory import Pair
-from support.wire import START
 
 from fuzz.strategies import chunks, codecs, cut, mutated, option_lines, spread
 from rpc_proto import (
@@ -31,6 +29,8 @@ from rpc_proto.handshake import (
     parse_answer,
     parse_options,
 )
+from support.memory import Pair
+from support.wire import START
 
 lines = st.one_of(option_lines(), mutated(option_lines()), st.binary(max_size=200))
 

@@ -9,8 +9,6 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.memory import Link, Pair
-from support.wire import frame
 
 from fuzz.strategies import EXAMPLES, any_frames, codecs, spread
 from rpc_proto import (
@@ -30,6 +28,8 @@ from rpc_proto import (
     Unavailable,
 )
 from rpc_proto.connection import Connection
+from support.memory import Link, Pair
+from support.wire import frame
 
 QUEUE = 6  # calls that may wait at the client
 CALLS = 3  # calls in flight at the server

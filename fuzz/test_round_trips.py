@@ -7,14 +7,14 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.memory import Host, Pair
-from support.wire import NAMED, RAW, Wire
 
 from fuzz.strategies import chunks, codecs, metadata, names, spread, texts, values
 from rpc_proto import CallError, State, current_call, find_codec
 from rpc_proto.config import MAX_TIMEOUT
 from rpc_proto.headers import Headers
 from rpc_proto.typed import decoder
+from support.memory import Host, Pair
+from support.wire import NAMED, RAW, Wire
 
 
 class Colour(Enum):

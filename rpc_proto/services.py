@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from .codecs import Codec, Decode
 from .errors import InvalidArgument
 from .frames import Flag
-from .typed import convert, decoder
+from .typed import check_decodable, convert, decoder
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
 
@@ -203,11 +203,9 @@ class Method:
         return f"{self.name}: {_INDEX.sub(parameter, text)}"
 
     def _check_types(self) -> None:
-        from . import formats
-
         for parameter in self.parameters:
             try:
-                decoder(formats.MSGPACK, parameter.type)
+                check_decodable(parameter.type)
             except TypeError as error:
                 raise TypeError(f"{self.name}: parameter {parameter.name}: {error}") from None
 

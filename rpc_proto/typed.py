@@ -5,7 +5,7 @@ from typing import Any
 
 from .codecs import Codec, Decode
 
-__all__ = ["convert", "decoder"]
+__all__ = ["check_decodable", "convert", "decoder"]
 
 
 @lru_cache(maxsize=1024)
@@ -27,3 +27,22 @@ def convert(value: Any, kind: Any) -> Any:
     import msgspec
 
     return msgspec.convert(value, kind, str_keys=True)
+
+
+def check_decodable(kind: Any) -> None:
+    """Raise TypeError if no decoded value can be of that type, or of one inside it."""
+    from msgspec import inspect, msgpack
+
+    msgpack.Decoder(kind)  # refuses unions that cannot be told apart, and the like
+    todo: list[Any] = [inspect.type_info(kind)]
+    seen: set[int] = set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, inspect.CustomType):
+            raise TypeError(f"no value can be decoded as {node.cls}")
+        if id(node) not in seen:
+            seen.add(id(node))
+            for name in node.__struct_fields__:
+                value = getattr(node, name)
+                parts = value if isinstance(value, tuple) else (value,)
+                todo += [part for part in parts if isinstance(part, (inspect.Type, inspect.Field))]

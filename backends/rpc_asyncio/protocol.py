@@ -19,7 +19,7 @@ _LARGE_READ_SIZE = 512 * 1024
 
 # Once so many bytes have come together they leave before the turn of the loop is over: the peer can
 # begin on them while this end goes on, instead of each waiting for the other.
-_EARLY = 2048
+_EARLY = 1024
 
 
 class Forks:

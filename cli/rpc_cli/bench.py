@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 from rpc_asyncio import Client
-
 from rpc_proto import CallError
 
 from .call import parse_call

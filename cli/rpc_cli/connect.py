@@ -4,7 +4,6 @@ import ssl
 from argparse import Namespace
 
 from rpc_asyncio import Client
-
 from rpc_proto import ClientConfig
 
 from .errors import UsageError

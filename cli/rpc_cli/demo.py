@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rpc_asyncio import Client
-
 from rpc_proto import RpcError
 
 from .arguments import TOKEN_VARIABLE

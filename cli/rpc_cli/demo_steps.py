@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rpc_asyncio import Client
-
 from rpc_proto import DeadlineExceeded, InvalidArgument, Unimplemented
 
 from .bench import Measurement, measure, summarize

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvloop
+
 from asyncio_driver.certificates import Authority
 from asyncio_driver.support import ANY_PORT
 

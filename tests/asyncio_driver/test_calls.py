@@ -8,9 +8,9 @@ import os
 import threading
 
 import pytest
+
 from asyncio_driver.support import ANY_PORT, Echo, Gate, pair, serving, until
 from rpc_asyncio import Client, Server
-
 from rpc_proto import (
     CallError,
     ClientConfig,

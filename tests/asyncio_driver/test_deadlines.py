@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
+
 from asyncio_driver.support import ANY_PORT, Echo, Gate, pair, serving, until
 from rpc_asyncio import Client
-
 from rpc_proto import (
     Cancelled,
     ClientConfig,

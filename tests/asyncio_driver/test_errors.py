@@ -6,9 +6,9 @@ import logging
 from collections.abc import AsyncIterator
 
 import pytest
+
 from asyncio_driver.support import GOAWAY, Echo, accepted, pair, request, serving
 from rpc_asyncio import Client
-
 from rpc_proto import (
     Aborted,
     CallError,

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+
 from asyncio_driver.support import (
     CANCEL,
     ERROR,
@@ -36,7 +37,6 @@ from asyncio_driver.support import (
     until,
 )
 from rpc_asyncio import Client
-
 from rpc_proto import (
     ClientConfig,
     DeadlineExceeded,

@@ -6,6 +6,7 @@ import logging
 import threading
 
 import pytest
+
 from asyncio_driver.support import (
     CANCEL,
     Echo,
@@ -18,7 +19,6 @@ from asyncio_driver.support import (
     until,
 )
 from rpc_asyncio import Client, Server
-
 from rpc_proto import (
     CallError,
     Cancelled,

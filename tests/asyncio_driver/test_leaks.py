@@ -7,9 +7,9 @@ import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
+
 from asyncio_driver.support import pair, until
 from rpc_asyncio import Client
-
 from rpc_proto import CallError, DeadlineExceeded, HandshakeError, ServerConfig, quick
 
 

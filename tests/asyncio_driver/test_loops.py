@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from asyncio_driver.conftest import LOOPS
 from asyncio_driver.support import Echo, pair
 from rpc_asyncio import Client, Server
-
 from rpc_proto import LocalProtocolError
 
 ROOT = Path(__file__).parents[2]

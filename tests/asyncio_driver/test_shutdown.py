@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from asyncio_driver.support import (
     GOAWAY,
     ONE_WAY,
@@ -26,7 +27,6 @@ from asyncio_driver.support import (
     until,
 )
 from rpc_asyncio import Client, Server
-
 from rpc_proto import CallError, HandshakeError, LocalProtocolError, ServerConfig, Unavailable
 
 ROOT = Path(__file__).parents[2]

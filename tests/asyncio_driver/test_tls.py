@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+
 from asyncio_driver.support import Echo, pair, serving, until
 from rpc_asyncio import Client, Server
-
 from rpc_proto import HandshakeError, Peer, ServerConfig, Unavailable, current_call
 
 TLS = "tls://127.0.0.1:0"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cli.processes import COMMAND, ENVIRONMENT, PATIENCE
 from rpc_cli.latency import Latencies, format_seconds, histogram_lines
 

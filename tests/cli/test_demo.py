@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from rpc_cli.demo_steps import STEPS, Outcome
 
+from rpc_cli.demo_steps import STEPS, Outcome
 from rpc_proto import Unavailable
 
 

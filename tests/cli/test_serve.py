@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cli.processes import COMMAND, ENVIRONMENT, PATIENCE
 
 ANYWHERE = "--listen=tcp://127.0.0.1:0"

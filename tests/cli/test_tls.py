@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from asyncio_driver.certificates import Authority
 
 CERT = ("--tls-cert", "server.pem")

@@ -4,25 +4,6 @@ import math
 from typing import Any
 
 import pytest
-from support.memory import Pair, only, outcome, termination
-from support.wire import (
-    CANCEL,
-    CODECS,
-    GOAWAY,
-    NAMED,
-    NOT_EXECUTED,
-    ONE_WAY,
-    PING,
-    PONG,
-    RAW,
-    REQUEST,
-    START,
-    Frame,
-    Wire,
-    frame,
-    frames_in,
-    open_client,
-)
 
 from rpc_proto import (
     CallCompleted,
@@ -41,6 +22,25 @@ from rpc_proto import (
     ResourceExhausted,
     State,
     Unavailable,
+)
+from support.memory import Pair, only, outcome, termination
+from support.wire import (
+    CANCEL,
+    CODECS,
+    GOAWAY,
+    NAMED,
+    NOT_EXECUTED,
+    ONE_WAY,
+    PING,
+    PONG,
+    RAW,
+    REQUEST,
+    START,
+    Frame,
+    Wire,
+    frame,
+    frames_in,
+    open_client,
 )
 
 ONE_SLOT = {"header": 16384, "body": 65536, "calls": 1}

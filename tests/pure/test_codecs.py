@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.wire import CODECS
 
 from rpc_proto import Codec, find_codec
 from rpc_proto.typed import convert, decoder
+from support.wire import CODECS
 
 
 class Colour(Enum):

@@ -3,6 +3,19 @@
 from typing import Any
 
 import pytest
+
+from rpc_proto import (
+    CallCancelled,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    DataLoss,
+    RemoteProtocolError,
+    ServerConfig,
+    ServerConnection,
+    State,
+)
 from support.memory import Pair, termination
 from support.wire import (
     CODECS,
@@ -17,19 +30,6 @@ from support.wire import (
     open_client,
     open_server,
     options,
-)
-
-from rpc_proto import (
-    CallCancelled,
-    CallFailed,
-    ClientConfig,
-    ClientConnection,
-    Codec,
-    DataLoss,
-    RemoteProtocolError,
-    ServerConfig,
-    ServerConnection,
-    State,
 )
 
 ENDS = pytest.mark.parametrize("make", [open_client, open_server], ids=["client", "server"])

@@ -5,7 +5,6 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
-from support.memory import Host, Pair
 
 from rpc_proto import (
     CallContext,
@@ -18,6 +17,7 @@ from rpc_proto import (
     current_call,
 )
 from rpc_proto.context import ambient_call, pick_deadline
+from support.memory import Host, Pair
 
 
 class Seen:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from support.memory import Host, Pair
 
 from rpc_proto import (
     CallError,
@@ -18,6 +17,7 @@ from rpc_proto import (
     current_call,
 )
 from rpc_proto.dispatch import Dispatcher
+from support.memory import Host, Pair
 
 
 class Arith:

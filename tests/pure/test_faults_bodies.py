@@ -4,6 +4,18 @@ import tracemalloc
 from typing import Any
 
 import pytest
+
+from rpc_proto import (
+    CallFailed,
+    ClientConfig,
+    DataLoss,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    ServerConfig,
+    State,
+    Unknown,
+)
 from support.memory import Host, Pair, only
 from support.wire import (
     CODECS,
@@ -16,18 +28,6 @@ from support.wire import (
     frame,
     frames_in,
     open_client,
-)
-
-from rpc_proto import (
-    CallFailed,
-    ClientConfig,
-    DataLoss,
-    Internal,
-    InvalidArgument,
-    ResourceExhausted,
-    ServerConfig,
-    State,
-    Unknown,
 )
 
 KIB = 1024

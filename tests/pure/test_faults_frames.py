@@ -4,6 +4,17 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
+
+from rpc_proto import (
+    CallCancelled,
+    CallCompleted,
+    ClientConfig,
+    RemoteProtocolError,
+    RequestReceived,
+    ServerConfig,
+    State,
+)
+from rpc_proto.frames import FrameReader
 from support.memory import Pair, only, outcome, termination
 from support.wire import (
     CODECS,
@@ -23,17 +34,6 @@ from support.wire import (
     open_server,
     prefix,
 )
-
-from rpc_proto import (
-    CallCancelled,
-    CallCompleted,
-    ClientConfig,
-    RemoteProtocolError,
-    RequestReceived,
-    ServerConfig,
-    State,
-)
-from rpc_proto.frames import FrameReader
 
 KIB = 1024
 MIB = 1024 * 1024

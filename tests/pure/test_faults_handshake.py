@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from support.memory import Pair, only, outcome, termination
-from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
 
 from rpc_proto import (
     CallFailed,
@@ -19,6 +17,8 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.handshake import MAX_LINE
+from support.memory import Pair, only, outcome, termination
+from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
 
 GARBAGE = {
     "random bytes": b"\x00\xff\xfe garbage",

@@ -5,6 +5,21 @@ from typing import Any
 
 import msgspec
 import pytest
+
+from rpc_proto import (
+    CallCancelled,
+    CallCompleted,
+    CallError,
+    CallFailed,
+    ClientConfig,
+    DeadlineExceeded,
+    RemoteProtocolError,
+    RequestReceived,
+    ServerConfig,
+    State,
+    Unimplemented,
+)
+from rpc_proto.config import MAX_TIMEOUT
 from support.memory import Host, Pair, only, outcome, termination
 from support.wire import (
     CODECS,
@@ -21,21 +36,6 @@ from support.wire import (
     open_client,
     open_server,
 )
-
-from rpc_proto import (
-    CallCancelled,
-    CallCompleted,
-    CallError,
-    CallFailed,
-    ClientConfig,
-    DeadlineExceeded,
-    RemoteProtocolError,
-    RequestReceived,
-    ServerConfig,
-    State,
-    Unimplemented,
-)
-from rpc_proto.config import MAX_TIMEOUT
 
 
 class Arith:

@@ -3,6 +3,21 @@
 from typing import Any
 
 import pytest
+
+from rpc_proto import (
+    CallCancelled,
+    CallError,
+    Cancelled,
+    ClientConfig,
+    ConnectionTerminated,
+    DeadlineExceeded,
+    RemoteProtocolError,
+    RequestReceived,
+    ResourceExhausted,
+    ServerConfig,
+    State,
+    Unavailable,
+)
 from support.memory import Host, Pair, only, outcome, termination
 from support.wire import (
     CANCEL,
@@ -20,21 +35,6 @@ from support.wire import (
     frames_in,
     open_client,
     open_server,
-)
-
-from rpc_proto import (
-    CallCancelled,
-    CallError,
-    Cancelled,
-    ClientConfig,
-    ConnectionTerminated,
-    DeadlineExceeded,
-    RemoteProtocolError,
-    RequestReceived,
-    ResourceExhausted,
-    ServerConfig,
-    State,
-    Unavailable,
 )
 
 KIB = 1024

@@ -4,8 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from support.memory import Pair, only, termination
-from support.wire import CODECS, START, answer, line, open_client, options, server_line
 
 from rpc_proto import (
     CallCompleted,
@@ -22,6 +20,8 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.handshake import MAGIC, LineReader, agree_ping, parse_answer, parse_options
+from support.memory import Pair, only, termination
+from support.wire import CODECS, START, answer, line, open_client, options, server_line
 
 
 @pytest.mark.parametrize("codec", CODECS)

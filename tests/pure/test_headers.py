@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from support.wire import CODECS
 
 from rpc_proto import Codec, find_codec
 from rpc_proto.headers import HeaderError, Headers
+from support.wire import CODECS
 
 
 def counting() -> tuple[Codec, list[Any], list[bytes]]:

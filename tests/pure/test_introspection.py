@@ -1,10 +1,10 @@
 """The built-in service that tells what a server offers."""
 
 import pytest
-from support.memory import Host, Pair
-from support.wire import CODECS
 
 from rpc_proto.introspection import INTROSPECTION, Introspection
+from support.memory import Host, Pair
+from support.wire import CODECS
 
 
 class Arith:

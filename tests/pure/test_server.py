@@ -3,6 +3,19 @@
 from typing import Any
 
 import pytest
+
+from rpc_proto import (
+    CallCancelled,
+    CallError,
+    ClientConfig,
+    ConnectionTerminated,
+    DeadlineExceeded,
+    NotFound,
+    RequestReceived,
+    ServerConfig,
+    State,
+    Unavailable,
+)
 from support.memory import Pair, only, termination
 from support.wire import (
     CODECS,
@@ -20,19 +33,6 @@ from support.wire import (
     frame,
     frames_in,
     open_server,
-)
-
-from rpc_proto import (
-    CallCancelled,
-    CallError,
-    ClientConfig,
-    ConnectionTerminated,
-    DeadlineExceeded,
-    NotFound,
-    RequestReceived,
-    ServerConfig,
-    State,
-    Unavailable,
 )
 
 QUIET = ServerConfig(ping_interval=None)

@@ -1,5 +1,6 @@
 """Reflection and typed arguments: by position and by name, in both codecs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum, IntEnum
@@ -8,11 +9,11 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, Type
 
 import msgspec
 import pytest
-from support.memory import Host, Pair
-from support.wire import CODECS, NAMED, RAW
 
 from rpc_proto import InvalidArgument, expose, find_codec, quick
 from rpc_proto.services import Method, annotated_methods, reflect, service_name
+from support.memory import Host, Pair
+from support.wire import CODECS, NAMED, RAW
 
 Item = TypeVar("Item")
 
@@ -393,3 +394,23 @@ def test_annotated_methods_are_those_of_a_class_with_their_results() -> None:
 
 def test_name_of_a_service_is_that_of_its_class() -> None:
     assert service_name(Kinds) == service_name(Kinds()) == "Kinds"
+
+
+class _Opaque:
+    """A class that no codec can make."""
+
+
+@dataclass
+class _Holder:
+    inner: "list[_Opaque | None]"
+    again: "_Holder | None" = None
+
+
+@pytest.mark.parametrize("kind", [_Opaque, Callable[[], None], dict[str, _Opaque], _Holder])
+def test_parameter_of_a_type_that_cannot_be_decoded_is_refused_at_registration(kind: Any) -> None:
+    class Service:
+        def method(self, value) -> None: ...
+
+    Service.method.__annotations__["value"] = kind
+    with pytest.raises(TypeError, match=r"Service\.method: parameter value: no value can be"):
+        reflect(Service())
