@@ -26,10 +26,7 @@ _JOINED = 64 * 1024
 _PROBE_INTERVAL = 1.0
 
 # An attribute of an enum takes longer to look up than a name.
-_HANDSHAKE = State.HANDSHAKE
 _OPEN = State.OPEN
-_CLOSING = State.CLOSING
-_CLOSED = State.CLOSED
 
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
 
@@ -69,7 +66,7 @@ class Connection(ABC):
         "_now",
         "_out",
         "_ping",
-        "_pinged",
+        "_pinged_at",
         "_queue",
         "_reader",
         "_reason",
@@ -106,7 +103,7 @@ class Connection(ABC):
         self._reader: FrameReader | None = None
         self._send_limits = (0, 0)  # what the peer accepts: header, body
         self._ping: float | None = None
-        self._pinged = False
+        self._pinged_at = now
         self._half_closed = False
         self._terminated = False
         self._reason = ""
@@ -129,38 +126,21 @@ class Connection(ABC):
 
     def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """Take bytes from the peer; the buffer may be reused when this returns."""
-        state = self.state
-        if state is _CLOSING or state is _CLOSED:
-            return self._take_events()
-        self._now = now
-        self._received_at = now
-        self._pinged = False
-        if state is _HANDSHAKE:
-            assert self._line is not None
-            try:
-                found = self._line.feed(data)
-                if found is None:
-                    return self._take_events()
-                line, data = found
-                self._receive_line(line, now)
-            except HandshakeError as error:
-                self._fail_handshake(error, now)
-                return self._take_events()
-            self._settle(now)  # before the frames behind the line, as if they came by themselves
+        self._now = self._received_at = now
         reader = self._reader
-        if reader is not None:
-            receive_frame = self._receive_frame
-            opened = State.OPEN
-            for frame in reader.feed(data):
-                receive_frame(frame, now)
-                if self.state is not opened:
-                    self._settle(now)  # so that it matters not which frames came together
-                    if self._reader is None:  # that frame ended the connection
-                        break
-            else:
-                if reader.error is not None:
-                    self._violate(reader.error, now)
-        if self._queue or self.state is not _OPEN or self.outbound >= self._high_water:
+        if reader is None:
+            return self._receive_early(data, now)
+        receive_frame = self._receive_frame
+        for frame in reader.feed(data):
+            receive_frame(frame, now)
+            if self.state is not _OPEN:
+                self._settle(now)  # so that it matters not which frames came together
+                if self._reader is None:  # that frame ended the connection
+                    break
+        else:
+            if reader.error is not None:
+                self._violate(reader.error, now)
+        if self._queue or self.outbound >= self._high_water or self.state is not _OPEN:
             self._settle(now)
         events = self._events
         self._events = []
@@ -236,8 +216,10 @@ class Connection(ABC):
         For a driver that stops when the transport is full: `outbound` tells whether there is more.
         """
         out = self._out
-        if self.outbound <= _JOINED:
-            return self._take_out(len(out))
+        if self.outbound <= _JOINED and self.outbound < self._high_water:
+            self._out = []
+            self.outbound = 0
+            return b"".join(out)
         size = 0
         for count, chunk in enumerate(out):
             size += len(chunk)
@@ -299,6 +281,20 @@ class Connection(ABC):
     def _check_idle(self, now: float) -> None: ...
 
     # Shared inner workings
+
+    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        """Take bytes while there is no reader for frames: in the handshake, or after the end."""
+        if self._line is not None:
+            try:
+                found = self._line.feed(data)
+                if found is not None:
+                    line, rest = found
+                    self._receive_line(line, now)
+                    self._settle(now)  # before the frames behind the line, as if they came alone
+                    return self.receive_data(rest, now)
+            except HandshakeError as error:
+                self._fail_handshake(error, now)
+        return self._take_events()
 
     def _take_events(self) -> list[Event]:
         events = self._events
@@ -446,8 +442,8 @@ class Connection(ABC):
                 now,
             )
         elif now >= ping_at:
-            if not self._pinged:
-                self._pinged = True
+            if self._pinged_at <= self._received_at:
+                self._pinged_at = now
                 self._send(FrameType.PING, 0, 0)
             self._timers.set(Timer.LIVENESS, dead_at)
         else:

@@ -136,23 +136,15 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Write what there is to write and bring timer and back-pressure up to date."""
         self.flush_scheduled = False
-        if self.closed:
-            return
         connection = self.connection
-        transport = self._transport
-        while connection.outbound and self._writable:
-            transport.write(connection.next_buffer())
+        if connection.outbound:
+            self.write()
         if connection.state is not _OPEN:
-            if connection.state is State.CLOSED:
-                transport.abort()
-            elif connection.state is State.CLOSING and self._writable:
-                transport.close()
-        if connection.wants_data is not self._reading and not transport.is_closing():
-            self._reading = not self._reading
-            if self._reading:
-                transport.resume_reading()
-            else:
-                transport.pause_reading()
+            self._follow_state()
+            if self.closed:
+                return
+        if connection.wants_data is not self._reading:
+            self._turn_reading()
         at = connection.next_timeout()
         if at is not None and (self._timer is None or at < self._timer_at):
             self._set_timer(at)
@@ -174,6 +166,22 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self._loop.call_soon(self.flush)
+
+    def _follow_state(self) -> None:
+        if self.closed:
+            return
+        if self.connection.state is State.CLOSED:
+            self._transport.abort()
+        elif self.connection.state is State.CLOSING and self._writable:
+            self._transport.close()
+
+    def _turn_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._reading = not self._reading
+            if self._reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:
