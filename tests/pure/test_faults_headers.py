@@ -163,7 +163,7 @@ def test_ids_that_are_no_unsigned_64_bit_numbers_cannot_be_written() -> None:
     from rpc_proto.frames import encode_prefix
 
     for wrong in (-1, 2**64, 1.5, "1", None):
-        with pytest.raises(Exception, match=r"argument|integer|int"):
+        with pytest.raises(Exception, match=r"argument|integer|int|format requires"):
             encode_prefix(REQUEST, 0, 0, 0, wrong)
 
 
