@@ -137,6 +137,7 @@ class Dispatcher:
             return invocation
         if len(self.queue) >= self._max_queued:
             self.refused += 1
+            call.handler = None
             connection.send_error(
                 call,
                 ResourceExhausted(
@@ -168,6 +169,7 @@ class Dispatcher:
             return None
         invocation.cancel(error)
         if self.queue.pop(call, None) is not None:
+            call.handler = None
             invocation.connection.conclude(call, self._clock())
             return None
         return invocation
@@ -176,13 +178,17 @@ class Dispatcher:
         """Answer with the result of a handler that has ended."""
         self.running -= 1
         self.served += 1
-        invocation.connection.send_response(invocation.call, result, self._clock())
+        call = invocation.call
+        call.handler = None  # or the two would keep each other, and the arguments, alive
+        invocation.connection.send_response(call, result, self._clock())
 
     def fail(self, invocation: Invocation, error: BaseException) -> None:
         """Answer with what a handler raised; it has ended."""
         self.running -= 1
         self.failed += 1
-        invocation.connection.send_error(invocation.call, self._to_call_error(error), self._clock())
+        call = invocation.call
+        call.handler = None
+        invocation.connection.send_error(call, self._to_call_error(error), self._clock())
 
     def is_unexpected(self, error: BaseException) -> bool:
         """Whether a handler's exception is one that the operator should hear of."""

@@ -40,6 +40,12 @@ class Reply(NamedTuple):
     metadata: Mapping[str, str]
 
 
+def _take_waiter(call: Call) -> "asyncio.Future[Event]":
+    waiter: asyncio.Future[Event] = call.waiter
+    call.waiter = None  # or call, waiter and result would keep each other alive
+    return waiter
+
+
 class _ClientProtocol(ConnectionProtocol):
     __slots__ = ("handshake", "idle", "lost")
 
@@ -58,11 +64,11 @@ class _ClientProtocol(ConnectionProtocol):
         for event in events:
             kind = type(event)
             if kind is CallCompleted:
-                waiter = event.call.waiter  # type: ignore[attr-defined]
+                waiter = _take_waiter(event.call)  # type: ignore[attr-defined]
                 if not waiter.done():
                     waiter.set_result(event)
             elif kind is CallFailed:
-                waiter = event.call.waiter  # type: ignore[attr-defined]
+                waiter = _take_waiter(event.call)  # type: ignore[attr-defined]
                 if not waiter.done():
                     waiter.set_exception(event.error)  # type: ignore[attr-defined]
             elif kind is HandshakeCompleted:

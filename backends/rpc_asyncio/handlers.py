@@ -44,11 +44,11 @@ class HandlerRunner:
             waits_for = context.run(spare.begin, invocation)
         except StopIteration as stop:
             _leave_task(loop, task)
-            spare.coroutine = invocation.handle = None
+            spare.coroutine = spare.invocation = invocation.handle = None
             self._report(invocation, stop.value, None)
         except BaseException as error:
             _leave_task(loop, task)
-            spare.coroutine = invocation.handle = None
+            spare.coroutine = spare.invocation = invocation.handle = None
             self._report(invocation, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
@@ -64,10 +64,13 @@ class HandlerRunner:
 
     def ended(self, handler: "_Handler", result: Any, error: BaseException | None) -> None:
         """Take note of the end of a handler that waited."""
+        invocation = handler.invocation
+        assert invocation is not None
         self.tasks.discard(handler.task)
-        assert handler.invocation is not None
-        handler.invocation.handle = None
-        self._report(handler.invocation, result, error)
+        # Task and handler, invocation and context must not keep each other alive.
+        del handler.task
+        handler.coroutine = handler.context = handler.invocation = invocation.handle = None
+        self._report(invocation, result, error)
 
     def close(self) -> None:
         """Let the spare Task go."""
@@ -79,13 +82,13 @@ class HandlerRunner:
 class _Handler(Coroutine[Any, Any, None]):
     """The coroutine of a Task that first waits for a handler to adopt and then is that handler."""
 
-    __slots__ = ("_context", "_runner", "_waits_for", "coroutine", "invocation", "parked", "task")
+    __slots__ = ("_runner", "_waits_for", "context", "coroutine", "invocation", "parked", "task")
 
     def __init__(self, runner: HandlerRunner) -> None:
         self._runner = runner
         self.parked: asyncio.Future[None] | None = None
         self.coroutine: Any = None
-        self._context: Context | None = None
+        self.context: Context | None = None
         self._waits_for = _NOTHING
         self.invocation: Invocation | None = None
         self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
@@ -108,7 +111,7 @@ class _Handler(Coroutine[Any, Any, None]):
     def adopt(self, context: Context, waits_for: Any) -> None:
         """Go on with the handler whose first step yielded `waits_for`."""
         assert self.invocation is not None
-        self._context = context
+        self.context = context
         self._waits_for = waits_for
         self.task.set_name(f"rpc handler {self.invocation.target.name}")
         if self.parked is not None and not self.parked.done():
@@ -137,9 +140,9 @@ class _Handler(Coroutine[Any, Any, None]):
         return self._step(self.coroutine.throw, error)
 
     def _step(self, resume: Callable[[Any], Any], value: Any) -> Any:
-        assert self._context is not None
+        assert self.context is not None
         try:
-            return self._context.run(resume, value)
+            return self.context.run(resume, value)
         except StopIteration as stop:
             self._runner.ended(self, stop.value, None)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
 from collections.abc import Awaitable, Callable
@@ -158,3 +159,40 @@ async def test_closing_cancels_the_timers_of_calls_that_wait():
     timers = asyncio.get_running_loop()._scheduled
     # All that is left is the time limit of this test.
     assert len([timer for timer in timers if not timer.cancelled()]) == 1
+
+
+@pytest.mark.parametrize("method", ["Work.at_once", "Work.soon", "Work.quickly"])
+async def test_ended_calls_are_freed_without_the_garbage_collector(method):
+    """A cycle would keep the arguments and results of thousands of calls until the next sweep."""
+    async with pair(Work()) as (_, client):
+        for i in range(10):
+            await client.call(method, i)
+        gc.collect()
+        gc.disable()
+        try:
+            for i in range(100):
+                await client.call(method, i)
+            await asyncio.gather(*(client.call(method, i) for i in range(100)))
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
+
+
+async def test_failed_calls_are_freed_without_the_garbage_collector():
+    async with pair(Work()) as (_, client):
+
+        async def fail(method: str, *args: object) -> None:
+            with contextlib.suppress(CallError):
+                await client.call(method, *args)
+
+        for _ in range(10):
+            await fail("Work.fails")
+        gc.collect()
+        gc.disable()
+        try:
+            for i in range(100):
+                await fail("Work.at_once", "no number")
+                await fail("Work.unknown", i)
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
