@@ -137,8 +137,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         """Write what there is to write and bring timer and back-pressure up to date."""
         self.flush_scheduled = False
         connection = self.connection
-        if connection.outbound:
-            self.write()
+        while connection.outbound and self._writable:
+            self._transport.write(connection.next_buffer())
         if connection.state is not _OPEN:
             self._follow_state()
             if self.closed:
@@ -149,15 +149,12 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         if at is not None and (self._timer is None or at < self._timer_at):
             self._set_timer(at)
 
-    def write(self) -> None:
-        """Write what there is to write, and nothing else."""
-        while self.connection.outbound and self._writable:
-            self._transport.write(self.connection.next_buffer())
-
     def wrote(self) -> None:
         """See to it that what a command wrote leaves: when enough has come together, or soon."""
-        if self.connection.outbound >= _EARLY:
-            self.write()
+        connection = self.connection
+        if connection.outbound >= _EARLY:
+            while connection.outbound and self._writable:
+                self._transport.write(connection.next_buffer())
         if not self.flush_scheduled:
             self.flush_soon()
 
