@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -48,7 +49,7 @@ def _shared_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
     return buffer
 
 
-class ConnectionProtocol(asyncio.BufferedProtocol):
+class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     """Feeds a connection and writes what it says; the subclass handles its events."""
 
     __slots__ = (
@@ -84,9 +85,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol):
         self._tls = False
         self.closed = False
 
+    @abstractmethod
     def handle_events(self, events: list[Event]) -> None:
         """Act on what an input caused."""
-        raise NotImplementedError
 
     # Called by the transport
 
