@@ -5,11 +5,11 @@ others are packages of their own (`rpc_asyncio`); docs/embedding.md shows how to
 """
 
 from .addresses import Address, parse_address
-from .calls import Call, ServerCall
+from .calls import Call
 from .client import ClientConnection
 from .codecs import Codec, find_codec
 from .config import ClientConfig, Peer, ServerConfig
-from .context import CallContext, current_call
+from .context import ServerCall, current_call
 from .errors import (
     CODES,
     Aborted,
@@ -56,7 +56,6 @@ __all__ = [
     "Call",
     "CallCancelled",
     "CallCompleted",
-    "CallContext",
     "CallError",
     "CallFailed",
     "Cancelled",

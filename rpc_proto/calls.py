@@ -1,15 +1,13 @@
-"""The calls of one connection, and the table that finds them by id and by deadline."""
+"""A call at its client, and the table that finds the calls of a connection by id and deadline."""
 
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
-from .frames import Flag
-from .headers import NO_METADATA
+from .context import ServerCall
 
-__all__ = ["IDS", "Call", "CallTable", "ServerCall"]
+__all__ = ["IDS", "Call", "CallTable"]
 
-_ONE_WAY = Flag.ONE_WAY
 IDS = 2**64  # ids are unsigned 64-bit numbers; 0 is none
 
 
@@ -58,50 +56,6 @@ class Call:
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.method}>"
-
-
-class ServerCall:
-    """One call as its server's end sees it: from the request until the handler has ended.
-
-    `ended` tells that the caller has its outcome, so that whatever the handler still does is in
-    vain; `handler` belongs to the driver. `reply_metadata` travels with the answer.
-    """
-
-    __slots__ = (
-        "body",
-        "deadline",
-        "ended",
-        "flags",
-        "handler",
-        "id",
-        "metadata",
-        "method",
-        "one_way",
-        "reply_metadata",
-    )
-
-    def __init__(
-        self,
-        call_id: int,
-        method: str,
-        deadline: float | None,
-        metadata: Mapping[str, str],
-        flags: int,
-        body: bytes,
-    ) -> None:
-        self.id = call_id
-        self.method = method
-        self.deadline = deadline
-        self.metadata = metadata
-        self.flags = flags
-        self.body = body
-        self.one_way = flags & _ONE_WAY != 0
-        self.ended = False
-        self.handler: Any = None
-        self.reply_metadata: Mapping[str, str] = NO_METADATA
-
-    def __repr__(self) -> str:
-        return f"<ServerCall {self.id} {self.method}>"
 
 
 AnyCall = TypeVar("AnyCall", Call, ServerCall)

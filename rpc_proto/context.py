@@ -1,4 +1,4 @@
-"""What a handler can know about the call it serves, and what flows from it into calls it makes."""
+"""A call at its server, what its handler can know of it, and what flows into calls it makes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,45 +6,94 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
-from .calls import ServerCall
 from .config import Peer
 from .errors import CallError, LocalProtocolError
+from .frames import Flag
+from .headers import NO_METADATA
 
-__all__ = ["CallContext", "ambient_call", "current_call", "pick_deadline"]
+__all__ = ["ServerCall", "ambient_call", "current_call", "pick_deadline"]
+
+_ONE_WAY = Flag.ONE_WAY
 
 
-class CallContext:
-    """The call that is being served; `current_call()` returns it inside a handler."""
+class ServerCall:
+    """One call as its server's end sees it: from the request until the handler has ended.
 
-    __slots__ = ("_clock", "_on_cancel", "call", "error", "peer")
+    `current_call()` returns it inside a handler. `peer` is who calls, `metadata` what came along
+    (read-only), `deadline` when the caller stops waiting: absolute seconds of the driver's
+    monotonic clock, or None. `ended` tells that the caller has its outcome, so that whatever the
+    handler still does is in vain; if it was not an answer, `error` says why.
 
-    def __init__(self, call: ServerCall, peer: Peer, clock: Callable[[], float]) -> None:
-        self.call = call
-        self._clock = clock
-        self._on_cancel: list[Callable[[], Any]] | None = None
+    `handler` belongs to the driver: what it runs the handler with. The rest is a Dispatcher's:
+    `target` is the Method while the call waits for its handler to end.
+    """
+
+    __slots__ = (
+        "_on_cancel",
+        "args",
+        "body",
+        "clock",
+        "connection",
+        "deadline",
+        "ended",
+        "error",
+        "flags",
+        "handler",
+        "id",
+        "kwargs",
+        "metadata",
+        "method",
+        "one_way",
+        "owner",
+        "peer",
+        "reply_metadata",
+        "target",
+    )
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    connection: Any
+    owner: Any
+    clock: Callable[[], float]
+
+    def __init__(
+        self,
+        call_id: int,
+        method: str,
+        deadline: float | None,
+        metadata: Mapping[str, str],
+        flags: int,
+        body: bytes,
+        peer: Peer,
+    ) -> None:
+        self.id = call_id
+        self.method = method
+        self.deadline = deadline
+        self.metadata = metadata
+        self.flags = flags
+        self.body = body
         self.peer = peer
+        self.one_way = flags & _ONE_WAY != 0
+        self.ended = False
         self.error: CallError | None = None
+        self.reply_metadata = NO_METADATA
+        self.handler: Any = None
+        self.target: Any = None
+        self._on_cancel: list[Callable[[], Any]] | None = None
 
-    @property
-    def method(self) -> str:
-        """The name that was called, "Service.method"."""
-        return self.call.method
+    def __repr__(self) -> str:
+        return f"<ServerCall {self.id} {self.method}>"
 
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the caller sent along; read-only."""
-        return self.call.metadata
-
-    @property
-    def deadline(self) -> float | None:
-        """When the caller stops waiting: absolute seconds of the driver's monotonic clock."""
-        return self.call.deadline
+    def invoke(self) -> Any:
+        """Call the handler, in a context of its own: `copy_context().run(call.invoke)`."""
+        ambient_call.set(self)
+        return self.target.function(*self.args, **self.kwargs)
 
     @property
     def time_left(self) -> float | None:
         """Seconds until the deadline, 0 or more; None without one."""
-        deadline = self.call.deadline
-        return None if deadline is None else max(0.0, deadline - self._clock())
+        deadline = self.deadline
+        return None if deadline is None else max(0.0, deadline - self.clock())
 
     @property
     def cancelled(self) -> bool:
@@ -54,7 +103,7 @@ class CallContext:
     @property
     def answered(self) -> bool:
         """Whether the call has been answered, so that what goes on in its context is on its own."""
-        return self.call.ended and self.error is None
+        return self.ended and self.error is None
 
     def raise_if_cancelled(self) -> None:
         """Raise the reason if nobody waits any more: for a `def` handler with a long loop."""
@@ -68,7 +117,7 @@ class CallContext:
                 raise LocalProtocolError(
                     f"reply metadata must map strings to strings, not {name!r} to {value!r}"
                 )
-        self.call.reply_metadata = dict(metadata)
+        self.reply_metadata = dict(metadata)
 
     def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], None]:
         """Call `callback()` when the call is cancelled, now if it is; return what undoes that.
@@ -99,10 +148,10 @@ class CallContext:
                     stack.callback(callback)
 
 
-ambient_call: ContextVar[CallContext | None] = ContextVar("rpc_proto_call", default=None)
+ambient_call: ContextVar[ServerCall | None] = ContextVar("rpc_proto_call", default=None)
 
 
-def current_call() -> CallContext:
+def current_call() -> ServerCall:
     """Return the call that the running handler serves; LocalProtocolError outside of one."""
     context = ambient_call.get()
     if context is None:

@@ -1,6 +1,6 @@
 """What a server does with calls, whatever runs it: find the method, admit, answer, count.
 
-The driver supplies the running: it gets an `Invocation` and reports how its handler ended.
+The driver supplies the running: it gets a call that is ready and reports how its handler ended.
 """
 
 from collections import OrderedDict
@@ -8,50 +8,12 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-from .calls import ServerCall
-from .context import CallContext, ambient_call
+from .context import ServerCall
 from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
 from .server import ServerConnection
 from .services import Method, reflect
 
-__all__ = ["Dispatcher", "Invocation"]
-
-
-class Invocation(CallContext):
-    """One call on its way through a handler, and what the handler can know of it.
-
-    The driver runs `target.function(*args, **kwargs)`, in a context in which `ambient_call` is the
-    invocation. `owner` is what it keeps for the connection; `handle` is for what it runs the
-    handler with: a task, a greenlet, a future.
-    """
-
-    __slots__ = ("args", "connection", "handle", "kwargs", "owner", "target")
-
-    def __init__(
-        self,
-        connection: ServerConnection,
-        call: ServerCall,
-        clock: Callable[[], float],
-        target: Method,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]],
-        owner: Any,
-    ) -> None:
-        # What super().__init__ does; calling it would cost each call as much as all of this.
-        self.call = call
-        self.peer = connection.peer
-        self.error = None
-        self._clock = clock
-        self._on_cancel = None
-        self.connection = connection
-        self.owner = owner
-        self.target = target
-        self.args, self.kwargs = arguments
-        self.handle: Any = None
-
-    def invoke(self) -> Any:
-        """Call the handler, in a context of its own: `copy_context().run(invocation.invoke)`."""
-        ambient_call.set(self)
-        return self.target.function(*self.args, **self.kwargs)
+__all__ = ["Dispatcher"]
 
 
 class Dispatcher:
@@ -81,7 +43,7 @@ class Dispatcher:
         self.cancelled = 0
         self._max_concurrency = max_concurrency
         self._max_queued = max_queued
-        self.queue: OrderedDict[ServerCall, Invocation] = OrderedDict()  # waiting for an end
+        self.queue: OrderedDict[ServerCall, None] = OrderedDict()  # waiting for an end
         self._clock = clock
         self._debug = debug
 
@@ -110,97 +72,99 @@ class Dispatcher:
 
     # Calls
 
-    def begin(
-        self, connection: ServerConnection, call: ServerCall, owner: Any
-    ) -> Invocation | None:
-        """Take a call that arrived; return it ready to run, or None: refused, or in the queue."""
+    def begin(self, connection: ServerConnection, call: ServerCall, owner: Any) -> bool:
+        """Take a call that arrived; whether it is to run now: else it is refused, or queued.
+
+        To run it, call `call.invoke` in a context of its own; or `call.target.function` with
+        `call.args` and `call.kwargs`, where `ambient_call` is the call. `owner` is what the driver
+        keeps for the connection.
+        """
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
             connection.conclude(call, self._clock())
-            return None
+            return False
         method = self.methods.get(call.method)
         if method is None:
             self.refused += 1
             error = Unimplemented(f"no method {call.method!r:.100} is registered here")
             connection.refuse(call, error, self._clock())
-            return None
+            return False
         try:
-            arguments = method.decode(connection.codec, call.flags, call.body)
+            call.args, call.kwargs = method.decode(connection.codec, call.flags, call.body)
         except CallError as wrong:
             self.refused += 1
             connection.refuse(call, wrong, self._clock())
-            return None
+            return False
         call.body = b""
-        invocation = Invocation(connection, call, self._clock, method, arguments, owner)
-        call.handler = invocation
+        call.target = method
+        call.connection = connection
+        call.owner = owner
+        call.clock = self._clock
         if self.running < self._max_concurrency and not self.queue:
             self.running += 1
-            return invocation
-        if len(self.queue) >= self._max_queued:
-            self.refused += 1
-            call.handler = None
-            connection.send_error(
-                call,
-                ResourceExhausted(
-                    f"{self.running} handlers run and {len(self.queue)} calls wait",
-                    maybe_executed=False,
-                ),
-                self._clock(),
-            )
-            return None
-        self.queue[call] = invocation
-        return None
+            return True
+        if len(self.queue) < self._max_queued:
+            self.queue[call] = None
+            return False
+        self.refused += 1
+        call.target = None
+        connection.send_error(
+            call,
+            ResourceExhausted(
+                f"{self.running} handlers run and {len(self.queue)} calls wait",
+                maybe_executed=False,
+            ),
+            self._clock(),
+        )
+        return False
 
     def handle(self, connection: ServerConnection, call: ServerCall) -> None:
         """Find, run and answer a call here and now, by a `def` handler: enough for a small loop."""
-        invocation = self.begin(connection, call, None)
-        if invocation is not None:
+        if self.begin(connection, call, None):
             try:
-                result = copy_context().run(invocation.invoke)
+                result = copy_context().run(call.invoke)
             except Exception as error:
-                self.fail(invocation, error)
+                self.fail(call, error)
             else:
-                self.succeed(invocation, result)
+                self.succeed(call, result)
 
-    def cancel(self, call: ServerCall, error: CallError) -> Invocation | None:
-        """Take note of a `CallCancelled`; return the invocation whose handler is to be stopped."""
+    def cancel(self, call: ServerCall, error: CallError) -> bool:
+        """Take note of a `CallCancelled`; whether a handler runs that is to be stopped."""
         self.cancelled += 1
-        invocation: Invocation | None = call.handler
-        if invocation is None:
-            return None
-        invocation.cancel(error)
-        if self.queue.pop(call, None) is not None:
-            call.handler = None
-            invocation.connection.conclude(call, self._clock())
-            return None
-        return invocation
+        if call.target is None:  # it never began, or has ended
+            return False
+        call.cancel(error)
+        if call not in self.queue:
+            return True
+        del self.queue[call]
+        call.target = None
+        call.connection.conclude(call, self._clock())
+        return False
 
-    def succeed(self, invocation: Invocation, result: Any) -> None:
+    def succeed(self, call: ServerCall, result: Any) -> None:
         """Answer with the result of a handler that has ended."""
         self.running -= 1
         self.served += 1
-        call = invocation.call
-        call.handler = None  # or the two would keep each other, and the arguments, alive
-        invocation.connection.send_response(call, result, self._clock())
+        call.target = None
+        call.connection.send_response(call, result, self._clock())
 
-    def fail(self, invocation: Invocation, error: BaseException) -> None:
+    def fail(self, call: ServerCall, error: BaseException) -> None:
         """Answer with what a handler raised; it has ended."""
         self.running -= 1
         self.failed += 1
-        call = invocation.call
-        call.handler = None
-        invocation.connection.send_error(call, self._to_call_error(error), self._clock())
+        call.target = None
+        call.connection.send_error(call, self._to_call_error(error), self._clock())
 
     def is_unexpected(self, error: BaseException) -> bool:
         """Whether a handler's exception is one that the operator should hear of."""
         return isinstance(error, Exception) and not isinstance(error, CallError)
 
-    def next_queued(self) -> Invocation | None:
+    def next_queued(self) -> ServerCall | None:
         """Return the next call that may run now, if one waits; call it after an end."""
         if not self.queue or self.running >= self._max_concurrency:
             return None
-        _, invocation = self.queue.popitem(last=False)
+        call, _ = self.queue.popitem(last=False)
         self.running += 1
-        return invocation
+        return call
 
     def _to_call_error(self, error: BaseException) -> CallError:
         try:

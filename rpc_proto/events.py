@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .calls import Call, ServerCall
+from .calls import Call
+from .context import ServerCall
 from .errors import CallError, RpcError
 from .handshake import Answer
 

@@ -121,7 +121,7 @@ class FrameReader:
                 data = b"".join((self._partial, data))
                 self._partial = b""
         if type(data) is not bytes:
-            data = bytes(data)
+            data = data.tobytes() if type(data) is memoryview else bytes(data)
         start = 0
         end = len(data)
         max_header = self.max_header

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from .calls import CallTable, ServerCall
+from .calls import CallTable
 from .codecs import find_codec
 from .config import Peer, ServerConfig
 from .connection import Connection, clip
+from .context import ServerCall
 from .errors import (
     CallError,
     Cancelled,
@@ -307,7 +308,7 @@ class ServerConnection(Connection):
         limit = self._handling_timeout
         if limit is not None and (deadline is None or deadline > now + limit):
             deadline = now + limit
-        call = ServerCall(call_id, method, deadline, metadata, flags, body)
+        call = ServerCall(call_id, method, deadline, metadata, flags, body, self.peer)
         if (
             self.state is not _OPEN
             or (timeout is not None and timeout <= 0)

@@ -27,6 +27,7 @@ from rpc_proto.context import pick_deadline
 from rpc_proto.proxy import service_proxy
 
 from .protocol import ConnectionProtocol, Forks
+from .waiters import Waiter
 
 __all__ = ["Client", "Reply"]
 
@@ -38,12 +39,6 @@ class Reply(NamedTuple):
 
     value: Any
     metadata: Mapping[str, str]
-
-
-def _take_waiter(call: Call) -> "asyncio.Future[Event]":
-    waiter: asyncio.Future[Event] = call.waiter
-    call.waiter = None  # or call, waiter and result would keep each other alive
-    return waiter
 
 
 class _ClientProtocol(ConnectionProtocol):
@@ -61,16 +56,15 @@ class _ClientProtocol(ConnectionProtocol):
 
     def handle_events(self, events: list[Event]) -> None:
         self.idle = len(events) <= 1 and not self.connection.calls.by_id
+        waiters: list[Waiter] = []
         for event in events:
             kind = type(event)
-            if kind is CallCompleted:
-                waiter = _take_waiter(event.call)  # type: ignore[attr-defined]
-                if not waiter.done():
-                    waiter.set_result(event)
-            elif kind is CallFailed:
-                waiter = _take_waiter(event.call)  # type: ignore[attr-defined]
-                if not waiter.done():
-                    waiter.set_exception(event.error)  # type: ignore[attr-defined]
+            if kind is CallCompleted or kind is CallFailed:
+                call = event.call  # type: ignore[attr-defined]
+                waiter = call.waiter
+                call.waiter = None  # or call, waiter and result would keep each other alive
+                waiter.event = event
+                waiters.append(waiter)
             elif kind is HandshakeCompleted:
                 self.flush()  # for its timers
                 if not self.handshake.done():
@@ -79,6 +73,17 @@ class _ClientProtocol(ConnectionProtocol):
                 # Not a word came: something that forwards connections to nobody, say.
                 nothing = Unavailable("the server hung up at once", maybe_executed=False)
                 self.handshake.set_exception(event.error or nothing)
+        if asyncio.current_task(self._loop) is not None:  # only one can run at a time
+            for waiter in waiters:
+                waiter.wake_soon()
+            return
+        try:
+            for waiter in waiters:
+                waiter.wake()
+        except BaseException:  # what ends the process, not just a Task; nobody may be forgotten
+            for waiter in waiters:
+                waiter.wake_soon()
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -285,7 +290,7 @@ class Client:
             metadata=metadata,
             returns=returns,
             one_way=one_way,
-            waiter=self._loop.create_future(),
+            waiter=Waiter(self._loop),
         )
         if protocol.idle:
             # A lone call leaves at once; several in one turn of the loop leave together.

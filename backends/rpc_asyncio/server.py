@@ -20,11 +20,12 @@ from rpc_proto import (
     Peer,
     RemoteProtocolError,
     RequestReceived,
+    ServerCall,
     ServerConfig,
     ServerConnection,
     parse_address,
 )
-from rpc_proto.dispatch import Dispatcher, Invocation
+from rpc_proto.dispatch import Dispatcher
 from rpc_proto.introspection import INTROSPECTION, Introspection
 
 from .handlers import HandlerRunner
@@ -74,20 +75,19 @@ class _ServerProtocol(ConnectionProtocol):
             kind = type(event)
             if kind is RequestReceived:
                 call = event.call  # type: ignore[attr-defined]
-                invocation = dispatcher.begin(self.connection, call, self)
-                if invocation is not None:
-                    if invocation.target.is_async:
-                        start(invocation)
+                if dispatcher.begin(self.connection, call, self):
+                    if call.target.is_async:
+                        start(call)
                     else:
-                        server._run(invocation)
+                        server._run(call)
             elif isinstance(event, CallCancelled):
                 try:
                     running = dispatcher.cancel(event.call, event.error)
                 except Exception:
                     _log.exception("%s: a callback of on_cancel() failed", event.call.method)
-                    running = event.call.handler
-                if running is not None:
-                    server._stop_handler(running)
+                    running = True
+                if running:
+                    server._stop_handler(event.call)
             elif isinstance(event, ConnectionTerminated):
                 self._log_end(event)
 
@@ -148,7 +148,7 @@ class Server:
         self._resuming = False
         self._stopping = False
         self._forks = Forks.count
-        self._abandoned: set[Invocation] = set()
+        self._abandoned: set[ServerCall] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -309,60 +309,60 @@ class Server:
 
     # Handlers
 
-    def _run(self, invocation: Invocation) -> None:
-        method = invocation.target
+    def _run(self, call: ServerCall) -> None:
+        method = call.target
         assert self._runner is not None
         if method.is_async:
-            self._runner.start(invocation)
+            self._runner.start(call)
         elif method.is_quick:
             try:
-                result = copy_context().run(invocation.invoke)
+                result = copy_context().run(call.invoke)
             except Exception as error:
-                self._ended(invocation, None, error)
+                self._ended(call, None, error)
             else:
-                self._ended(invocation, result, None)
+                self._ended(call, result, None)
         else:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rpc-handler")
-            future = self._pool.submit(copy_context().run, invocation.invoke)
-            invocation.handle = future
-            future.add_done_callback(lambda done: self._thread_ended(invocation, done))
+            future = self._pool.submit(copy_context().run, call.invoke)
+            call.handler = future
+            future.add_done_callback(lambda done: self._thread_ended(call, done))
 
-    def _thread_ended(self, invocation: Invocation, future: Future[Any]) -> None:
+    def _thread_ended(self, call: ServerCall, future: Future[Any]) -> None:
         assert self._loop is not None
         if future.cancelled():  # it never ran; this is the loop's own thread
-            self._ended(invocation, None, Cancelled("cancelled before it ran"))
+            self._ended(call, None, Cancelled("cancelled before it ran"))
             return
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            self._loop.call_soon_threadsafe(self._thread_reported, invocation, future)
+            self._loop.call_soon_threadsafe(self._thread_reported, call, future)
 
-    def _thread_reported(self, invocation: Invocation, future: Future[Any]) -> None:
-        invocation.handle = None
-        self._abandoned.discard(invocation)
+    def _thread_reported(self, call: ServerCall, future: Future[Any]) -> None:
+        call.handler = None
+        self._abandoned.discard(call)
         error = future.exception()
-        self._ended(invocation, None if error else future.result(), error)
+        self._ended(call, None if error else future.result(), error)
 
-    def _stop_handler(self, invocation: Invocation) -> None:
-        if invocation.handle is None:  # it has ended meanwhile
+    def _stop_handler(self, call: ServerCall) -> None:
+        if call.handler is None:  # it has ended meanwhile
             return
-        if invocation.target.is_async:
+        if call.target.is_async:
             assert self._runner is not None
-            self._runner.cancel(invocation)
-        elif not invocation.handle.cancel():
+            self._runner.cancel(call)
+        elif not call.handler.cancel():
             # A thread cannot be stopped; its slot stays taken until it ends.
-            self._abandoned.add(invocation)
+            self._abandoned.add(call)
 
-    def _ended(self, invocation: Invocation, result: Any, error: BaseException | None) -> None:
+    def _ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
         dispatcher = self._dispatcher
         if error is None:
-            dispatcher.succeed(invocation, result)
+            dispatcher.succeed(call, result)
         else:
             if isinstance(error, asyncio.CancelledError):
                 error = Cancelled("the handler was cancelled")
             elif dispatcher.is_unexpected(error):
-                _log.error("%s failed", invocation.target.name, exc_info=error)
-            dispatcher.fail(invocation, error)
-        invocation.owner.wrote()
+                _log.error("%s failed", call.target.name, exc_info=error)
+            dispatcher.fail(call, error)
+        call.owner.wrote()
         if dispatcher.queue and not self._resuming:
             # Not here: this may be the last step of a Task, inside of which no other can begin.
             self._resuming = True
@@ -371,10 +371,10 @@ class Server:
 
     def _resume(self) -> None:
         for _ in range(_RESUMED_AT_ONCE):
-            invocation = self._dispatcher.next_queued()
-            if invocation is None:
+            call = self._dispatcher.next_queued()
+            if call is None:
                 self._resuming = False
                 return
-            self._run(invocation)
+            self._run(call)
         assert self._loop is not None
         self._loop.call_soon(self._resume)

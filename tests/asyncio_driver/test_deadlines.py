@@ -115,7 +115,7 @@ class Hop:
         self.gate.started.set()
         try:
             return await self.following.call("Hop.wait")
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeadlineExceeded):  # both deadlines come at one moment
             self.gate.cancelled.set()
             raise
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import Call, ServerCall
+from rpc_proto import Call, Peer, ServerCall
 from rpc_proto.calls import CallTable
 
 
@@ -105,4 +105,4 @@ def test_heap_stays_small_while_many_calls_overlap() -> None:
 
 def test_calls_show_their_id_and_method() -> None:
     assert repr(make(7)) == "<Call 7 S.m>"
-    assert repr(ServerCall(8, "S.m", None, {}, 0, b"")) == "<ServerCall 8 S.m>"
+    assert repr(ServerCall(8, "S.m", None, {}, 0, b"", Peer())) == "<ServerCall 8 S.m>"

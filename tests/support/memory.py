@@ -26,8 +26,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.connection import Connection
-from rpc_proto.context import ambient_call
-from rpc_proto.dispatch import Dispatcher, Invocation
+from rpc_proto.dispatch import Dispatcher
 
 from .wire import START
 
@@ -272,45 +271,38 @@ class Host:
         )
         for service in services:
             self.dispatcher.register(service)
-        self.running: list[Invocation] = []
-        self.stopped: list[Invocation] = []
+        self.running: list[ServerCall] = []
+        self.stopped: list[ServerCall] = []
         self.ran: list[str] = []
         pair.on_server_event = self.handle
 
     def handle(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
-            invocation = self.dispatcher.begin(self.pair.server, event.call, self)
-            if invocation is not None:
-                self._start(invocation)
-        elif isinstance(event, CallCancelled):
-            invocation = self.dispatcher.cancel(event.call, event.error)
-            if invocation is not None:
-                self.stopped.append(invocation)
+            if self.dispatcher.begin(self.pair.server, event.call, self):
+                self._start(event.call)
+        elif isinstance(event, CallCancelled) and self.dispatcher.cancel(event.call, event.error):
+            self.stopped.append(event.call)
 
-    def finish(self, invocation: Invocation | None = None) -> None:
+    def finish(self, call: ServerCall | None = None) -> None:
         """Let a slow handler, the first by default, run to its end."""
-        invocation = invocation or self.running[0]
-        self.running.remove(invocation)
-        self._run(invocation)
+        call = call or self.running[0]
+        self.running.remove(call)
+        self._run(call)
         self.pair.pump()
 
-    def _start(self, invocation: Invocation) -> None:
-        if invocation.target.name in self.slow:
-            self.running.append(invocation)
+    def _start(self, call: ServerCall) -> None:
+        if call.target.name in self.slow:
+            self.running.append(call)
         else:
-            self._run(invocation)
+            self._run(call)
 
-    def _run(self, invocation: Invocation) -> None:
-        def body() -> Any:
-            ambient_call.set(invocation)
-            return invocation.target.function(*invocation.args, **invocation.kwargs)
-
-        self.ran.append(invocation.target.name)
+    def _run(self, call: ServerCall) -> None:
+        self.ran.append(call.target.name)
         try:
-            result = copy_context().run(body)
+            result = copy_context().run(call.invoke)
         except Exception as error:
-            self.dispatcher.fail(invocation, error)
+            self.dispatcher.fail(call, error)
         else:
-            self.dispatcher.succeed(invocation, result)
+            self.dispatcher.succeed(call, result)
         while (queued := self.dispatcher.next_queued()) is not None:
             self._start(queued)
