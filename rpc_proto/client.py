@@ -135,8 +135,8 @@ class ClientConnection(Connection):
         ):
             self._send_request(call, now)
             self._serial = serial
-            if not one_way:
-                calls.insert(call)
+            if not one_way and calls.insert(call):
+                self.changed = True
             if self.outbound >= self._high_water:
                 self._watch_writing(now)
             return call
@@ -148,6 +148,7 @@ class ClientConnection(Connection):
         self._serial = serial
         calls.insert(call)
         queue[call_id] = call
+        self.changed = True
         return call
 
     def cancel(self, call: Call, now: float, error: CallError | None = None) -> list[Event]:

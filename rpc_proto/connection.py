@@ -50,7 +50,9 @@ class Connection(ABC):
     - outputs: after any input or command, write what `data_to_send` or `next_buffer` returns
       and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
       written; in state CLOSED drop it at once.
-    - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`.
+    - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`; and `changed`, which the
+      embedder may set to False: as long as it stays so, `state` and `wants_data` are what they
+      were and `next_timeout` has not come nearer.
 
     Inputs return events; commands raise LocalProtocolError before anything is changed when they
     are used wrongly. Calling `handle_timeout` too early is harmless.
@@ -76,6 +78,7 @@ class Connection(ABC):
         "_timers",
         "agreed",
         "calls",
+        "changed",
         "codec",
         "ignored",
         "outbound",
@@ -90,6 +93,7 @@ class Connection(ABC):
     def __init__(self, config: _Config, now: float) -> None:
         self._config = config
         self.state = State.HANDSHAKE  # for looking; a plain attribute, as are the other getters
+        self.changed = True
         self._now = now
         self._received_at = now
         self._events: list[Event] = []
@@ -98,7 +102,7 @@ class Connection(ABC):
         self._high_water = config.high_water
         self._queue: Any = ()  # calls that wait to be sent; a server has none
         self._timers = TimerTable()
-        self._timers.set(Timer.HANDSHAKE, now + config.handshake_timeout)
+        self._set_timer(Timer.HANDSHAKE, now + config.handshake_timeout)
         self._line: LineReader | None = LineReader()
         self._reader: FrameReader | None = None
         self._send_limits = (0, 0)  # what the peer accepts: header, body
@@ -175,6 +179,7 @@ class Connection(ABC):
     def handle_timeout(self, now: float) -> list[Event]:
         """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
         self._now = now
+        self.changed = True
         for timer in self._timers.pop_due(now):
             self._handle_timer(timer, now)
         if self.state is not State.CLOSED:
@@ -196,8 +201,8 @@ class Connection(ABC):
         elif state in (State.OPEN, State.DRAINING):
             if state is State.OPEN:
                 self._send_goaway("unavailable", "shutting down")
-            self.state = TRANSITIONS[state, Trigger.SHUTDOWN]
-            self._timers.set(Timer.GRACE, now + grace)
+            self._move(Trigger.SHUTDOWN)
+            self._set_timer(Timer.GRACE, now + grace)
             if grace == 0:
                 self._timers.clear(Timer.GRACE)
                 self._expire_grace(now)
@@ -282,6 +287,14 @@ class Connection(ABC):
 
     # Shared inner workings
 
+    def _move(self, trigger: Trigger) -> None:
+        self.state = TRANSITIONS[self.state, trigger]
+        self.changed = True
+
+    def _set_timer(self, timer: Timer, at: float) -> None:
+        self._timers.set(timer, at)
+        self.changed = True
+
     def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """Take bytes while there is no reader for frames: in the handshake, or after the end."""
         if self._line is not None:
@@ -311,6 +324,7 @@ class Connection(ABC):
             del out[:count]
         if self.outbound >= self._high_water > self.outbound - len(data):
             self._timers.clear(Timer.WRITE)
+            self.changed = True
         self.outbound -= len(data)
         return data
 
@@ -335,10 +349,10 @@ class Connection(ABC):
             and Timer.WRITE not in self._timers
             and self.state in (State.OPEN, State.DRAINING)
         ):
-            self._timers.set(Timer.WRITE, now + self._config.write_timeout)
+            self._set_timer(Timer.WRITE, now + self._config.write_timeout)
 
     def _open(self, agreed: Answer, now: float) -> None:
-        self.state = TRANSITIONS[self.state, Trigger.ACCEPTED]
+        self._move(Trigger.ACCEPTED)
         self.agreed = agreed
         self._line = None
         self._reader = FrameReader(self._config.max_header, self._config.max_body)
@@ -346,7 +360,7 @@ class Connection(ABC):
         self._timers.clear(Timer.HANDSHAKE)
         if agreed.ping is not None:
             self._ping = agreed.ping / 1000
-            self._timers.set(Timer.LIVENESS, now + self._ping)
+            self._set_timer(Timer.LIVENESS, now + self._ping)
 
     def _receive_control(self, frame: Frame, now: float) -> None:
         """Handle the frames that may come in either direction; anything else is a violation."""
@@ -373,7 +387,7 @@ class Connection(ABC):
         except Exception as error:  # a codec may raise anything
             self._violate(f"malformed GOAWAY: {error}", now)
             return
-        self.state = TRANSITIONS[self.state, Trigger.GOAWAY]
+        self._move(Trigger.GOAWAY)
         self._reason = f"{code}: {message}"
         self._events.append(GoAwayReceived(code, message))
         self._handle_goaway(call_id, now)
@@ -387,12 +401,12 @@ class Connection(ABC):
         return HandshakeError("unavailable", "the connection ended during the option handshake")
 
     def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
-        self.state = TRANSITIONS[self.state, trigger]
+        self._move(trigger)
         self._line = None
         self._reader = None
         self._timers.clear_all()
         if self.state is State.CLOSING:
-            self._timers.set(Timer.CLOSE, now + self._config.close_timeout)
+            self._set_timer(Timer.CLOSE, now + self._config.close_timeout)
         else:
             self._out.clear()  # there is nowhere to send it
             self.outbound = 0
@@ -429,7 +443,7 @@ class Connection(ABC):
         assert self._ping is not None
         if self._half_closed:
             self._send(FrameType.PING, 0, 0)
-            self._timers.set(Timer.LIVENESS, now + _PROBE_INTERVAL)
+            self._set_timer(Timer.LIVENESS, now + _PROBE_INTERVAL)
             return
         if not self.wants_data:
             self._received_at = now  # the silence is of our own making
@@ -445,6 +459,6 @@ class Connection(ABC):
             if self._pinged_at <= self._received_at:
                 self._pinged_at = now
                 self._send(FrameType.PING, 0, 0)
-            self._timers.set(Timer.LIVENESS, dead_at)
+            self._set_timer(Timer.LIVENESS, dead_at)
         else:
-            self._timers.set(Timer.LIVENESS, ping_at)
+            self._set_timer(Timer.LIVENESS, ping_at)

@@ -10,7 +10,6 @@ _PREFIX = Struct(">BBHIQ")  # type, flags, header length, body length, call id
 PREFIX_SIZE = _PREFIX.size
 encode_prefix = _PREFIX.pack
 _decode_prefix = _PREFIX.unpack_from
-_decode_head = Struct(">HHIQ").unpack_from  # the same with type and flags as one number
 
 
 class FrameType(IntEnum):
@@ -53,13 +52,10 @@ _FLAGS: dict[int, int] = {
 _NO_HEADER = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG, FrameType.GOAWAY})
 _NO_BODY = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG})
 
-# The frames that come with each call need no look into the tables: type and flags that are right.
-_USUAL = frozenset(
-    kind << 8 | flags
-    for kind in (FrameType.REQUEST, FrameType.RESPONSE)
-    for flags in range(8)
-    if not flags & ~_FLAGS[kind]
-)
+# The frames that come with each call need no closer look.
+_USUAL = frozenset({FrameType.REQUEST.value, FrameType.RESPONSE.value})
+_UNUSUAL_FLAGS = ~Flag.RAW
+_SHAPE = Flag.RAW | Flag.NAMED
 
 # What a RAW frame can carry.
 BYTES = frozenset({bytes, bytearray, memoryview})
@@ -127,10 +123,15 @@ class FrameReader:
         max_header = self.max_header
         max_body = self.max_body
         while end - start >= PREFIX_SIZE:
-            head, header_size, body_size, call_id = _decode_head(data, start)
+            kind, flags, header_size, body_size, call_id = _decode_prefix(data, start)
             # The limits hold at the prefix, before anything is stored for the frame.
-            if head not in _USUAL or header_size > max_header or body_size > max_body:
-                self.error = self._check(head >> 8, head & 0xFF, header_size, body_size)
+            if (
+                kind not in _USUAL
+                or flags & _UNUSUAL_FLAGS
+                or header_size > max_header
+                or body_size > max_body
+            ):
+                self.error = self._check(kind, flags, header_size, body_size)
                 if self.error is not None:
                     return frames
             body_start = start + PREFIX_SIZE + header_size
@@ -140,8 +141,8 @@ class FrameReader:
                 break
             frames.append(
                 (
-                    head >> 8,
-                    head & 0xFF,
+                    kind,
+                    flags,
                     call_id,
                     data[start + PREFIX_SIZE : body_start],
                     data[body_start:stop],
@@ -167,6 +168,8 @@ class FrameReader:
         name = FrameType(kind).name
         if flags & ~known:
             return f"{name} with unknown flags 0x{flags & ~known:02x}"
+        if kind == FrameType.REQUEST and flags & _SHAPE == _SHAPE:
+            return "REQUEST with both RAW and NAMED"
         if header_size and kind in _NO_HEADER:
             return f"{name} with a header of {header_size} bytes; it has none"
         if body_size and kind in _NO_BODY:

@@ -28,14 +28,13 @@ from .handshake import (
     parse_options,
 )
 from .headers import HeaderError
-from .states import TRANSITIONS, State, Trigger
+from .states import State, Trigger
 from .timers import Timer
 
 __all__ = ["ServerConnection"]
 
 _OPEN = State.OPEN
 _RAW = Flag.RAW
-_RAW_AND_NAMED = Flag.RAW | Flag.NAMED
 _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _CANCEL = int(FrameType.CANCEL)
@@ -50,10 +49,10 @@ class ServerConnection(Connection):
     """
 
     __slots__ = (
+        "_given_up",
         "_handling_timeout",
         "_idle_since",
         "_last_id",
-        "_live",
         "_max_calls",
         "_one_way",
         "_refusals",
@@ -72,7 +71,7 @@ class ServerConnection(Connection):
         self.calls: CallTable[ServerCall] = CallTable()
         self._handling_timeout = config.handling_timeout
         self._max_calls = config.max_calls
-        self._live = 0  # calls whose caller still waits
+        self._given_up = 0  # calls in the table for whose answer nobody waits any more
         self._one_way = 0  # one-way calls whose handler has not ended
         self._last_id = 0
         self._refusals = 0.0
@@ -106,15 +105,13 @@ class ServerConnection(Connection):
 
         A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
         """
-        calls = self.calls.by_id
-        if call.ended or call.one_way or calls.get(call.id) is not call:
+        if call.ended or call.one_way:
             ended = self._conclude(call, now)
             if ended and self.state is not State.OPEN:
                 self._settle(now)
             return ended
-        del calls[call.id]
+        del self.calls.by_id[call.id]  # one that has not ended is there
         call.ended = True
-        self._live -= 1
         self._now = self._idle_since = now
         flags = 0
         header = b""
@@ -188,10 +185,11 @@ class ServerConnection(Connection):
         self._now = self._idle_since = now
         if call.one_way:
             self._one_way -= 1
+            self.changed = True
         if call.ended:
+            self._given_up -= 1
             return False
         call.ended = True
-        self._live -= 1
         return True
 
     def _answer_error(self, call: ServerCall, error: CallError) -> None:
@@ -221,7 +219,7 @@ class ServerConnection(Connection):
     def _end_call(self, call: ServerCall, error: CallError) -> None:
         """Tell the driver that nobody waits for this call any more."""
         call.ended = True
-        self._live -= 1
+        self._given_up += 1
         self._events.append(CallCancelled(call, error))
 
     def _count_refusal(self, now: float) -> None:
@@ -258,7 +256,7 @@ class ServerConnection(Connection):
         self._open(agreed, now)
         self._idle_since = now
         if config.idle_timeout is not None:
-            self._timers.set(Timer.IDLE, now + config.idle_timeout)
+            self._set_timer(Timer.IDLE, now + config.idle_timeout)
         self._events.append(HandshakeCompleted(agreed))
 
     def _authenticate(self, token: str | None) -> None:
@@ -295,14 +293,10 @@ class ServerConnection(Connection):
         except HeaderError as error:
             self._violate(str(error), now)
             return
-        calls = self.calls
-        in_flight = calls.by_id
+        in_flight = self.calls.by_id
         if call_id == 0 or call_id in in_flight:
             why = f"call {call_id} is in flight already" if call_id else "0 is no call id"
             self._violate(why, now)
-            return
-        if flags & _RAW_AND_NAMED == _RAW_AND_NAMED:
-            self._violate("REQUEST with both RAW and NAMED", now)
             return
         deadline = None if timeout is None else now + timeout
         limit = self._handling_timeout
@@ -318,10 +312,11 @@ class ServerConnection(Connection):
             return
         self._last_id = call_id
         self._idle_since = now
-        calls.insert(call)
-        self._live += 1
+        if self.calls.insert(call):
+            self.changed = True
         if call.one_way:
             self._one_way += 1
+            self.changed = True
         self._events.append(RequestReceived(call))
 
     def _refuse_arrival(self, call: ServerCall, now: float) -> None:
@@ -350,8 +345,8 @@ class ServerConnection(Connection):
 
     def _receive_half_close(self, now: float) -> None:
         self._half_closed = True
-        self.state = TRANSITIONS[self.state, Trigger.HALF_CLOSED]
-        if self._live:
+        self._move(Trigger.HALF_CLOSED)
+        if self._has_callers():
             # Ping even if liveness is off: only a write can tell whether the caller still reads.
             self._ping = self._ping or 1.0
             self._check_liveness(now)
@@ -364,9 +359,13 @@ class ServerConnection(Connection):
 
     # Ends
 
+    def _has_callers(self) -> bool:
+        """Whether anybody waits for an answer; or, to a one-way call, for its end."""
+        return len(self.calls) > self._given_up
+
     def _settle(self, now: float) -> None:
         self._watch_writing(now)
-        if self.state is State.DRAINING and not self._live:
+        if self.state is State.DRAINING and not self._has_callers():
             self._end(Trigger.DRAINED, None, now)
 
     def _expire(self, call: ServerCall, now: float) -> None:
@@ -387,6 +386,7 @@ class ServerConnection(Connection):
         for call in self.calls.clear():
             if not call.ended:
                 self._end_call(call, reason)
+        self._given_up = 0
 
     def _fail_handshake(self, error: HandshakeError, now: float) -> None:
         codecs = [codec if isinstance(codec, str) else codec.name for codec in self._config.codecs]
@@ -401,7 +401,7 @@ class ServerConnection(Connection):
         assert limit is not None
         idle_at = (now if len(self.calls) else self._idle_since) + limit
         if idle_at > now:
-            self._timers.set(Timer.IDLE, idle_at)
+            self._set_timer(Timer.IDLE, idle_at)
         else:
             self._send_goaway("unavailable", f"no call for {limit:g} s")
-            self.state = TRANSITIONS[self.state, Trigger.SHUTDOWN]
+            self._move(Trigger.SHUTDOWN)

@@ -45,7 +45,6 @@ class _ClientProtocol(ConnectionProtocol):
     __slots__ = ("handshake", "idle", "lost")
 
     connection: ClientConnection
-    _sets_timers = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: ClientConfig) -> None:
         super().__init__(loop)

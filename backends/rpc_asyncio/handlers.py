@@ -34,7 +34,7 @@ class HandlerRunner:
     def start(self, call: ServerCall) -> None:
         """Run a handler up to its end or its first wait; report its end, now or later."""
         spare = self._spare
-        if spare is None or spare.spoilt:
+        if spare is None or spare.is_spoilt():
             spare = self._spare = _Handler(self)
         context = copy_context()
         loop = self._loop
@@ -92,8 +92,7 @@ class _Handler(Coroutine[Any, Any, None]):
         self.call: ServerCall | None = None
         self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
 
-    @property
-    def spoilt(self) -> bool:
+    def is_spoilt(self) -> bool:
         """Whether a handler that ended at its first step cancelled the Task."""
         if self.parked is not None:
             return self.parked.done()

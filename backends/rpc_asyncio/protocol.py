@@ -37,8 +37,6 @@ class Forks:
 os.register_at_fork(after_in_child=Forks.happened)
 
 # The bytes are taken out before the callback returns, so all connections of a loop share a buffer.
-_OPEN = State.OPEN
-
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 
 
@@ -68,9 +66,6 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     )
 
     connection: Connection
-
-    # Whether what is received can bring the next timeout forward; to a client it only ends calls.
-    _sets_timers = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -105,9 +100,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         if events:
             self.flush_scheduled = True  # by the flush below
             self.handle_events(events)
-            self.flush_scheduled = False
-        if connection.outbound or connection.state is not _OPEN or self._sets_timers:
-            self.flush()
+        self.flush()
         if nbytes >= _READ_SIZE:
             large = connection.missing > _READ_SIZE
             self._buffer = self._large_buffer if large else self._large_buffer[:_READ_SIZE]
@@ -122,6 +115,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def resume_writing(self) -> None:
         self._writable = True
+        self.connection.changed = True  # one that is closing may be closed once it is written out
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -140,7 +134,13 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         connection = self.connection
         while connection.outbound and self._writable:
             self._transport.write(connection.next_buffer())
-        if connection.state is not _OPEN:
+        if connection.changed:
+            self._follow()
+
+    def _follow(self) -> None:
+        connection = self.connection
+        connection.changed = False
+        if connection.state is not State.OPEN:
             self._follow_state()
             if self.closed:
                 return

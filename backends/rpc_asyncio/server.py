@@ -69,17 +69,10 @@ class _ServerProtocol(ConnectionProtocol):
     def handle_events(self, events: list[Event]) -> None:
         server = self._server
         dispatcher = server._dispatcher
-        assert server._runner is not None
-        start = server._runner.start
         for event in events:
-            kind = type(event)
-            if kind is RequestReceived:
-                call = event.call  # type: ignore[attr-defined]
-                if dispatcher.begin(self.connection, call, self):
-                    if call.target.is_async:
-                        start(call)
-                    else:
-                        server._run(call)
+            if type(event) is RequestReceived:
+                if dispatcher.begin(self.connection, event.call, self):
+                    server._run(event.call)
             elif isinstance(event, CallCancelled):
                 try:
                     running = dispatcher.cancel(event.call, event.error)
@@ -140,7 +133,7 @@ class Server:
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._runner: HandlerRunner | None = None
+        self._runner: HandlerRunner  # comes with the loop
         self._listeners: list[asyncio.Server] = []
         self._paths: list[str] = []
         self._connections: set[_ServerProtocol] = set()
@@ -248,7 +241,6 @@ class Server:
         if not self._connections and not self._gone.done():
             self._gone.set_result(None)
         await asyncio.shield(self._gone)
-        assert self._runner is not None
         self._runner.close()
         if self._runner.tasks:
             # They were cancelled with their calls; one that does not listen is left behind.
@@ -271,7 +263,7 @@ class Server:
             "refused": dispatcher.refused,
             "cancelled": dispatcher.cancelled,
             "abandoned": len(self._abandoned),
-            "tasks": len(self._runner.tasks) if self._runner is not None else 0,
+            "tasks": len(self._runner.tasks) if self._loop is not None else 0,
         }
 
     def _check_owner(self) -> None:
@@ -311,7 +303,6 @@ class Server:
 
     def _run(self, call: ServerCall) -> None:
         method = call.target
-        assert self._runner is not None
         if method.is_async:
             self._runner.start(call)
         elif method.is_quick:
@@ -346,7 +337,6 @@ class Server:
         if call.handler is None:  # it has ended meanwhile
             return
         if call.target.is_async:
-            assert self._runner is not None
             self._runner.cancel(call)
         elif not call.handler.cancel():
             # A thread cannot be stopped; its slot stays taken until it ends.
