@@ -88,6 +88,7 @@ class Life(RuleBasedStateMachine):
         self.answers: dict[ServerCall, Any] = {}  # what their callers must get
         self.broken = False  # the peer broke a rule: whatever it says then is not to be trusted
         self.pair.on_server_event = self.arrived
+        self.seen: dict[Any, Any] = {}  # of each end what it last showed
         if opened:
             self.pair.open()
 
@@ -303,6 +304,18 @@ class Life(RuleBasedStateMachine):
             if end.state is State.CLOSED and not end._events:
                 assert end.next_timeout() is None
                 assert end.data_to_send() == b""
+
+    @invariant()
+    def end_that_says_it_has_not_changed_has_not(self) -> None:
+        for end in (self.pair.client, self.pair.server):
+            at = end.next_timeout()
+            seen = (end.state, end.wants_data)
+            before = self.seen.get(end)
+            if before is not None and not end.changed:
+                assert before[0] == seen
+                assert at is None or (before[1] is not None and at >= before[1])
+            end.changed = False
+            self.seen[end] = (seen, at)
 
     # The end of all things
 
