@@ -68,16 +68,15 @@ class CallTable(Generic[AnyCall]):
 
     The heap holds (deadline, id), not calls, so that nothing of a call stays when it has ended. An
     entry whose call has gone is dropped by `expire`, or when such entries outnumber the live ones:
-    the heap never grows beyond twice the most calls there were, plus 65. `by_id` and `deadlines`
-    are for looking.
+    the heap never grows beyond twice the calls plus 65. `by_id` and `deadlines` are for
+    looking.
     """
 
-    __slots__ = ("_limit", "by_id", "deadlines")
+    __slots__ = ("by_id", "deadlines")
 
     def __init__(self) -> None:
         self.by_id: dict[int, AnyCall] = {}
         self.deadlines: list[tuple[float, int]] = []
-        self._limit = _SLACK  # of the heap's length, until the dead are dropped
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -90,21 +89,17 @@ class CallTable(Generic[AnyCall]):
 
     def insert(self, call: AnyCall) -> bool:
         """Add a call whose id is free; whether its deadline is now the first."""
-        self.by_id[call.id] = call
+        calls = self.by_id
+        calls[call.id] = call
         if call.deadline is None:
             return False
         heap = self.deadlines
+        if len(heap) > 2 * len(calls) + _SLACK:
+            heap[:] = [entry for entry in heap if self._is_live(entry)]
+            heapify(heap)
         entry = (call.deadline, call.id)
         heappush(heap, entry)
-        if len(heap) > self._limit:
-            self._drop_dead()
         return heap[0] is entry
-
-    def _drop_dead(self) -> None:
-        heap = self.deadlines
-        heap[:] = [entry for entry in heap if self._is_live(entry)]
-        heapify(heap)
-        self._limit = 2 * len(heap) + _SLACK
 
     def get(self, call_id: int) -> AnyCall | None:
         """Return the call with that id, if there is one."""
