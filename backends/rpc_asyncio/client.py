@@ -5,8 +5,10 @@ import ssl as ssl_module
 from collections.abc import Mapping
 from threading import get_ident
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar, overload
+from typing import Any, NoReturn, Self, TypeVar, overload
 
+from rpc_common.client import Dialling, Reply, explain
+from rpc_common.forks import Forks
 from rpc_proto import (
     Call,
     CallCompleted,
@@ -17,28 +19,19 @@ from rpc_proto import (
     ConnectionTerminated,
     Event,
     HandshakeCompleted,
-    HandshakeError,
     LocalProtocolError,
     State,
     Unavailable,
-    parse_address,
 )
 from rpc_proto.context import pick_deadline
 from rpc_proto.proxy import service_proxy
 
-from .protocol import ConnectionProtocol, Forks
+from .protocol import ConnectionProtocol
 from .waiters import Waiter
 
 __all__ = ["Client", "Reply"]
 
 Api = TypeVar("Api")
-
-
-class Reply(NamedTuple):
-    """The result of a call with the metadata that the server sent along."""
-
-    value: Any
-    metadata: Mapping[str, str]
 
 
 class _ClientProtocol(ConnectionProtocol):
@@ -125,12 +118,7 @@ class Client:
         when there is no connection, HandshakeError when the server refuses, and TimeoutError;
         nothing stays open then.
         """
-        where = parse_address(address)
-        config = (config or ClientConfig()).override(codec=codec, token=token)
-        if where.scheme == "tls":
-            ssl = ssl or ssl_module.create_default_context()
-        elif ssl is not None:
-            raise ValueError(f"ssl goes with a tls:// address, not {address!r}")
+        where, config, ssl = Dialling.check(address, codec, token, ssl, config)
         loop = asyncio.get_running_loop()
         protocol = _ClientProtocol(loop, config)
         try:
@@ -151,13 +139,10 @@ class Client:
                 protocol._transport.abort()
             if protocol.handshake.done() and not protocol.handshake.cancelled():
                 protocol.handshake.exception()  # it has been seen
-            if isinstance(error, TimeoutError) and not isinstance(error, HandshakeError):
-                raise TimeoutError(f"no connection to {address} within {timeout:g} s") from None
-            if isinstance(error, OSError) and not isinstance(error, Unavailable):
-                raise Unavailable(
-                    f"no connection to {address}: {error}", maybe_executed=False
-                ) from error
-            raise
+            explained = explain(error, address, timeout)
+            if explained is error:
+                raise
+            raise explained from error
         return cls(protocol, config, address)
 
     async def __aenter__(self) -> Self:

@@ -1,16 +1,15 @@
 """The glue between an asyncio transport and a connection of the core: read, write, clock, timer."""
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
-__all__ = ["ConnectionProtocol", "Forks"]
+__all__ = ["ConnectionProtocol"]
 
 # One read takes at most this many bytes, so that a flood of tiny frames keeps the loop for a
 # bounded time only; while a large body arrives there is just one frame to parse, so it may be more.
@@ -22,19 +21,6 @@ _LARGE_READ_SIZE = 512 * 1024
 # begin on them while this end goes on, instead of each waiting for the other.
 _EARLY = 1024
 
-
-class Forks:
-    """Counts how often this process is a child of a process that had the library loaded."""
-
-    count: ClassVar[int] = 0
-
-    @classmethod
-    def happened(cls) -> None:
-        """Take note of a fork, in the child."""
-        cls.count += 1
-
-
-os.register_at_fork(after_in_child=Forks.happened)
 
 # The bytes are taken out before the callback returns, so all connections of a loop share a buffer.
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()

@@ -1,0 +1,1 @@
+"""What the drivers share: nothing here is for users, who import rpc_asyncio and its like."""

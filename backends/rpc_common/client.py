@@ -1,0 +1,289 @@
+"""A client's part that no runtime changes."""
+
+import ssl as ssl_module
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self, TypeVar, overload
+
+from rpc_proto import (
+    Address,
+    Call,
+    CallCompleted,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    HandshakeError,
+    State,
+    Unavailable,
+    parse_address,
+)
+from rpc_proto.proxy import service_proxy
+
+__all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome"]
+
+Api = TypeVar("Api")
+
+
+class Reply(NamedTuple):
+    """The result of a call with the metadata that the server sent along."""
+
+    value: Any
+    metadata: Mapping[str, str]
+
+
+class Dialling(NamedTuple):
+    """What `connect` was told, checked."""
+
+    where: Address
+    config: ClientConfig
+    ssl: ssl_module.SSLContext | None
+
+    @classmethod
+    def check(
+        cls,
+        address: str,
+        codec: str | Codec | None,
+        token: str | None,
+        ssl: ssl_module.SSLContext | None,
+        config: ClientConfig | None,
+    ) -> Self:
+        """Raise ValueError for what cannot be dialled."""
+        where = parse_address(address)
+        if where.scheme == "tls":
+            ssl = ssl or ssl_module.create_default_context()
+        elif ssl is not None:
+            raise ValueError(f"ssl goes with a tls:// address, not {address!r}")
+        return cls(where, (config or ClientConfig()).override(codec=codec, token=token), ssl)
+
+
+def explain(error: BaseException, address: str, timeout: float) -> BaseException:
+    """Return what `connect` raises when this kept it from connecting."""
+    if isinstance(error, (HandshakeError, Unavailable)):
+        return error
+    if isinstance(error, TimeoutError):
+        return TimeoutError(f"no connection to {address} within {timeout:g} s")
+    if isinstance(error, OSError):
+        return Unavailable(f"no connection to {address}: {error}", maybe_executed=False)
+    return error
+
+
+def outcome(waiter: Any) -> CallCompleted:
+    """Take the event of a call that has ended from its waiter; raise what it failed with."""
+    event: CallCompleted | CallFailed = waiter.event
+    if type(event) is CallCompleted:
+        return event
+    waiter.event = None  # or error, traceback, frame and waiter would keep each other alive
+    try:
+        raise event.error  # type: ignore[union-attr]
+    finally:
+        del event
+
+
+class Pending:
+    """A call that was sent and may be waited for later; `submit` returns it."""
+
+    __slots__ = ("_call", "_client", "_waiter")
+
+    def __init__(self, client: "SyncClient", call: Call) -> None:
+        self._client = client
+        self._call = call
+        self._waiter = call.waiter
+
+    def done(self) -> bool:
+        """Whether the call has ended, as far as anybody has read by now."""
+        return self._waiter.event is not None
+
+    def result(self) -> Any:
+        """Wait for the result and return it, once; raise what the call failed with."""
+        return self._client._wait(self._call, self._waiter).value
+
+    def cancel(self) -> None:
+        """Give the call up: `result` raises Cancelled, and the server stops the handler."""
+        self._client._give_up(self._call)
+
+
+class SyncClient(ABC):
+    """A connection to one server; `Client.connect(address)` makes it."""
+
+    _connection: ClientConnection
+    address: str
+
+    @classmethod
+    @abstractmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        timeout: float = 10.0,
+        codec: str | Codec | None = None,
+        token: str | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        config: ClientConfig | None = None,
+    ) -> Self:
+        """Connect to tcp://host:port, tls://host:port or unix:///path.
+
+        `timeout`, in seconds, covers name lookup, dialling, TLS and the option handshake together.
+        `codec` ("msgpack" by default) and `token` go before what `config` says. Raises Unavailable
+        when there is no connection, HandshakeError when the server refuses, and TimeoutError;
+        nothing stays open then.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection takes no more calls."""
+        return self._connection.state is not State.OPEN
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that have not ended."""
+        return self._connection.calls_in_flight
+
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call "Service.method" and return its result.
+
+        `timeout` in seconds covers the whole call and travels with it (default: the config's
+        `call_timeout`; inside a handler never longer than what that has left). `returns` is the
+        type that the result is to be. Raises CallError: see `rpc_proto.errors`.
+        """
+        call = self._begin(method, args, kwargs, returns, timeout, metadata)
+        return self._wait(call, call.waiter).value
+
+    def request(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Reply:
+        """Like `call`, but return the server's metadata with the result."""
+        call = self._begin(method, args, kwargs, returns, timeout, metadata)
+        event = self._wait(call, call.waiter)
+        return Reply(event.value, event.metadata)
+
+    def notify(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Send a call that has no answer; returns when it is sent, and waits while that is blocked.
+
+        It is lost without a word when the connection breaks or the method does not exist.
+        """
+        call = self._begin(method, args, kwargs, None, timeout, metadata, one_way=True)
+        if not call.sent:
+            self._wait(call, call.waiter)
+
+    def submit(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Pending:
+        """Send a call and return at once; what it returns waits for the result."""
+        return Pending(self, self._begin(method, args, kwargs, returns, timeout, metadata))
+
+    def call_many(
+        self,
+        method: str,
+        calls: Iterable[tuple[Any, ...]],
+        /,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        in_flight: int = 64,
+    ) -> Iterator[Any]:
+        """Call one method with many tuples of arguments; yield the results in their order.
+
+        At most `in_flight` calls are on their way at a time; requests leave together. The first
+        call that fails raises, and the rest is given up.
+        """
+        waiting: deque[Call] = deque()
+        try:
+            for args in calls:
+                if len(waiting) >= in_flight:
+                    call = waiting.popleft()
+                    yield self._wait(call, call.waiter).value
+                call = self._begin(method, args, {}, returns, timeout, metadata, together=True)
+                waiting.append(call)
+            while waiting:
+                call = waiting.popleft()
+                yield self._wait(call, call.waiter).value
+        finally:
+            for call in waiting:
+                self._give_up(call)
+
+    @overload
+    def service(self, service: str) -> Any: ...
+    @overload
+    def service(self, service: type[Api]) -> Api: ...
+    def service(self, service: Any) -> Any:
+        """Return a proxy: `client.service("Arith").add(1, 2)`.
+
+        A class that declares the methods instead of a name gives a typed one: its annotations say
+        what the results become.
+        """
+
+        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
+            call = self._begin(method, args, kwargs, returns)
+            return self._wait(call, call.waiter).value
+
+        return service_proxy(invoke, service)
+
+    @abstractmethod
+    def close(self, grace: float = 0.0) -> None:
+        """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
+
+    @abstractmethod
+    def _begin(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        one_way: bool = False,
+        together: bool = False,
+    ) -> Call:
+        """Start a call, with a waiter that gets its last event.
+
+        It leaves at once; one of several `together` when enough have come together, or when
+        somebody waits.
+        """
+
+    @abstractmethod
+    def _wait(self, call: Call, waiter: Any) -> CallCompleted:
+        """Wait until a call has ended."""
+
+    @abstractmethod
+    def _give_up(self, call: Call) -> None:
+        """Cancel a call, if it has not ended."""

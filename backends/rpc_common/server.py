@@ -1,0 +1,215 @@
+"""A server's part that no runtime changes: settings, services, admission, events, log lines."""
+
+import logging
+import ssl as ssl_module
+from abc import ABC, abstractmethod
+from time import monotonic
+from typing import Any, Protocol, TypedDict
+
+from rpc_proto import (
+    Address,
+    CallCancelled,
+    Cancelled,
+    ConnectionTerminated,
+    Event,
+    HandshakeError,
+    LocalProtocolError,
+    Peer,
+    RemoteProtocolError,
+    RequestReceived,
+    ServerCall,
+    ServerConfig,
+    ServerConnection,
+    parse_address,
+)
+from rpc_proto.dispatch import Dispatcher
+from rpc_proto.introspection import INTROSPECTION, Introspection
+
+__all__ = ["Link", "ServerBase", "Settings"]
+
+
+class Link(Protocol):
+    """What a driver keeps for a connection."""
+
+    connection: ServerConnection
+
+    def wrote(self) -> None:
+        """See to it that what a command wrote leaves."""
+
+
+class Settings(TypedDict, total=False):
+    """What every server can be told."""
+
+    config: ServerConfig | None
+    token: str | None
+    authenticate: Any
+    max_concurrency: int
+    max_queued: int
+    max_connections: int
+    introspection: bool
+    debug: bool
+
+
+class ServerBase(ABC):
+    """Serves objects' methods.
+
+    `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
+    fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
+    them; `max_connections` bounds the connections. `introspection` offers `rpc.Introspection`;
+    `debug` sends tracebacks to callers.
+    """
+
+    # What the driver's handlers raise when they are cancelled.
+    _cancellation: type[BaseException] = Cancelled
+    _log: logging.Logger
+
+    def __init__(
+        self,
+        *,
+        config: ServerConfig | None = None,
+        token: str | None = None,
+        authenticate: Any = None,
+        max_concurrency: int = 1000,
+        max_queued: int = 10_000,
+        max_connections: int = 20_000,
+        introspection: bool = True,
+        debug: bool = False,
+    ) -> None:
+        self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
+        if max_connections < 1:
+            raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
+        self._dispatcher = self._make_dispatcher(
+            max_concurrency=max_concurrency, max_queued=max_queued, clock=monotonic, debug=debug
+        )
+        if introspection:
+            self._dispatcher.register(Introspection(self._dispatcher), INTROSPECTION)
+        self._max_connections = max_connections
+        self._links: set[Any] = set()
+        self._abandoned: set[ServerCall] = set()
+        self._stopping = False
+
+    def _make_dispatcher(self, **settings: Any) -> Dispatcher:
+        return Dispatcher(**settings)
+
+    # Services
+
+    def register(self, service: Any, name: str | None = None) -> str:
+        """Offer an object's public methods under `name`, by default the name of its class.
+
+        Works while serving. Returns the name. Raises TypeError for signatures that cannot be
+        served and ValueError for a name that is taken.
+        """
+        return self._dispatcher.register(service, name)
+
+    def unregister(self, name: str) -> None:
+        """Take a service away, also while serving; its running calls go on."""
+        self._dispatcher.unregister(name)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """What is going on: counters for people and tests."""
+        dispatcher = self._dispatcher
+        return {
+            "connections": len(self._links),
+            "running": dispatcher.running,
+            "queued": len(dispatcher.queue),
+            "served": dispatcher.served,
+            "failed": dispatcher.failed,
+            "refused": dispatcher.refused,
+            "cancelled": dispatcher.cancelled,
+            "abandoned": len(self._abandoned),
+        }
+
+    # Life
+
+    def _check_listening(self, address: str, ssl: ssl_module.SSLContext | None) -> Address:
+        where = parse_address(address, listening=True)
+        if (where.scheme == "tls") is not (ssl is not None):
+            raise ValueError(f"a tls:// address and ssl go together; got {address!r}, ssl={ssl!r}")
+        if self._stopping:
+            raise LocalProtocolError("this server was stopped; make a new one")
+        return where
+
+    def _check_grace(self, grace: float) -> None:
+        if not grace >= 0:
+            raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
+
+    def _log_stopped(self) -> None:
+        if self._dispatcher.running:
+            self._log.warning("stopped with %d handlers still running", self._dispatcher.running)
+
+    # Connections
+
+    def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerConnection:
+        address = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
+        return ServerConnection(self.config, now=now, peer=Peer(address, certificate or None))
+
+    def _admit(self, link: Link, now: float) -> None:
+        """Take note of a connection; one too many is told to go again."""
+        self._links.add(link)
+        if self._stopping:
+            refusal = "unavailable", "the server is shutting down"
+        elif len(self._links) > self._max_connections:
+            refusal = (
+                "resource_exhausted",
+                f"{self._max_connections} connections are the limit here",
+            )
+        else:
+            return
+        self._handle_events(link, link.connection.turn_away(*refusal, now))
+
+    def _handle_events(self, link: Link, events: list[Event]) -> None:
+        dispatcher = self._dispatcher
+        for event in events:
+            if type(event) is RequestReceived:
+                if dispatcher.begin(link.connection, event.call, link):
+                    self._run(event.call)
+            elif isinstance(event, CallCancelled):
+                try:
+                    running = dispatcher.cancel(event.call, event.error)
+                except Exception:
+                    self._log.exception("%s: a callback of on_cancel() failed", event.call.method)
+                    running = True
+                if running:
+                    self._stop_handler(event.call)
+            elif isinstance(event, ConnectionTerminated):
+                self._log_end(link.connection.peer.address, event)
+
+    def _log_end(self, peer: str, event: ConnectionTerminated) -> None:
+        if isinstance(event.error, RemoteProtocolError):
+            self._log.warning("%s: protocol violation: %s", peer, event.error)
+        elif isinstance(event.error, HandshakeError):
+            cause = event.error.__cause__
+            if cause is not None:
+                self._log.error("%s: authenticate() failed", peer, exc_info=cause)
+            else:  # a port scanner is not worth a line
+                self._log.debug("%s: %s", peer, event.error)
+
+    # Handlers
+
+    @abstractmethod
+    def _run(self, call: ServerCall) -> None:
+        """Run the handler of a call that has begun, and report its end to `_ended`."""
+
+    @abstractmethod
+    def _stop_handler(self, call: ServerCall) -> None:
+        """Stop the handler of a call for whose answer nobody waits; it may have ended."""
+
+    @abstractmethod
+    def _resume_soon(self) -> None:
+        """Call `_dispatcher.next_queued` soon: a call waits, and a handler has ended."""
+
+    def _ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
+        """Answer a call whose handler has ended."""
+        dispatcher = self._dispatcher
+        if error is None:
+            dispatcher.succeed(call, result)
+        else:
+            if isinstance(error, self._cancellation):
+                error = Cancelled("the handler was cancelled")
+            elif dispatcher.is_unexpected(error):
+                self._log.error("%s failed", call.target.name, exc_info=error)
+            dispatcher.fail(call, error)
+        call.owner.wrote()
+        if dispatcher.queue:
+            self._resume_soon()
