@@ -89,7 +89,7 @@ def in_bytes(server: Server) -> int:
     """Count the bytes that a server holds for its peers."""
     return sum(
         protocol._transport.get_write_buffer_size() + protocol.connection.outbound
-        for protocol in server._connections
+        for protocol in server._links
     )
 
 
