@@ -1,0 +1,226 @@
+"""The pairs of backends, the combinations of codec and transport, and the record of what ran.
+
+Every case runs for every pair of backends that this machine has. Codec and transport come in six
+combinations. Only a few cases, in `test_calls.py`, take all of them (`every_link`): there the bytes
+themselves matter. The others (`link`) take one for each pair, which follows from the case and the
+pair, so that a run is the same each time and all six are met many times over. A case that needs
+plain TCP says so (`tcp_link`). Cases about one end only run once for each backend
+(`client_backend`, `server_backend`).
+
+FEATURE_MATRIX=path makes the run write what it saw there, for docs/matrix.py. The conftest has to
+be known to the process that collects the reports: give pytest this folder as its argument.
+"""
+
+import contextlib
+import json
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from itertools import count, product
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import pytest
+
+from asyncio_driver.certificates import Authority
+from conformance.backends import INSTALLED, LEFT_OUT, PAIRS, Pair
+from conformance.hosts import HostProcess, Hosts
+from conformance.proxy import Proxy, proxied
+from conformance.runtimes import RUNTIMES, Client, Runtime
+
+COMBINATIONS = list(product(("msgpack", "json"), ("tcp", "unix", "tls")))
+
+
+class Combination(NamedTuple):
+    """What one test runs with."""
+
+    pair: Pair
+    codec: str
+    transport: str
+
+    def __str__(self) -> str:
+        return f"{self.pair}-{self.codec}-{self.transport}"
+
+
+class Link:
+    """Makes clients of one backend and servers of another, with one codec over one transport."""
+
+    def __init__(self, combination: Combination, suite: "Suite") -> None:
+        self.pair, self.codec, self.transport = combination
+        self._suite = suite
+
+    def host(self, **options: Any) -> Any:
+        """Give a server that stays as it is (a context)."""
+        return self._suite.hosts.shared(self.pair.server, **options)
+
+    def own_host(self, **options: Any) -> Any:
+        """Give a server that the test may destroy (a context)."""
+        return self._suite.hosts.own(self.pair.server, **options)
+
+    def host_of_client_backend(self) -> Any:
+        """Give a server of the client's backend (a context)."""
+        return self._suite.hosts.shared(self.pair.client)
+
+    def connect(self, host: HostProcess, **options: Any) -> Client:
+        return self.connect_to(host.address(self.transport), **options)
+
+    @contextlib.contextmanager
+    def through_proxy(
+        self, host: HostProcess, *, seed: int | None = None, largest: int = 1, **options: Any
+    ) -> Iterator[tuple[Proxy, Client]]:
+        """Give a proxy in front of a server, and a client that goes through it."""
+        with (
+            proxied(host.address(self.transport), seed=seed, largest=largest) as proxy,
+            self.connect_to(proxy.address, **options) as client,
+        ):
+            yield proxy, client
+
+    def connect_to(self, address: str, **options: Any) -> Client:
+        if address.startswith("tls:"):
+            options.setdefault("ssl", self._suite.trusting)
+        options.setdefault("codec", self.codec)
+        return self._suite.runtime(self.pair.client).connect(address, **options)
+
+
+class Suite:
+    """What the tests of one process share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder)
+        self.trusting: ssl.SSLContext = self.authority.client_context()
+        self.hosts = Hosts(folder, folder / "server.pem")
+        self._runtimes: dict[str, Runtime] = {}
+
+    def runtime(self, backend: str) -> Runtime:
+        if backend not in self._runtimes:
+            self._runtimes[backend] = RUNTIMES[backend]()
+        return self._runtimes[backend]
+
+    def close(self) -> None:
+        self.hosts.close()
+        for runtime in self._runtimes.values():
+            runtime.close()
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    suite = Suite(tmp_path_factory.mktemp("conformance"))
+    yield suite
+    suite.close()
+
+
+@pytest.fixture
+def link(request: pytest.FixtureRequest, suite: Suite) -> Link:
+    """One codec and one transport for each pair."""
+    return Link(request.param, suite)
+
+
+@pytest.fixture
+def tcp_link(request: pytest.FixtureRequest, suite: Suite) -> Link:
+    """One codec for each pair, over plain TCP."""
+    return Link(request.param, suite)
+
+
+@pytest.fixture
+def every_link(request: pytest.FixtureRequest, suite: Suite) -> Link:
+    """Every codec and transport for every pair."""
+    return Link(request.param, suite)
+
+
+@pytest.fixture
+def client_backend(request: pytest.FixtureRequest, suite: Suite) -> Runtime:
+    """Each backend that has a client."""
+    return suite.runtime(request.param)
+
+
+@pytest.fixture
+def server_backend(request: pytest.FixtureRequest, suite: Suite) -> Callable[..., Any]:
+    """Each backend that has a server: call it with options for a context that gives a host."""
+    return lambda **options: suite.hosts.shared(request.param, **options)
+
+
+_keys = count(1)
+
+
+@pytest.fixture
+def key() -> str:
+    """A key for counters and gates that no other test uses."""
+    return f"key-{next(_keys)}"
+
+
+def _rotated(case: str) -> list[Combination]:
+    offset = crc32(case.encode())
+    return [
+        Combination(pair, *COMBINATIONS[(offset + index) % len(COMBINATIONS)])
+        for index, pair in enumerate(PAIRS)
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    case = metafunc.function.__name__
+    choices: dict[str, list[Any]] = {
+        "link": _rotated(case),
+        "tcp_link": [one._replace(transport="tcp") for one in _rotated(case)],
+        "every_link": [Combination(pair, *rest) for pair in PAIRS for rest in COMBINATIONS],
+        "client_backend": list(INSTALLED),
+        "server_backend": list(INSTALLED),
+    }
+    for name, values in choices.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values, ids=[str(value) for value in values], indirect=True)
+
+
+# The record of what ran
+
+_RECORD = "conformance"
+_record: list[dict[str, str]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "feature(text): the row of docs/backends.md that it shows")
+
+
+def pytest_report_header() -> list[str]:
+    absent = [f"; without {backend}: {why}" for backend, why in LEFT_OUT.items()]
+    return [f"backends: {', '.join(INSTALLED)}{''.join(absent)}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A user property travels with the reports, also from the workers of pytest-xdist.
+    for item in items:
+        mark = item.get_closest_marker("feature")
+        if mark is not None and isinstance(item, pytest.Function):
+            item.user_properties.append((_RECORD, _entry(mark.args[0], item)))
+
+
+def _entry(feature: str, item: pytest.Function) -> dict[str, str]:
+    parameters = item.callspec.params
+    entry = {"feature": feature, "case": item.originalname}
+    for name, value in parameters.items():
+        if isinstance(value, Combination):
+            return {
+                **entry,
+                "client": value.pair.client,
+                "server": value.pair.server,
+                "codec": value.codec,
+                "transport": value.transport,
+            }
+        if name in ("client_backend", "server_backend"):
+            entry[name.removesuffix("_backend")] = value
+    return entry
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "call" and report.passed:
+        return
+    for name, entry in report.user_properties:
+        if name == _RECORD:
+            _record.append({**entry, "outcome": report.outcome})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = os.environ.get("FEATURE_MATRIX")
+    if path and not hasattr(session.config, "workerinput"):
+        _record.sort(key=lambda entry: sorted(entry.items()))
+        Path(path).write_text(json.dumps(_record, indent=1) + "\n")
