@@ -87,7 +87,7 @@ class _Config(_Settings):
     """From the first moment of the connection to the end of the option handshake."""
     ping_interval: float | None = 20.0
     """Silence after which a ping is sent; after twice as much the peer is dead. The smaller one
-    of the two ends' is in force, at least 1."""
+    of the two ends' is in force, at least 1; with 0 at either of them nobody pings."""
     write_timeout: float = 30.0
     """How long outbound bytes may stay above the high-water mark."""
     close_timeout: float = 5.0
@@ -99,7 +99,7 @@ class _Config(_Settings):
         _check_range("high_water", self.high_water, 1024, 2**40, whole=True)
         for name in ("handshake_timeout", "write_timeout", "close_timeout"):
             _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
-        if self.ping_interval is not None:
+        if self.ping_interval:
             _check_range("ping_interval", self.ping_interval, 1.0, MAX_TIMEOUT, whole=False)
 
 

@@ -358,7 +358,7 @@ class Connection(ABC):
         self._reader = FrameReader(self._config.max_header, self._config.max_body)
         self._headers = Headers.of(self.codec)
         self._timers.clear(Timer.HANDSHAKE)
-        if agreed.ping is not None:
+        if agreed.ping:
             self._ping = agreed.ping / 1000
             self._set_timer(Timer.LIVENESS, now + self._ping)
 

@@ -99,13 +99,9 @@ class Dispatcher:
         call.connection = connection
         call.owner = owner
         call.clock = self._clock
-        if self.running < self._max_concurrency and not self.queue:
-            self.running += 1
-            return True
-        if len(self.queue) < self._max_queued:
-            self.queue[call] = None
-            return False
-        self.refused += 1
+        may_run = self._enter(call)
+        if may_run is not None:
+            return may_run
         call.target = None
         connection.send_error(
             call,
@@ -133,24 +129,21 @@ class Dispatcher:
         if call.target is None:  # it never began, or has ended
             return False
         call.cancel(error)
-        if call not in self.queue:
+        if not self._withdraw(call):
             return True
-        del self.queue[call]
         call.target = None
         call.connection.conclude(call, self._clock())
         return False
 
     def succeed(self, call: ServerCall, result: Any) -> None:
         """Answer with the result of a handler that has ended."""
-        self.running -= 1
-        self.served += 1
+        self._leave(served=True)
         call.target = None
         call.connection.send_response(call, result, self._clock())
 
     def fail(self, call: ServerCall, error: BaseException) -> None:
         """Answer with what a handler raised; it has ended."""
-        self.running -= 1
-        self.failed += 1
+        self._leave(served=False)
         call.target = None
         call.connection.send_error(call, self._to_call_error(error), self._clock())
 
@@ -165,6 +158,35 @@ class Dispatcher:
         call, _ = self.queue.popitem(last=False)
         self.running += 1
         return call
+
+    # Where calls of several connections meet; a driver with threads puts a lock around each of these
+    # and `next_queued`.
+
+    def _enter(self, call: ServerCall) -> bool | None:
+        """Whether the handler may run now; False if it has to wait, None if there is no room."""
+        if self.running < self._max_concurrency and not self.queue:
+            self.running += 1
+            return True
+        if len(self.queue) < self._max_queued:
+            self.queue[call] = None
+            return False
+        self.refused += 1
+        return None
+
+    def _withdraw(self, call: ServerCall) -> bool:
+        """Take a call out of the queue; whether it was there."""
+        if call not in self.queue:
+            return False
+        del self.queue[call]
+        return True
+
+    def _leave(self, served: bool) -> None:
+        """Take note of the end of a handler."""
+        self.running -= 1
+        if served:
+            self.served += 1
+        else:
+            self.failed += 1
 
     def _to_call_error(self, error: BaseException) -> CallError:
         try:

@@ -95,7 +95,12 @@ def encode_refusal(code: str, message: str, codecs: Iterable[str]) -> bytes:
 
 
 def agree_ping(ours: float | None, theirs: int | None) -> int | None:
-    """Return the interval in force, in milliseconds: the smaller one, at least a second."""
+    """Return the interval in force, in milliseconds: the smaller one, at least a second.
+
+    An end that says 0 wants none at all: a client, say, that does not read between its calls.
+    """
+    if ours == 0 or theirs == 0:
+        return None
     offers = [offer for offer in (None if ours is None else int(ours * 1000), theirs) if offer]
     return max(1000, min(offers)) if offers else None
 
@@ -255,6 +260,6 @@ def _ping(fields: dict[str, Any]) -> int | None:
     value = timeouts.get("ping")
     if value is None:
         return None
-    if type(value) is not int or not 1 <= value <= 2**40:
-        _refuse(f"timeouts.ping must be milliseconds from 1 to {2**40}, not {value!r:.40}")
+    if type(value) is not int or not 0 <= value <= 2**40:
+        _refuse(f"timeouts.ping must be milliseconds from 0 to {2**40}, not {value!r:.40}")
     return value

@@ -72,6 +72,7 @@ def explain(error: BaseException, address: str, timeout: float) -> BaseException
 def outcome(waiter: Any) -> CallCompleted:
     """Take the event of a call that has ended from its waiter; raise what it failed with."""
     event: CallCompleted | CallFailed = waiter.event
+    event.call.waiter = None  # or call, waiter and result would keep each other alive
     if type(event) is CallCompleted:
         return event
     waiter.event = None  # or error, traceback, frame and waiter would keep each other alive
@@ -226,19 +227,17 @@ class SyncClient(ABC):
         At most `in_flight` calls are on their way at a time; requests leave together. The first
         call that fails raises, and the rest is given up.
         """
-        waiting: deque[Call] = deque()
+        waiting: deque[tuple[Call, Any]] = deque()
         try:
             for args in calls:
                 if len(waiting) >= in_flight:
-                    call = waiting.popleft()
-                    yield self._wait(call, call.waiter).value
+                    yield self._wait(*waiting.popleft()).value
                 call = self._begin(method, args, {}, returns, timeout, metadata, together=True)
-                waiting.append(call)
+                waiting.append((call, call.waiter))
             while waiting:
-                call = waiting.popleft()
-                yield self._wait(call, call.waiter).value
+                yield self._wait(*waiting.popleft()).value
         finally:
-            for call in waiting:
+            for call, _ in waiting:
                 self._give_up(call)
 
     @overload

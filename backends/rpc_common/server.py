@@ -24,6 +24,7 @@ from rpc_proto import (
 )
 from rpc_proto.dispatch import Dispatcher
 from rpc_proto.introspection import INTROSPECTION, Introspection
+from rpc_proto.services import reflect
 
 __all__ = ["Link", "ServerBase", "Settings"]
 
@@ -62,6 +63,7 @@ class ServerBase(ABC):
     # What the driver's handlers raise when they are cancelled.
     _cancellation: type[BaseException] = Cancelled
     _log: logging.Logger
+    _serves_coroutines = True
 
     def __init__(
         self,
@@ -99,6 +101,10 @@ class ServerBase(ABC):
         Works while serving. Returns the name. Raises TypeError for signatures that cannot be
         served and ValueError for a name that is taken.
         """
+        if not self._serves_coroutines:
+            for method in reflect(service, name).values():
+                if method.is_async:
+                    raise TypeError(f"{method.name} is a coroutine function: for rpc_asyncio")
         return self._dispatcher.register(service, name)
 
     def unregister(self, name: str) -> None:

@@ -30,6 +30,10 @@ class Job:
         return self.claim()
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Threads:
     """Runs jobs in at most `count` threads, which are started when they are needed."""
 
@@ -69,6 +73,7 @@ class Threads:
         while (job := self._jobs.get()) is not None:
             if job.claim():
                 job.run()
+            job.run = _nothing  # or a call, its job and what it runs would keep each other alive
             del job  # or it would live until the next one comes
             with self._lock:
                 self._idle += 1

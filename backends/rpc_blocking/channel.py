@@ -1,0 +1,149 @@
+"""A blocking socket with TLS or without, and what a connection of the core has to send through it.
+
+Whoever writes holds the lock of the connection but never waits there: what the kernel does not
+take stays in `unsent`, for somebody who can wait.
+"""
+
+import socket
+from contextlib import suppress
+from select import POLLIN, POLLOUT, poll
+from struct import pack
+from time import monotonic
+
+from rpc_common.tls import Tls
+from rpc_proto import Event, State
+from rpc_proto.connection import Connection
+
+__all__ = ["EARLY", "Channel"]
+
+_READ_SIZE = 64 * 1024
+_LARGE_READ_SIZE = 512 * 1024
+
+# Bytes that came together and are worth a system call of their own.
+EARLY = 8 * 1024
+
+
+class Channel:
+    """Reads for a connection, and writes what it says. All but `receive` under its lock."""
+
+    __slots__ = ("_buffer", "_patience", "connection", "failure", "sock", "tls", "unsent")
+
+    def __init__(self, sock: socket.socket, tls: Tls | None) -> None:
+        self.sock = sock
+        self.tls = tls
+        self.connection: Connection
+        self.unsent: memoryview | bytes = b""
+        self.failure: OSError | None = None  # of a write; the next read tells the connection
+        self._buffer = memoryview(bytearray(_READ_SIZE))
+        self._patience = 0.0  # the receive timeout that the kernel knows; 0 for none
+
+    def receive(self, timeout: float | None, writable: bool = False) -> memoryview | bytes | None:
+        """Wait for bytes: b"" at their end, None when `timeout` seconds have passed.
+
+        With `writable` also return None when the kernel takes bytes again. OSError when the
+        connection is lost.
+        """
+        if writable:
+            poller = poll()
+            poller.register(self.sock, POLLIN | POLLOUT)
+            ready = poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
+            if not ready or not ready[0][1] & ~POLLOUT:
+                return None
+        elif timeout is not None:
+            self._be_patient(timeout)
+        try:
+            count = self.sock.recv_into(self._buffer)
+        except BlockingIOError:
+            return None
+        return self._buffer[:count]
+
+    def receive_now(self) -> memoryview | bytes | None:
+        """Return bytes that are there, b"" at their end, None if there is nothing."""
+        try:
+            count = self.sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        return self._buffer[:count]
+
+    def wait_writable(self, timeout: float | None) -> None:
+        """Wait until the kernel takes bytes again, the connection is lost, or the time is over."""
+        poller = poll()
+        with suppress(OSError, ValueError):  # it was closed meanwhile
+            poller.register(self.sock, POLLOUT)
+            poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
+
+    def _be_patient(self, timeout: float) -> None:
+        """Let the kernel wait at most so long, in few steps, so that it is seldom told anew."""
+        patience = 2.0**-10
+        while patience * 2 <= timeout and patience < 64:
+            patience *= 2
+        if patience != self._patience:
+            self._patience = patience
+            microseconds = int(patience * 1e6)
+            timeval = pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+
+    def take(self, data: memoryview | bytes) -> list[Event]:
+        """Hand what `receive` returned to the connection."""
+        connection = self.connection
+        now = monotonic()
+        if not len(data):
+            return connection.receive_eof(now)
+        if self.tls is not None:
+            try:
+                data = self.tls.decrypt(data)
+            except OSError as error:
+                return self.lose(error)
+        events = connection.receive_data(data, now)
+        if (connection.missing > _READ_SIZE) is not (len(self._buffer) > _READ_SIZE):
+            size = _LARGE_READ_SIZE if connection.missing > _READ_SIZE else _READ_SIZE
+            self._buffer = memoryview(bytearray(size))
+        return events
+
+    def lose(self, error: OSError | None) -> list[Event]:
+        """Tell the connection that the transport is gone."""
+        reason = f"the connection was lost: {error}" if error else "the connection was closed"
+        return self.connection.connection_lost(monotonic(), reason)
+
+    def send(self) -> None:
+        """Write as much as the kernel takes."""
+        connection = self.connection
+        while True:
+            data = self.unsent
+            if not data:
+                if connection.outbound:
+                    data = connection.next_buffer()
+                    if self.tls is not None:
+                        data = self.tls.encrypt(data)
+                elif self.tls is not None:
+                    data = self.tls.pending()
+                if not data:
+                    return
+            try:
+                count = self.sock.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self.unsent = data
+                return
+            except OSError as error:
+                self.unsent = b""
+                if self.failure is None:
+                    self.failure = error
+                    self.shut(socket.SHUT_RDWR)  # wakes whoever reads
+                return
+            self.unsent = memoryview(data)[count:] if count < len(data) else b""
+
+    def follow_end(self) -> None:
+        """Do what the connection's last states ask for; what then is left is to close."""
+        state = self.connection.state
+        if state is State.CLOSED:
+            self.shut(socket.SHUT_RDWR)
+        elif state is State.CLOSING and not self.unsent and not self.connection.outbound:
+            if self.tls is not None:
+                self.unsent = self.tls.goodbye()
+                self.send()
+            self.shut(socket.SHUT_WR)
+
+    def shut(self, how: int) -> None:
+        """Shut the socket in one direction or both."""
+        with suppress(OSError):  # the peer was quicker
+            self.sock.shutdown(how)

@@ -1,0 +1,351 @@
+"""The blocking client: one connection, shared by any number of threads, without one of its own.
+
+Whoever waits and finds nobody reading reads for all, and hands that on when its own call has ended.
+"""
+
+import socket
+import ssl as ssl_module
+from collections.abc import Mapping
+from threading import Lock, Thread
+from time import monotonic
+from typing import Any
+
+from rpc_common.client import Dialling, SyncClient, explain, outcome
+from rpc_common.forks import Forks
+from rpc_common.sockets import dial
+from rpc_common.tls import Tls
+from rpc_proto import (
+    Call,
+    CallCompleted,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    ConnectionTerminated,
+    Event,
+    HandshakeCompleted,
+    LocalProtocolError,
+    State,
+    Unavailable,
+)
+from rpc_proto.context import ambient_call, pick_deadline
+
+from .channel import EARLY, Channel
+
+__all__ = ["Client"]
+
+# After so many seconds without a call the server may have closed the connection unnoticed.
+_STALE = 1.0
+
+
+class _Waiter:
+    """What waits for a call: `event` when it has ended; `lock` if it sleeps while another reads."""
+
+    __slots__ = ("event", "lock")
+
+    def __init__(self) -> None:
+        self.event: Event | None = None
+        self.lock: Lock | None = None
+
+    def wake(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+
+class Client(SyncClient):
+    """A connection to one server; `Client.connect(address)` makes it.
+
+    Any number of threads may call at once. It has no thread of its own: between calls nobody
+    reads, so it does not answer pings, and asks the server for none.
+    """
+
+    def __init__(self, channel: Channel, connection: ClientConnection, address: str) -> None:
+        """Not for users: see `connect`."""
+        self.address = address
+        self._channel = channel
+        self._connection = channel.connection = connection
+        self._lock = Lock()  # of everything below, of the connection and of the channel's writes
+        self._reading = False
+        self._sleepers: dict[_Waiter, None] = {}
+        self._handshake = _Waiter()
+        self._ended = _Waiter()
+        self._heard_at = monotonic()
+        self._call_timeout = connection._config.call_timeout
+        self._forks = Forks.count
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        timeout: float = 10.0,
+        codec: str | Codec | None = None,
+        token: str | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        config: ClientConfig | None = None,
+    ) -> "Client":
+        where, config, ssl = Dialling.check(address, codec, token, ssl, config)
+        config = config.override(ping_interval=0)
+        deadline = monotonic() + timeout
+        sock = None
+        try:
+            connection = ClientConnection(config, now=monotonic())
+            sock = dial(where, deadline, socket, _look_up)
+            sock.settimeout(None)
+            tls = Tls(ssl, server_side=False, hostname=where.host) if ssl is not None else None
+            client = cls(Channel(sock, tls), connection, address)
+            client._open(deadline)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            explained = explain(error, address, timeout)
+            if explained is error:
+                raise
+            raise explained from error
+        return client
+
+    def _open(self, deadline: float) -> None:
+        with self._lock:
+            self._flush()
+            self._read(self._handshake, deadline)
+        event = self._handshake.event
+        if event is None:
+            raise TimeoutError
+        if isinstance(event, ConnectionTerminated):
+            # Not a word came: something that forwards connections to nobody, say.
+            raise event.error or Unavailable("the server hung up at once", maybe_executed=False)
+
+    def close(self, grace: float = 0.0) -> None:
+        self._check_owner()
+        with self._lock:
+            self._deliver(self._connection.shutdown(monotonic(), grace))
+            self._flush()
+        self._await(self._ended)
+        with self._lock:
+            if not self._reading:
+                self._channel.sock.close()
+
+    # Calls
+
+    def _begin(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        one_way: bool = False,
+        together: bool = False,
+    ) -> Call:
+        if self._forks != Forks.count:
+            self._check_owner()
+        now = monotonic()
+        connection = self._connection
+        with self._lock:
+            if now - self._heard_at > _STALE and not self._reading:
+                self._glance(now)
+            call = connection.start_call(
+                method,
+                args,
+                kwargs,
+                now=now,
+                deadline=pick_deadline(timeout, self._call_timeout, now),
+                metadata=metadata,
+                returns=returns,
+                one_way=one_way,
+                waiter=_Waiter(),
+            )
+            if not together or connection.outbound >= EARLY:
+                self._flush()
+        if one_way and self._channel.unsent:
+            self._push(call.deadline)
+        return call
+
+    def _wait(self, call: Call, waiter: Any) -> CallCompleted:
+        if waiter.event is None:
+            ambient = ambient_call.get()
+            undo = None
+            if ambient is not None and not ambient.answered:
+                undo = ambient.on_cancel(lambda: self._give_up(call))
+            try:
+                self._await(waiter)
+            except BaseException:  # the user is impatient
+                self._give_up(call)
+                raise
+            finally:
+                if undo is not None:
+                    undo()
+        return outcome(waiter)
+
+    def _give_up(self, call: Call) -> None:
+        with self._lock:
+            self._deliver(self._connection.cancel(call, monotonic()))
+            self._flush()
+
+    def _check_owner(self) -> None:
+        if self._forks != Forks.count:
+            raise LocalProtocolError(
+                "this client belongs to the parent process; connect after the fork"
+            )
+
+    # Waiting: each of these is called with the lock held, but for `_await` and `_push`
+
+    def _await(self, waiter: _Waiter) -> None:
+        """Return when `waiter` has its event."""
+        with self._lock:
+            try:
+                if self._connection.outbound:
+                    self._flush()
+                while waiter.event is None:
+                    if self._reading:
+                        self._sleep(waiter)
+                    else:
+                        self._read(waiter, None)
+            finally:
+                if not self._reading and self._sleepers:
+                    self._sleepers.popitem()[0].wake()  # to read for the rest
+
+    def _sleep(self, waiter: _Waiter) -> None:
+        """Wait while another thread reads; it wakes us with our event or to read."""
+        timeout = self._time_left()
+        writing = bool(self._channel.unsent)
+        lock = None
+        if not writing:
+            lock = waiter.lock = Lock()
+            lock.acquire()
+            self._sleepers[waiter] = None
+        self._lock.release()
+        try:
+            if lock is not None:
+                lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            else:
+                self._channel.wait_writable(timeout)
+        finally:
+            self._lock.acquire()
+            waiter.lock = None
+            self._sleepers.pop(waiter, None)
+        self._turn()
+
+    def _read(self, waiter: _Waiter, until: float | None) -> None:
+        """Read, for all, until `waiter` has its event or the time is over."""
+        channel = self._channel
+        connection = self._connection
+        self._reading = True
+        try:
+            while waiter.event is None:
+                timeout = self._time_left(until)
+                writing = bool(channel.unsent)
+                self._lock.release()
+                data: Any = None
+                failure: OSError | None = None
+                try:
+                    data = channel.receive(timeout, writing)
+                except OSError as error:
+                    failure = error
+                finally:
+                    self._lock.acquire()
+                if failure is not None:
+                    self._deliver(channel.lose(channel.failure or failure))
+                elif data is not None:
+                    self._heard_at = monotonic()
+                    if not len(data) and channel.failure is not None:
+                        self._deliver(channel.lose(channel.failure))
+                    else:
+                        self._deliver(channel.take(data))
+                elif until is not None and monotonic() >= until:
+                    return
+                if data is None or connection.outbound or connection.changed:
+                    self._turn()
+        finally:
+            self._reading = False
+            if connection.state is State.CLOSED:
+                channel.sock.close()
+
+    def _turn(self) -> None:
+        """Do what is due, and write."""
+        now = monotonic()
+        at = self._connection.next_timeout()
+        if at is not None and at <= now:
+            self._deliver(self._connection.handle_timeout(now))
+        self._flush()
+
+    def _time_left(self, until: float | None = None) -> float | None:
+        at = self._connection.next_timeout()
+        if until is not None and (at is None or until < at):
+            at = until
+        return None if at is None else at - monotonic()
+
+    def _flush(self) -> None:
+        channel = self._channel
+        channel.send()
+        connection = self._connection
+        if connection.changed:
+            connection.changed = False
+            if connection.state is State.CLOSING and not channel.unsent:
+                self._deliver(channel.lose(None))
+            channel.follow_end()
+
+    def _push(self, deadline: float | None) -> None:
+        """Wait until all is written, or the deadline has passed: nobody will wait for an answer."""
+        while True:
+            with self._lock:
+                self._turn()
+                if not self._channel.unsent:
+                    return
+                timeout = self._time_left(deadline)
+            if timeout is not None and timeout <= 0:
+                return
+            self._channel.wait_writable(timeout)
+
+    def _glance(self, now: float) -> None:
+        """See whether the server has said goodbye while nobody read."""
+        self._heard_at = now
+        try:
+            while (data := self._channel.receive_now()) is not None:
+                self._deliver(self._channel.take(data))
+                if not len(data):
+                    break
+        except OSError as error:
+            self._deliver(self._channel.lose(error))
+        self._turn()
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            kind = type(event)
+            if kind is CallCompleted or kind is CallFailed:
+                waiter: _Waiter = event.call.waiter  # type: ignore[attr-defined]
+                waiter.event = event
+                waiter.wake()
+            elif kind is HandshakeCompleted:
+                self._handshake.event = event
+            elif kind is ConnectionTerminated:
+                if self._handshake.event is None:
+                    self._handshake.event = event
+                self._ended.event = event
+                self._ended.wake()
+
+
+def _look_up(host: str, port: int, deadline: float) -> list[Any]:
+    """Call getaddrinfo, which knows no timeout, for no longer than until the deadline."""
+    found: list[Any] = []
+    failed: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            failed.append(error)
+
+    if host.replace(".", "").isdigit() or ":" in host:
+        look_up()
+    else:
+        thread = Thread(target=look_up, name="rpc-lookup", daemon=True)
+        thread.start()
+        thread.join(max(0.0, deadline - monotonic()))
+        if thread.is_alive():
+            raise TimeoutError(f"no address for {host}")
+    if failed:
+        raise failed[0]
+    return found

@@ -1,0 +1,368 @@
+"""The blocking server: a thread for each connection, and a bounded pool for the handlers."""
+
+import logging
+import os
+import socket
+import ssl as ssl_module
+from contextlib import suppress
+from contextvars import Context, copy_context
+from threading import Condition, Event, Lock, Thread
+from time import monotonic
+from typing import Any, Self, Unpack
+
+from rpc_common.forks import Forks
+from rpc_common.server import ServerBase, Settings
+from rpc_common.sockets import listen
+from rpc_common.threads import Threads
+from rpc_common.tls import Tls
+from rpc_proto import Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
+from rpc_proto import Event as ConnectionEvent
+from rpc_proto.dispatch import Dispatcher
+
+from .channel import EARLY, Channel
+from .keeper import Keeper
+
+__all__ = ["Server"]
+
+# So many connections above the limit are told so; more are closed without a word.
+_TURNED_AWAY = 100
+
+
+class _SharedDispatcher(Dispatcher):
+    """A dispatcher for the threads of many connections."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._lock = Lock()
+
+    def _enter(self, call: ServerCall) -> bool | None:
+        with self._lock:
+            return super()._enter(call)
+
+    def _withdraw(self, call: ServerCall) -> bool:
+        with self._lock:
+            return super()._withdraw(call)
+
+    def _leave(self, served: bool) -> None:
+        with self._lock:
+            super()._leave(served)
+
+    def next_queued(self) -> ServerCall | None:
+        with self._lock:
+            return super().next_queued()
+
+
+class _Link:
+    """A connection and the thread that reads for it."""
+
+    def __init__(self, server: "Server", channel: Channel, peername: Any) -> None:
+        self.lock = Lock()  # of the connection, of the channel's writes, and of what is below
+        self.channel = channel
+        self.connection: ServerConnection = None  # type: ignore[assignment]  # until TLS is done
+        self.quick: list[ServerCall] = []  # for the reading thread, when it has left the lock
+        self.busy = False  # it will write when it is through with what it read
+        self.timer_at: float | None = None  # when the keeper looks after this connection
+        self._server = server
+        self._peername = peername
+        self._may_read = Condition(self.lock)
+
+    # The thread
+
+    def serve(self) -> None:
+        server = self._server
+        try:
+            if self._shake_hands():
+                while self._read():
+                    pass
+        except Exception:
+            server._log.exception("%s: the connection failed", self._peername)
+        finally:
+            server._keeper.forget(self.channel.sock.fileno())
+            self.channel.sock.close()
+            server._forget(self)
+
+    def _shake_hands(self) -> bool:
+        """Finish TLS, if there is any, and begin the connection; whether that could be done."""
+        channel = self.channel
+        sock, tls = channel.sock, channel.tls
+        early = b""
+        if tls is not None:
+            deadline = monotonic() + self._server.config.handshake_timeout
+            try:
+                while not tls.established:
+                    sock.settimeout(max(0.001, deadline - monotonic()))
+                    data = sock.recv(16 * 1024)
+                    if not data:
+                        return False
+                    try:
+                        early = tls.decrypt(data)
+                    finally:  # what is wrong is told the peer, too
+                        sock.sendall(tls.pending())
+            except OSError as error:
+                self._server._log.debug("%s: TLS failed: %s", self._peername, error)
+                return False
+            sock.settimeout(None)
+        now = monotonic()
+        certificate = tls.certificate if tls is not None else None
+        with self.lock:
+            self.connection = self._server._make_connection(self._peername, certificate, now)
+            channel.connection = self.connection
+            self._server._admit(self, now)
+            self.handle(self.connection.receive_data(early, now))
+            self.flush()
+        self._run_quick()
+        return True
+
+    def _read(self) -> bool:
+        """Wait for bytes and do what they ask for; False at the end."""
+        channel = self.channel
+        failure = None
+        data: memoryview | bytes | None = None
+        try:
+            data = channel.receive(None)
+        except OSError as error:
+            failure = error
+        with self.lock:
+            ended = data is None or not len(data)
+            if failure is not None or (ended and channel.failure is not None):
+                events = channel.lose(channel.failure or failure)
+            else:
+                events = channel.take(data or b"")
+            self.busy = True
+            self.handle(events)
+        self._run_quick()
+        with self.lock:
+            self.flush()
+            while (ended or not self.connection.wants_data) and not self._is_over(ended):
+                self._may_read.wait()
+            return not self._is_over(ended)
+
+    def _run_quick(self) -> None:
+        """Run what never waits, on this thread: nobody would read meanwhile, but not for long."""
+        self.busy = False
+        calls, self.quick = self.quick, []
+        for place, call in enumerate(calls, 1):
+            self.busy = place < len(calls)
+            self._server._run_here(copy_context(), call)
+
+    def _is_over(self, ended: bool) -> bool:
+        """Whether there is nothing left to do; `ended`: nothing more will come."""
+        state = self.connection.state
+        written = not self.channel.unsent and not self.connection.outbound
+        return state is State.CLOSED or (state is State.CLOSING and ended and written)
+
+    # For everybody who holds the lock
+
+    def handle(self, events: list[ConnectionEvent]) -> None:
+        """Act on what an input caused."""
+        self._server._handle_events(self, events)
+
+    def wrote(self) -> None:
+        """See to it that what a command wrote leaves."""
+        if not self.busy or self.connection.outbound >= EARLY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the kernel takes, and bring the timer and all else up to date."""
+        channel = self.channel
+        channel.send()
+        connection = self.connection
+        if channel.unsent:
+            self._server._keeper.watch(channel.sock.fileno(), self._writable)
+        if connection.changed or connection.state is State.CLOSING:
+            connection.changed = False
+            if connection.state is not State.OPEN:
+                channel.follow_end()
+            self._may_read.notify()
+            at = connection.next_timeout()
+            if at is not None and (self.timer_at is None or at < self.timer_at):
+                self.timer_at = at
+                self._server._keeper.call_at(at, lambda: self._due(at))
+
+    # For the keeper
+
+    def _writable(self) -> None:
+        with self.lock:
+            self.flush()
+
+    def _due(self, at: float) -> None:
+        with self.lock:
+            if at == self.timer_at:  # otherwise an earlier one has taken its place
+                self.timer_at = None
+                self.handle(self.connection.handle_timeout(max(at, monotonic())))
+                self.flush()
+
+    def shut_down(self, grace: float) -> None:
+        """Begin to end the connection."""
+        with self.lock:
+            if self.connection is not None:
+                self.handle(self.connection.shutdown(monotonic(), grace))
+                self.flush()
+            else:
+                self.channel.shut(socket.SHUT_RDWR)
+
+
+class Server(ServerBase):
+    """Serves objects' methods; `server.start(address)` opens it.
+
+    `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
+    fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
+    them; `max_connections` bounds the connections, each of which has a thread; `threads` bounds
+    the pool in which handlers run, but for those marked as quick. `introspection` offers
+    `rpc.Introspection`; `debug` sends tracebacks to callers.
+
+    A thread cannot be stopped: when nobody waits for a handler any more, the caller has been
+    told, `current_call().cancelled` is True, and its thread is taken until it ends.
+    """
+
+    _log = logging.getLogger("rpc_blocking")
+    _serves_coroutines = False
+
+    def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
+        super().__init__(**settings)
+        self._threads = Threads(threads, "rpc-handler")
+        self._keeper = Keeper(self._log)
+        self._listeners: list[socket.socket] = []
+        self._paths: list[str] = []
+        self._lock = Lock()
+        self._gone = Condition(self._lock)
+        self._stopped = Event()
+        self._forks = Forks.count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _make_dispatcher(self, **settings: Any) -> Dispatcher:
+        return _SharedDispatcher(**settings)
+
+    # Life
+
+    def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
+        """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
+
+        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
+        address cannot be had.
+        """
+        self._check_owner()
+        where = self._check_listening(address, ssl)
+        sock, where = listen(where, socket)
+        sock.setblocking(False)
+        self._listeners.append(sock)
+        if where.scheme == "unix":
+            self._paths.append(where.path)
+        self._keeper.accept(sock, lambda: self._accept(sock, ssl))
+        return str(where)
+
+    def serve_forever(self) -> None:
+        """Wait until `stop` is called; when interrupted, stop at once."""
+        if not self._listeners:
+            raise LocalProtocolError("start the server first")
+        self._check_owner()
+        try:
+            self._stopped.wait()
+        finally:
+            self.stop(grace=0.0)
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Stop in order: no new connections and calls; running ones get `grace` seconds.
+
+        Then their callers get `unavailable`. Returns when every connection is closed, at the
+        latest `close_timeout` after that; a handler that still runs is left behind.
+        """
+        self._check_grace(grace)
+        self._check_owner()
+        self._stopping = True
+        for listener in self._listeners:
+            self._keeper.refuse(listener)
+            listener.close()
+        self._listeners.clear()
+        for path in self._paths:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        self._paths.clear()
+        for link in list(self._links):
+            link.shut_down(grace)
+        # The connections keep to their own time limits; only a quick handler can outlast them.
+        patience = grace + self.config.handshake_timeout + self.config.close_timeout
+        with self._lock:
+            self._gone.wait_for(lambda: not self._links, patience)
+        self._log_stopped()
+        self._keeper.close()
+        self._threads.close()
+        self._stopped.set()
+
+    def _check_owner(self) -> None:
+        if self._forks != Forks.count:
+            raise LocalProtocolError("this server belongs to the parent process")
+
+    # Connections
+
+    def _accept(self, listener: socket.socket, ssl: ssl_module.SSLContext | None) -> None:
+        sock, peername = listener.accept()
+        sock.setblocking(True)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tls = Tls(ssl, server_side=True) if ssl is not None else None
+        link = _Link(self, Channel(sock, tls), peername)
+        with self._lock:
+            if len(self._links) >= self._max_connections + _TURNED_AWAY:
+                sock.close()
+                return
+            self._links.add(link)
+        try:
+            Thread(target=link.serve, name="rpc-connection", daemon=True).start()
+        except RuntimeError as error:  # no more threads can be had
+            self._log.error("%s: %s", peername, error)
+            sock.close()
+            self._forget(link)
+
+    def _forget(self, link: _Link) -> None:
+        with self._lock:
+            self._links.discard(link)
+            self._gone.notify_all()
+
+    # Handlers
+
+    def _run(self, call: ServerCall) -> None:
+        if call.target.is_quick:
+            call.owner.quick.append(call)
+        else:
+            self._run_in_pool(call)
+
+    def _run_in_pool(self, call: ServerCall) -> None:
+        context = copy_context()
+        call.handler = self._threads.submit(lambda: self._run_here(context, call))
+
+    def _run_here(self, context: Context, call: ServerCall) -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            if call.ended:
+                raise Cancelled("cancelled before it ran")
+            result = context.run(call.invoke)
+        except BaseException as raised:
+            error = raised
+        with call.owner.lock:
+            call.handler = None
+            self._abandoned.discard(call)
+            self._ended(call, result, error)
+        del error  # its traceback holds this frame
+
+    def _stop_handler(self, call: ServerCall) -> None:
+        job = call.handler
+        if job is None:  # it is about to begin, and will see that it need not
+            return
+        if job.cancel():
+            call.handler = None
+            self._ended(call, None, Cancelled("cancelled before it ran"))
+        else:
+            self._abandoned.add(call)
+
+    def _resume_soon(self) -> None:
+        # Always in the pool: this thread may belong to another connection.
+        while (call := self._dispatcher.next_queued()) is not None:
+            self._run_in_pool(call)
