@@ -7,17 +7,23 @@ import ssl as ssl_module
 from _socket import SHUT_WR
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from gevent.monkey import get_original  # type: ignore[import-untyped]
 
 from rpc_common.forks import Forks
 from rpc_common.tls import Tls
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
-__all__ = ["Link", "take_over"]
+__all__ = ["Link", "get_ident", "take_over"]
+
+# Of the thread, also where monkey-patching makes threading's tell greenlets apart.
+get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 _READ, _WRITE = 1, 2  # what a watcher of the loop waits for
 
@@ -46,6 +52,7 @@ class Link(ABC):
     __slots__ = (
         "_buffer",
         "_eof",
+        "_finished",
         "_forks",
         "_hub",
         "_large_buffer",
@@ -63,6 +70,7 @@ class Link(ABC):
     )
 
     connection: Connection
+    _lingers = False  # whether to wait for the peer's end before the socket is closed
 
     def __init__(self, hub: Any, sock: Socket, tls: Tls | None) -> None:
         buffer = _buffers.get(hub)
@@ -81,6 +89,7 @@ class Link(ABC):
         self._unsent: Any = b""  # what the kernel did not take
         self._writable = True
         self._eof = False  # the peer sends nothing more
+        self._finished = False  # nor does this end
         self.flush_scheduled = False
         self.closed = False
 
@@ -88,14 +97,14 @@ class Link(ABC):
     def handle_events(self, events: list[Event]) -> None:
         """Act on what an input caused."""
 
-    def established(self, tls: Tls) -> None:
+    def established(self, tls: Tls) -> None:  # noqa: B027 - most have nothing to do
         """Take note that the TLS handshake is over."""
 
     def open(self) -> None:
         """Begin to read and write."""
         self._reader.start(self._readable)
         if self._tls is not None:
-            self._write(self._tls.pending())
+            self._push(self._tls.pending())
         self.flush()
 
     def lose(self, error: Exception | None = None) -> None:
@@ -145,18 +154,17 @@ class Link(ABC):
         if not count:
             self._receive_eof()
             return
+        connection = self.connection
         data: Any = self._large_buffer[:count]
         if self._tls is not None:
             data = self._decrypt(self._tls, data)
-        connection = self.connection
         events = connection.receive_data(data, monotonic())
         if events:
             self.flush_scheduled = True  # by the flush below
-            try:
+        try:
+            if events:
                 self.handle_events(events)
-            finally:
-                self.flush()
-        elif connection.outbound or connection.changed:
+        finally:
             self.flush()
         if count >= _READ_SIZE:
             large = connection.missing > _READ_SIZE
@@ -171,7 +179,7 @@ class Link(ABC):
                 self._sock.send(tls.pending())
             self.lose(error)
             return b""
-        self._write(tls.pending())
+        self._push(tls.pending())
         if tls.established and not was_established:
             self.connection.changed = True  # one that is closing had to wait for this
             self.established(tls)
@@ -193,30 +201,11 @@ class Link(ABC):
             return
         unsent, self._unsent = self._unsent, b""
         self._writable = True
-        self._write(unsent)
+        self._push(unsent)
         if self._writable:
             self._writer.stop()
             self.connection.changed = True  # one that is closing may be closed now
             self.flush()
-
-    def _write(self, data: Any) -> None:
-        if self._tls is not None and type(data) is bytes:
-            data = self._tls.encrypt(data)
-        try:
-            sent = self._sock.send(data) if data else 0
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            # Not here: the events would come in the middle of what the caller does.
-            self._writable = False
-            self._writer.stop()
-            self._hub.loop.run_callback(self.lose, error)
-            return
-        if sent < len(data):
-            self._unsent = memoryview(data)[sent:]
-            if self._writable:
-                self._writable = False
-                self._writer.start(self._go_on_writing)
 
     def _timer_fired(self) -> None:
         self._stop_timer()
@@ -227,6 +216,40 @@ class Link(ABC):
         now = max(self._timer_at, monotonic())
         self.handle_events(self.connection.handle_timeout(now))
         self.flush()
+
+    def _writing_failed(self, error: OSError) -> None:
+        if self._reader.active and not self.closed:
+            self._readable()  # what the peer said before it hung up: why, perhaps
+        self.lose(error)
+
+    # Writing
+
+    def _write(self, data: bytes) -> None:
+        self._push(data if self._tls is None else self._tls.encrypt(data))
+
+    def _push(self, data: Any) -> None:
+        """Give the kernel what goes to the peer as it is; keep what it does not take."""
+        if not data or self.closed:
+            return
+        if not self._writable:  # what TLS has to say of itself cannot wait for its turn
+            if self._unsent:
+                self._unsent = bytes(self._unsent) + data
+            return
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            # Not here: the events would come in the middle of what the caller does.
+            self._writable = False
+            self._writer.stop()
+            self._hub.loop.run_callback(self._writing_failed, error)
+            return
+        if sent < len(data):
+            self._unsent = memoryview(data)[sent:]
+            self._writable = False
+            if not self._writer.active:
+                self._writer.start(self._go_on_writing)
 
     # What follows from the connection's state
 
@@ -249,7 +272,23 @@ class Link(ABC):
             self._timer.start(self._timer_fired)
 
     def _is_over(self) -> bool:
-        return self.connection.state is State.CLOSED
+        state = self.connection.state
+        if state is State.CLOSED:
+            return True
+        tls = self._tls
+        if not self._writable or (tls is not None and not tls.established):
+            return False
+        if state is not State.CLOSING:
+            return self._eof and tls is not None  # TLS knows no connection in one direction
+        if not self._finished:
+            self._finished = True
+            if tls is not None:
+                self._push(tls.goodbye())
+            with suppress(OSError):
+                self._sock.shutdown(SHUT_WR)
+        # Closing while the peer still sends would make the kernel reset the connection, and the
+        # last bytes with it. The peer's end comes, or the connection's own time limit.
+        return self._eof or not self._lingers
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

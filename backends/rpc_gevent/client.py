@@ -1,0 +1,219 @@
+"""The gevent client: one connection, any number of greenlets at once."""
+
+import math
+import ssl as ssl_module
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, NoReturn, Self
+
+from gevent import Timeout, get_hub, getcurrent, socket  # type: ignore[import-untyped]
+from gevent.event import AsyncResult, Event  # type: ignore[import-untyped]
+
+from rpc_common.client import Dialling, Reply, SyncClient, explain, outcome
+from rpc_common.forks import Forks
+from rpc_common.sockets import dial
+from rpc_common.tls import Tls
+from rpc_proto import (
+    Call,
+    CallCompleted,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    ConnectionTerminated,
+    HandshakeCompleted,
+    LocalProtocolError,
+    Unavailable,
+)
+from rpc_proto import Event as CoreEvent
+from rpc_proto.context import pick_deadline
+
+from .link import Link, get_ident, take_over
+
+__all__ = ["Client", "Reply"]
+
+
+class _Waiter:
+    """Where a greenlet waits for the last event of its call."""
+
+    __slots__ = ("event", "greenlet")
+
+    def __init__(self) -> None:
+        self.event: CallCompleted | CallFailed | None = None
+        self.greenlet: Any = None
+
+    def wake(self) -> None:
+        """Go on in the greenlet that waits, if it still does; only the hub may do that."""
+        if self.greenlet is not None:
+            self.greenlet.switch()
+
+
+class _ClientLink(Link):
+    __slots__ = ("handshake", "idle", "lost")
+
+    connection: ClientConnection
+
+    def __init__(self, hub: Any, sock: Any, tls: Tls | None, config: ClientConfig) -> None:
+        super().__init__(hub, sock, tls)
+        self.connection = ClientConnection(config, now=monotonic())
+        self.handshake = AsyncResult()
+        self.lost = Event()
+        self.idle = True  # no call waits, and the last answer came alone
+
+    def handle_events(self, events: list[CoreEvent]) -> None:
+        self.idle = len(events) <= 1 and not self.connection.calls.by_id
+        in_hub = getcurrent() is self._hub
+        coming = iter(events)
+        try:
+            for event in coming:
+                if isinstance(event, (CallCompleted, CallFailed)):
+                    self._end(event.call, event, in_hub)
+                elif isinstance(event, HandshakeCompleted):
+                    self.handshake.set(None)
+                elif isinstance(event, ConnectionTerminated) and not self.handshake.ready():
+                    # Not a word came: something that forwards connections to nobody, say.
+                    nothing = Unavailable("the server hung up at once", maybe_executed=False)
+                    self.handshake.set_exception(event.error or nothing)
+        except BaseException:  # what ends the process, not just a greenlet; nobody is forgotten
+            self._hub.loop.run_callback(self.handle_events, list(coming))
+            raise
+
+    def _end(self, call: Call, event: CallCompleted | CallFailed, in_hub: bool) -> None:
+        waiter = call.waiter
+        call.waiter = None  # or call, waiter and result would keep each other alive
+        waiter.event = event
+        greenlet = waiter.greenlet
+        if greenlet is None:
+            return
+        if in_hub:
+            greenlet.switch()
+        else:
+            self._hub.loop.run_callback(waiter.wake)
+
+    def lose(self, error: Exception | None = None) -> None:
+        if error is not None and self._tls is not None and not self._tls.established:
+            self.handshake.set_exception(error)
+        super().lose(error)
+        self.lost.set()
+
+
+class Client(SyncClient):
+    """A connection to one server; `Client.connect(address)` makes it.
+
+    It belongs to the hub, that is the thread, that made it. Any number of greenlets may call at
+    once. Killing one that waits for a call, or a gevent.Timeout in it, cancels the handler.
+    """
+
+    def __init__(self, link: _ClientLink, config: ClientConfig, address: str) -> None:
+        """Not for users: see `connect`."""
+        self._link = link
+        self._connection = link.connection
+        self._hub = link._hub
+        self._thread = get_ident()
+        self._forks = Forks.count
+        self._call_timeout = config.call_timeout
+        self.address = address
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        timeout: float = 10.0,
+        codec: str | Codec | None = None,
+        token: str | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        config: ClientConfig | None = None,
+    ) -> Self:
+        where, config, ssl = Dialling.check(address, codec, token, ssl, config)
+        link: _ClientLink | None = None
+        try:
+            with Timeout(None if timeout == math.inf else timeout, TimeoutError):
+                sock = take_over(dial(where, monotonic() + timeout, socket, _look_up))
+                tls = Tls(ssl, server_side=False, hostname=where.host) if ssl else None
+                link = _ClientLink(get_hub(), sock, tls, config)
+                link.open()
+                link.handshake.get()
+        except BaseException as error:
+            if link is not None:
+                link.lose()
+            explained = explain(error, address, timeout)
+            if explained is error:
+                raise
+            raise explained from error
+        return cls(link, config, address)
+
+    def close(self, grace: float = 0.0) -> None:
+        if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
+            self._refuse_stranger()
+        link = self._link
+        link.handle_events(self._connection.shutdown(monotonic(), grace))
+        link.flush()
+        link.lost.wait()
+
+    def _refuse_stranger(self) -> NoReturn:
+        if self._forks != Forks.count:
+            raise LocalProtocolError(
+                "this client belongs to the parent process; connect after the fork"
+            )
+        if get_ident() != self._thread:
+            raise LocalProtocolError("this client belongs to another hub; connect in this thread")
+        raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
+
+    def _begin(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        one_way: bool = False,
+        together: bool = False,
+    ) -> Call:
+        if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
+            self._refuse_stranger()
+        now = monotonic()
+        link = self._link
+        call = self._connection.start_call(
+            method,
+            args,
+            kwargs,
+            now=now,
+            deadline=pick_deadline(timeout, self._call_timeout, now),
+            metadata=metadata,
+            returns=returns,
+            one_way=one_way,
+            waiter=_Waiter(),
+        )
+        if link.idle and not together:
+            link.idle = False
+            link.flush()
+        else:
+            link.wrote()
+        return call
+
+    def _wait(self, call: Call, waiter: Any) -> CallCompleted:
+        if waiter.event is None:
+            if waiter.greenlet is not None:
+                raise LocalProtocolError("another greenlet waits for this call already")
+            waiter.greenlet = getcurrent()
+            switch = self._hub.switch
+            try:
+                while waiter.event is None:  # whatever else may switch here
+                    switch()
+            except BaseException:  # killed, or a Timeout
+                waiter.greenlet = None
+                self._give_up(call)
+                raise
+            waiter.greenlet = None
+        return outcome(waiter)
+
+    def _give_up(self, call: Call) -> None:
+        # The events are about the calls that waited for this one's slot, too.
+        self._link.handle_events(self._connection.cancel(call, monotonic()))
+        self._link.flush_soon()
+
+
+def _look_up(host: str, port: int, _deadline: float) -> Any:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # `connect` has a Timeout

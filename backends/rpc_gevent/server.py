@@ -1,0 +1,321 @@
+"""The gevent server: listeners, connections, and the greenlets in which handlers run."""
+
+import errno
+import logging
+import os
+import ssl as ssl_module
+from _socket import IPPROTO_TCP, TCP_NODELAY
+from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
+from contextlib import suppress
+from contextvars import Context, copy_context
+from time import monotonic
+from typing import Any, Self, Unpack
+
+from gevent import GreenletExit, get_hub, getcurrent, socket  # type: ignore[import-untyped]
+from gevent.event import Event  # type: ignore[import-untyped]
+from greenlet import greenlet  # type: ignore[import-untyped]
+
+from rpc_common.forks import Forks
+from rpc_common.server import ServerBase, Settings
+from rpc_common.sockets import listen
+from rpc_common.tls import Tls
+from rpc_proto import Event as CoreEvent
+from rpc_proto import LocalProtocolError, Peer, ServerCall, ServerConnection
+from rpc_proto.services import reflect
+
+from .link import Link, get_ident, take_over
+
+__all__ = ["Server"]
+
+_RESUMED_AT_ONCE = 100  # calls from the queue in one turn of the hub
+_ACCEPTED_AT_ONCE = 100  # connections in one turn of the hub
+_PAUSE = 0.5  # seconds without accepting when the process or the system is short of something
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SPARE_WORKERS = 100
+
+
+class _ServerLink(Link):
+    __slots__ = ("_server",)
+
+    connection: ServerConnection
+    _lingers = True
+
+    def __init__(
+        self, server: "Server", hub: Any, sock: Socket, peername: Any, tls: Tls | None
+    ) -> None:
+        super().__init__(hub, sock, tls)
+        self._server = server
+        now = monotonic()
+        self.connection = server._make_connection(peername, None, now)
+        server._admit(self, now)
+
+    def handle_events(self, events: list[CoreEvent]) -> None:
+        self._server._handle_events(self, events)
+
+    def established(self, tls: Tls) -> None:
+        certificate: Any = tls.certificate or None
+        self.connection.peer = Peer(self.connection.peer.address, certificate)
+
+    def lose(self, error: Exception | None = None) -> None:
+        super().lose(error)
+        self._server._forget(self)
+
+
+class _Listener:
+    """Accepts connections in callbacks of the hub."""
+
+    def __init__(
+        self, server: "Server", hub: Any, sock: Socket, ssl: ssl_module.SSLContext | None
+    ) -> None:
+        self._server = server
+        self._hub = hub
+        self._sock = sock
+        self._ssl = ssl
+        self._timer: Any = None
+        self._short = False
+        self._forks = Forks.count
+        self._watcher = hub.loop.io(sock.fileno(), 1)
+        self._watcher.start(self._accept)
+
+    def close(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+        self._sock.close()
+
+    def _accept(self) -> None:
+        if self._forks != Forks.count:
+            self._watcher.stop()  # the parent accepts
+            return
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                number, peername = self._sock._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _SHORTAGES:
+                    self._pause(error)
+                    return
+                continue  # that one has gone already
+            self._short = False
+            sock = Socket(fileno=number)
+            sock.setblocking(False)
+            if isinstance(peername, tuple):
+                with suppress(OSError):
+                    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
+            _ServerLink(self._server, self._hub, sock, peername, tls).open()
+
+    def _pause(self, error: OSError) -> None:
+        if not self._short:
+            self._short = True
+            self._server._log.error("no connection can be accepted for now: %s", error)
+        self._watcher.stop()
+        self._timer = self._hub.loop.timer(_PAUSE)
+        self._timer.start(self._resume)
+
+    def _resume(self) -> None:
+        self._timer.close()
+        self._timer = None
+        self._watcher.start(self._accept)
+
+
+class Server(ServerBase):
+    """Serves objects' methods; `server.start(address)` opens it.
+
+    It belongs to the hub, that is the thread, that starts it. Each handler runs in a greenlet;
+    cancelling kills it. `config`: limits and timeouts of each connection. `token`, `authenticate`:
+    short for the same fields there. At most `max_concurrency` handlers run at a time and
+    `max_queued` calls wait for them; `max_connections` bounds the connections. `introspection`
+    offers `rpc.Introspection`; `debug` sends tracebacks to callers.
+    """
+
+    _cancellation = GreenletExit
+    _log = logging.getLogger("rpc_gevent")
+
+    def __init__(self, **settings: Unpack[Settings]) -> None:
+        super().__init__(**settings)
+        self._hub: Any = None
+        self._context: Context
+        self._thread = 0
+        self._forks = 0
+        self._listeners: list[_Listener] = []
+        self._paths: list[str] = []
+        self._gone: Event
+        self._quiet: Event
+        self._workers: list[greenlet] = []
+        self._busy = 0
+        self._resuming = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def register(self, service: Any, name: str | None = None) -> str:
+        """Offer an object's public methods under `name`, by default the name of its class.
+
+        Works while serving. Returns the name. Raises TypeError for signatures that cannot be
+        served, `async def` among them, and ValueError for a name that is taken.
+        """
+        for method in reflect(service, name).values():
+            if method.is_async:
+                raise TypeError(f"{method.name} is `async def`; rpc_asyncio serves those")
+        return super().register(service, name)
+
+    # Life
+
+    def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
+        """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
+
+        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
+        address cannot be had.
+        """
+        where = self._check_listening(address, ssl)
+        if self._hub is None:
+            self._hub = get_hub()
+            self._thread = get_ident()
+            self._forks = Forks.count
+            self._context = copy_context()
+            self._gone = Event()
+            self._quiet = Event()
+        self._check_owner()
+        sock, where = listen(where, socket)
+        if where.scheme == "unix":
+            self._paths.append(where.path)
+        self._listeners.append(_Listener(self, self._hub, take_over(sock), ssl))
+        if self._stopping:  # meanwhile
+            self._close_listeners()
+            raise LocalProtocolError("the server was stopped while it started")
+        return str(where)
+
+    def serve_forever(self) -> None:
+        """Wait until `stop` is called; when killed, stop at once."""
+        if self._hub is None:
+            raise LocalProtocolError("start the server first")
+        self._check_owner()
+        try:
+            self._gone.wait()
+        finally:
+            self.stop(grace=0.0)
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Stop in order: no new connections and calls; running ones get `grace` seconds.
+
+        Then their callers get `unavailable` and the handlers are killed. Returns when every
+        connection is closed, at the latest `close_timeout` after that.
+        """
+        self._check_grace(grace)
+        if self._hub is None:
+            return
+        self._check_owner()
+        self._stopping = True
+        self._close_listeners()
+        now = monotonic()
+        for link in list(self._links):
+            link.handle_events(link.connection.shutdown(now, grace))
+            link.flush()
+        if not self._links:
+            self._gone.set()
+        self._gone.wait()
+        if self._busy:
+            # They were killed with their calls; one that does not listen is left behind.
+            self._quiet.wait(self.config.close_timeout)
+        self._workers.clear()
+        self._log_stopped()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """What is going on: counters for people and tests."""
+        return {**super().stats, "greenlets": self._busy}
+
+    def _check_owner(self) -> None:
+        if self._forks != Forks.count:
+            raise LocalProtocolError("this server belongs to the parent process")
+        if get_ident() != self._thread:
+            raise LocalProtocolError("this server belongs to another hub")
+        if getcurrent() is self._hub:
+            raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path in self._paths:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        self._paths.clear()
+
+    # Connections
+
+    def _forget(self, link: _ServerLink) -> None:
+        self._links.discard(link)
+        if self._stopping and not self._links:
+            self._gone.set()
+
+    # Handlers
+
+    def _run(self, call: ServerCall) -> None:
+        # Control comes back when the handler ends, or when it waits for something: what waits in
+        # gevent switches to the hub, and the hub is here.
+        workers = self._workers
+        worker = workers.pop() if workers else greenlet(self._work, self._hub)
+        call.handler = worker
+        self._busy += 1
+        worker.switch(call)
+
+    def _work(self, call: Any) -> None:
+        """Be a worker: run a handler, wait for the next one."""
+        worker = getcurrent()
+        switch = self._hub.switch
+        while True:
+            result, error = None, None
+            try:
+                result = self._context.copy().run(call.invoke)
+            except BaseException as raised:
+                error = raised
+            call.handler = None
+            self._busy -= 1
+            self._ended(call, result, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                self._hub.loop.run_callback(self._hub.handle_system_error, type(error), error)
+            if not self._busy and self._stopping:
+                self._quiet.set()
+            if self._stopping or len(self._workers) >= _SPARE_WORKERS:
+                return
+            self._workers.append(worker)
+            call = result = error = None
+            while type(call) is not ServerCall:
+                try:
+                    call = switch()
+                except GreenletExit:  # nobody needs it any more
+                    with suppress(ValueError):
+                        self._workers.remove(worker)
+                    return
+                except BaseException:  # meant for a handler that has ended: a Timeout, say
+                    pass
+
+    def _stop_handler(self, call: ServerCall) -> None:
+        if call.handler is not None:
+            self._hub.loop.run_callback(self._kill, call, call.handler)
+
+    def _kill(self, call: ServerCall, worker: greenlet) -> None:
+        if call.handler is worker:  # it has not ended meanwhile
+            worker.throw(GreenletExit)
+
+    def _resume_soon(self) -> None:
+        if not self._resuming:
+            self._resuming = True
+            self._hub.loop.run_callback(self._resume)
+
+    def _resume(self) -> None:
+        for _ in range(_RESUMED_AT_ONCE):
+            call = self._dispatcher.next_queued()
+            if call is None:
+                self._resuming = False
+                return
+            self._run(call)
+        self._hub.loop.run_callback(self._resume)
