@@ -30,6 +30,11 @@ CONTENDERS = {
     "asyncio": ("ours_asyncio", "asyncio", "asyncio floor"),
     "uvloop floor": ("floor_asyncio", "uvloop", None),
     "uvloop": ("ours_asyncio", "uvloop", "uvloop floor"),
+    "gevent floor": ("floor_gevent", None, None),
+    "gevent": ("ours_gevent", None, "gevent floor"),
+    "blocking floor": ("floor_blocking", None, None),
+    "blocking": ("ours_blocking", None, "blocking floor"),
+    "64 threads": ("ours_blocking_shared", None, "blocking floor"),
 }
 
 
@@ -39,6 +44,8 @@ def _pin(core):
 
 
 def _run(coroutine, loop):
+    if loop == "none":  # it was no coroutine, and has run
+        return coroutine
     if loop == "uvloop":
         import uvloop
 
@@ -64,6 +71,7 @@ def _measure(name, workload, seconds):
     module, loop, _ = CONTENDERS[name]
     _, unit, connections, in_flight, size = WORKLOADS[workload]
     command = [sys.executable, __file__, "--child"]
+    loop = loop or "none"
     server = subprocess.Popen(
         [*command, "serve", module, loop, "{}"], stdout=subprocess.PIPE, text=True
     )
@@ -98,7 +106,7 @@ def main():
     parser.add_argument("workloads", nargs="*", metavar="W", help="W1 W2 W3 W4; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--only", help="asyncio or uvloop")
+    parser.add_argument("--only", help="asyncio, uvloop, gevent or blocking")
     options = parser.parse_args()
     names = [name for name in CONTENDERS if options.only is None or name.startswith(options.only)]
     print(f"medians of {options.rounds} rounds of {options.seconds:g} s; ratio to the floor")

@@ -195,12 +195,7 @@ class Server(ServerBase):
         if method.is_async:
             self._runner.start(call)
         elif method.is_quick:
-            try:
-                result = copy_context().run(call.invoke)
-            except Exception as error:
-                self._ended(call, None, error)
-            else:
-                self._ended(call, result, None)
+            self._run_quick(call)
         else:
             context = copy_context()
             call.handler = self._threads.submit(lambda: self._run_in_thread(context, call))

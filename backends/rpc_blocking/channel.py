@@ -6,6 +6,7 @@ take stays in `unsent`, for somebody who can wait.
 
 import socket
 from contextlib import suppress
+from math import frexp
 from select import POLLIN, POLLOUT, poll
 from struct import pack
 from time import monotonic
@@ -19,14 +20,27 @@ __all__ = ["EARLY", "Channel"]
 _READ_SIZE = 64 * 1024
 _LARGE_READ_SIZE = 512 * 1024
 
-# Bytes that came together and are worth a system call of their own.
-EARLY = 8 * 1024
+# Bytes that are worth a system call of their own: the peer begins on them while this end goes on.
+EARLY = 1024
+
+# Large buffers are seldom needed and expensive to get: those that are not in use.
+_large_buffers: list[memoryview] = []
+_SPARE = 4
 
 
 class Channel:
     """Reads for a connection, and writes what it says. All but `receive` under its lock."""
 
-    __slots__ = ("_buffer", "_patience", "connection", "failure", "sock", "tls", "unsent")
+    __slots__ = (
+        "_buffer",
+        "_patience",
+        "_small_buffer",
+        "connection",
+        "failure",
+        "sock",
+        "tls",
+        "unsent",
+    )
 
     def __init__(self, sock: socket.socket, tls: Tls | None) -> None:
         self.sock = sock
@@ -34,7 +48,7 @@ class Channel:
         self.connection: Connection
         self.unsent: memoryview | bytes = b""
         self.failure: OSError | None = None  # of a write; the next read tells the connection
-        self._buffer = memoryview(bytearray(_READ_SIZE))
+        self._buffer = self._small_buffer = memoryview(bytearray(_READ_SIZE))
         self._patience = 0.0  # the receive timeout that the kernel knows; 0 for none
 
     def receive(self, timeout: float | None, writable: bool = False) -> memoryview | bytes | None:
@@ -73,10 +87,10 @@ class Channel:
             poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
 
     def _be_patient(self, timeout: float) -> None:
-        """Let the kernel wait at most so long, in few steps, so that it is seldom told anew."""
-        patience = 2.0**-10
-        while patience * 2 <= timeout and patience < 64:
-            patience *= 2
+        """Let the kernel wait at most so long; in powers of two, so that it is seldom told anew."""
+        if self._patience <= timeout < 2 * self._patience:
+            return
+        patience = 2.0 ** min(6, max(-10, frexp(timeout)[1] - 1)) if timeout > 0 else 2.0**-10
         if patience != self._patience:
             self._patience = patience
             microseconds = int(patience * 1e6)
@@ -87,7 +101,7 @@ class Channel:
         """Hand what `receive` returned to the connection."""
         connection = self.connection
         now = monotonic()
-        if not len(data):
+        if not data:
             return connection.receive_eof(now)
         if self.tls is not None:
             try:
@@ -95,10 +109,21 @@ class Channel:
             except OSError as error:
                 return self.lose(error)
         events = connection.receive_data(data, now)
-        if (connection.missing > _READ_SIZE) is not (len(self._buffer) > _READ_SIZE):
-            size = _LARGE_READ_SIZE if connection.missing > _READ_SIZE else _READ_SIZE
-            self._buffer = memoryview(bytearray(size))
+        if (connection.missing > _READ_SIZE) is (self._buffer is self._small_buffer):
+            self._change_buffer()
         return events
+
+    def _change_buffer(self) -> None:
+        """Take a large buffer while a large body arrives, and then put it back."""
+        if self._buffer is self._small_buffer:
+            try:
+                self._buffer = _large_buffers.pop()
+            except IndexError:
+                self._buffer = memoryview(bytearray(_LARGE_READ_SIZE))
+        else:
+            if len(_large_buffers) < _SPARE:
+                _large_buffers.append(self._buffer)
+            self._buffer = self._small_buffer
 
     def lose(self, error: OSError | None) -> list[Event]:
         """Tell the connection that the transport is gone."""

@@ -59,8 +59,7 @@ class _Link:
         self.lock = Lock()  # of the connection, of the channel's writes, and of what is below
         self.channel = channel
         self.connection: ServerConnection = None  # type: ignore[assignment]  # until TLS is done
-        self.quick: list[ServerCall] = []  # for the reading thread, when it has left the lock
-        self.busy = False  # it will write when it is through with what it read
+        self.busy = False  # what reads will write, too, when it is through with what it read
         self.timer_at: float | None = None  # when the keeper looks after this connection
         self._server = server
         self._peername = peername
@@ -110,7 +109,6 @@ class _Link:
             self._server._admit(self, now)
             self.handle(self.connection.receive_data(early, now))
             self.flush()
-        self._run_quick()
         return True
 
     def _read(self) -> bool:
@@ -128,22 +126,14 @@ class _Link:
                 events = channel.lose(channel.failure or failure)
             else:
                 events = channel.take(data or b"")
-            self.busy = True
-            self.handle(events)
-        self._run_quick()
-        with self.lock:
+            if events:
+                self.busy = True
+                self.handle(events)
+                self.busy = False
             self.flush()
             while (ended or not self.connection.wants_data) and not self._is_over(ended):
                 self._may_read.wait()
             return not self._is_over(ended)
-
-    def _run_quick(self) -> None:
-        """Run what never waits, on this thread: nobody would read meanwhile, but not for long."""
-        self.busy = False
-        calls, self.quick = self.quick, []
-        for place, call in enumerate(calls, 1):
-            self.busy = place < len(calls)
-            self._server._run_here(copy_context(), call)
 
     def _is_over(self, ended: bool) -> bool:
         """Whether there is nothing left to do; `ended`: nothing more will come."""
@@ -329,7 +319,7 @@ class Server(ServerBase):
 
     def _run(self, call: ServerCall) -> None:
         if call.target.is_quick:
-            call.owner.quick.append(call)
+            self._run_quick(call)
         else:
             self._run_in_pool(call)
 

@@ -1,0 +1,121 @@
+"""The floor: echo with a 4-byte length and msgpack on blocking sockets and threads, no RPC at all.
+
+A thread for each connection on both sides. With more than one message in flight the client sends
+the next ones together whenever answers came, as a pipelined program does.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+import msgpack
+
+_LENGTH = struct.Struct(">I")
+_pack = msgpack.Packer().pack
+
+
+class _Framed:
+    def __init__(self, sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.buffer = bytearray(64 * 1024)
+        self.view = memoryview(self.buffer)
+        self.filled = 0
+
+    def receive(self):
+        """Return the next messages, at least one; none at the end."""
+        view, start, messages = self.view, 0, []
+        filled = self.filled
+        while not messages:
+            count = self.sock.recv_into(view[filled:])
+            if not count:
+                return []
+            filled += count
+            start = 0
+            while filled - start >= 4:
+                (size,) = _LENGTH.unpack_from(view, start)
+                if filled - start - 4 < size:
+                    if size + 4 > len(view):
+                        grown = bytearray(size + 4)
+                        grown[: filled - start] = view[start:filled]
+                        self.buffer, self.view = grown, memoryview(grown)
+                        view = self.view
+                        filled -= start
+                        start = 0
+                    break
+                messages.append(msgpack.unpackb(view[start + 4 : start + 4 + size]))
+                start += 4 + size
+        rest = filled - start
+        if rest and start:
+            view[:rest] = bytes(view[start:filled])
+        self.filled = rest
+        return messages
+
+    def send(self, messages):
+        out = []
+        for message in messages:
+            body = _pack(message)
+            out.append(_LENGTH.pack(len(body)))
+            out.append(body)
+        if len(out) == 2 and len(out[1]) > 65536:
+            sent = self.sock.sendmsg(out)
+            data = memoryview(out[1])[sent - 4 :]
+            self.sock.sendall(data)
+        else:
+            self.sock.sendall(b"".join(out))
+
+
+def _echo(sock):
+    framed = _Framed(sock)
+    with sock, contextlib.suppress(ConnectionError):
+        while messages := framed.receive():
+            framed.send(messages)
+
+
+def serve(announce):
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    announce(listener.getsockname()[1])
+    while True:
+        sock, _ = listener.accept()
+        threading.Thread(target=_echo, args=(sock,), daemon=True).start()
+
+
+def load(address, *, connections, in_flight, payload, seconds):
+    """Return the number of echoes, and the seconds they took."""
+    framed = [
+        _Framed(socket.create_connection(("127.0.0.1", int(address)))) for _ in range(connections)
+    ]
+    counts = []
+    start = time.monotonic()
+    stop = start + seconds
+
+    def lone(client):
+        count = 0
+        message = [payload]
+        while time.monotonic() < stop:
+            client.send(message)
+            client.receive()
+            count += 1
+        counts.append(count)
+
+    def pipelined(client):
+        count = 0
+        client.send([payload] * in_flight)
+        while time.monotonic() < stop:
+            messages = client.receive()
+            count += len(messages)
+            client.send([payload] * len(messages))
+        counts.append(count)
+
+    caller = lone if in_flight == 1 else pipelined
+    threads = [threading.Thread(target=caller, args=(client,)) for client in framed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.monotonic() - start
+    for client in framed:
+        client.sock.close()
+    return sum(counts), elapsed
