@@ -1,0 +1,94 @@
+"""Write docs/backends.md: what each backend does, from a run of tests/conformance.
+
+FEATURE_MATRIX=matrix.json pytest tests/conformance -n 2
+python docs/matrix.py matrix.json
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+PAGE = Path(__file__).parent / "backends.md"
+BACKENDS = ("asyncio", "gevent", "blocking")
+ENDS = ("client", "server")
+
+HEAD = """\
+# The three backends
+
+They have the same names, arguments, defaults and errors; only `await` differs. One suite proves it:
+each case below is written once and runs for every pair of a client's and a server's backend.
+
+"yes" means that all tests of the feature passed with the backend as client and as server, whatever
+the other end was; "no" that one failed; "not run" that none ran. Features of one end alone say so.
+This page is generated: `python docs/matrix.py` (see its first lines).
+"""
+
+DIFFERENCES = """\
+## Differences that stay
+
+- A handler is `async def` in asyncio, where `def` runs in a pool of threads, or at once if it is
+  marked `quick`. In gevent it is `def`, in a greenlet; in blocking `def`, in a pool of threads.
+- A handler that is cancelled gets `CancelledError` where it waits in asyncio, and `GreenletExit` in
+  gevent. In blocking it goes on: it can ask `current_call().cancelled`, or use `on_cancel`.
+- Many calls at once are tasks in asyncio, greenlets in gevent, and in blocking threads that share
+  the client. gevent and blocking also have `submit`, which begins a call and waits for nothing.
+- To give a call up, cancel its task in asyncio or kill its greenlet in gevent; where there is
+  `submit`, `cancel()` what it gave.
+- Between calls nobody reads for a blocking client, so it asks the server for no pings, and learns
+  of the end of its connection at its next call. The other two learn of it at once.
+
+A thread cannot be killed. So in the blocking server, and for `def` handlers of the asyncio server,
+the answer goes out at the deadline while the handler may go on: it keeps its place in the pool, and
+`stats["abandoned"]` counts it until it ends. A handler in asyncio or gevent that swallows its
+cancellation is in the same position; `stats["running"]` counts it.
+
+An asyncio client belongs to its event loop, a gevent client to the hub of its thread; a blocking
+client to any number of threads. None of them survives a fork: the child has to connect anew.
+"""
+
+
+def summary(entries: list[dict[str, str]], backend: str) -> str:
+    """Say how a feature did with a backend, as both ends or as the one that matters."""
+    said: dict[str, str] = {}
+    for end in ENDS:
+        outcomes = {entry["outcome"] for entry in entries if entry.get(end) == backend}
+        if any(end in entry for entry in entries):
+            said[end] = "not run" if not outcomes else "yes" if outcomes == {"passed"} else "no"
+    if len(set(said.values())) == 1 and len(said) == len(ENDS):
+        return said["client"]
+    return ", ".join(f"{end}: {word}" for end, word in said.items())
+
+
+def table(record: list[dict[str, str]]) -> str:
+    """Return the features as rows of a table, in alphabetical order."""
+    features: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for entry in record:
+        features[entry["feature"]].append(entry)
+    rows = [
+        f"| {feature} | {len({entry['case'] for entry in entries})} | "
+        + " | ".join(summary(entries, backend) for backend in BACKENDS)
+        + " |"
+        for feature, entries in sorted(features.items())
+    ]
+    return "\n".join(
+        [
+            f"| feature | cases | {' | '.join(BACKENDS)} |",
+            f"|---|---|{'---|' * len(BACKENDS)}",
+            *rows,
+        ]
+    )
+
+
+def page(record: list[dict[str, str]]) -> str:
+    """Return the whole page."""
+    both = [entry for entry in record if set(ENDS) <= set(entry)]
+    pairs = {(entry["client"], entry["server"]) for entry in both}
+    ways = sorted({f"{entry['codec']} over {entry['transport']}" for entry in both})
+    cases = len({entry["case"] for entry in record})
+    ran = f"The run behind this table: {cases} cases, {len(record)} tests, {len(pairs)} pairs; "
+    return "\n".join([HEAD, table(record), "", ran + f"{', '.join(ways)}.", "", DIFFERENCES])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(json.loads(Path(sys.argv[1]).read_text())))
