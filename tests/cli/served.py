@@ -71,3 +71,29 @@ class NeedsArguments:
 class Generates:
     def numbers(self) -> Any:
         yield 1
+
+
+class Waiting:
+    """Waits as each runtime does."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, Any] = {}
+
+    def _event(self, runtime: str) -> Any:
+        if runtime not in self._begun:
+            if runtime == "gevent":
+                from gevent.event import Event
+            else:
+                from threading import Event
+            self._begun[runtime] = Event()
+        return self._begun[runtime]
+
+    def wait(self, runtime: str, seconds: float) -> str:
+        self._event(runtime).set()
+        never = type(self._event(runtime))()
+        current_call().on_cancel(never.set)
+        never.wait(seconds)
+        return "waited"
+
+    def started(self, runtime: str) -> bool:
+        return self._event(runtime).wait(10.0)
