@@ -4,10 +4,10 @@ import math
 import ssl as ssl_module
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-from gevent import Timeout, get_hub, getcurrent, socket  # type: ignore[import-untyped]
-from gevent.event import AsyncResult, Event  # type: ignore[import-untyped]
+from gevent import Timeout, get_hub, getcurrent, socket
+from gevent.event import AsyncResult, Event
 
 from rpc_common.client import Dialling, Reply, SyncClient, explain, outcome
 from rpc_common.forks import Forks
@@ -31,6 +31,8 @@ from rpc_proto.context import pick_deadline
 from .link import Link, get_ident, take_over
 
 __all__ = ["Client", "Reply"]
+
+_ENDS = (CallCompleted, CallFailed)
 
 
 class _Waiter:
@@ -66,29 +68,30 @@ class _ClientLink(Link):
         coming = iter(events)
         try:
             for event in coming:
-                if isinstance(event, (CallCompleted, CallFailed)):
-                    self._end(event.call, event, in_hub)
-                elif isinstance(event, HandshakeCompleted):
-                    self.handshake.set(None)
-                elif isinstance(event, ConnectionTerminated) and not self.handshake.ready():
-                    # Not a word came: something that forwards connections to nobody, say.
-                    nothing = Unavailable("the server hung up at once", maybe_executed=False)
-                    self.handshake.set_exception(event.error or nothing)
+                if type(event) in _ENDS:
+                    call = event.call  # type: ignore[attr-defined]
+                    waiter = call.waiter
+                    call.waiter = None  # or call, waiter and result would keep each other alive
+                    waiter.event = event
+                    if waiter.greenlet is None:
+                        pass
+                    elif in_hub:
+                        waiter.greenlet.switch()
+                    else:
+                        self._hub.loop.run_callback(waiter.wake)
+                elif not self.handshake.ready():
+                    self._shake_hands(event)
         except BaseException:  # what ends the process, not just a greenlet; nobody is forgotten
             self._hub.loop.run_callback(self.handle_events, list(coming))
             raise
 
-    def _end(self, call: Call, event: CallCompleted | CallFailed, in_hub: bool) -> None:
-        waiter = call.waiter
-        call.waiter = None  # or call, waiter and result would keep each other alive
-        waiter.event = event
-        greenlet = waiter.greenlet
-        if greenlet is None:
-            return
-        if in_hub:
-            greenlet.switch()
-        else:
-            self._hub.loop.run_callback(waiter.wake)
+    def _shake_hands(self, event: CoreEvent) -> None:
+        if isinstance(event, HandshakeCompleted):
+            self.handshake.set(None)
+        elif isinstance(event, ConnectionTerminated):
+            # Not a word came: something that forwards connections to nobody, say.
+            nothing = Unavailable("the server hung up at once", maybe_executed=False)
+            self.handshake.set_exception(event.error or nothing)
 
     def lose(self, error: Exception | None = None) -> None:
         if error is not None and self._tls is not None and not self._tls.established:
@@ -144,21 +147,21 @@ class Client(SyncClient):
         return cls(link, config, address)
 
     def close(self, grace: float = 0.0) -> None:
-        if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
-            self._refuse_stranger()
+        self._check_owner()
         link = self._link
         link.handle_events(self._connection.shutdown(monotonic(), grace))
         link.flush()
         link.lost.wait()
 
-    def _refuse_stranger(self) -> NoReturn:
+    def _check_owner(self, waits: bool = True) -> None:
         if self._forks != Forks.count:
             raise LocalProtocolError(
                 "this client belongs to the parent process; connect after the fork"
             )
         if get_ident() != self._thread:
             raise LocalProtocolError("this client belongs to another hub; connect in this thread")
-        raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
+        if waits and getcurrent() is self._hub:
+            raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
 
     def _begin(
         self,
@@ -172,7 +175,7 @@ class Client(SyncClient):
         together: bool = False,
     ) -> Call:
         if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
-            self._refuse_stranger()
+            self._check_owner()
         now = monotonic()
         link = self._link
         call = self._connection.start_call(
@@ -195,6 +198,7 @@ class Client(SyncClient):
 
     def _wait(self, call: Call, waiter: Any) -> CallCompleted:
         if waiter.event is None:
+            self._check_owner()
             if waiter.greenlet is not None:
                 raise LocalProtocolError("another greenlet waits for this call already")
             waiter.greenlet = getcurrent()
@@ -210,6 +214,7 @@ class Client(SyncClient):
         return outcome(waiter)
 
     def _give_up(self, call: Call) -> None:
+        self._check_owner(waits=False)
         # The events are about the calls that waited for this one's slot, too.
         self._link.handle_events(self._connection.cancel(call, monotonic()))
         self._link.flush_soon()

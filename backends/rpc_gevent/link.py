@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gevent.monkey import get_original  # type: ignore[import-untyped]
+from gevent.monkey import get_original
 
 from rpc_common.forks import Forks
 from rpc_common.tls import Tls
@@ -121,16 +121,19 @@ class Link(ABC):
         self.flush_scheduled = False
         connection = self.connection
         while connection.outbound and self._writable:
-            self._write(connection.next_buffer())
+            data = connection.next_buffer()
+            self._push(data if self._tls is None else self._tls.encrypt(data))
         if connection.changed and not self.closed:
             self._follow()
 
     def wrote(self) -> None:
         """See to it that what a command wrote leaves: when enough has come together, or soon."""
-        connection = self.connection
-        if connection.outbound >= _EARLY and self._writable:
-            self._write(connection.next_buffer())
-        self.flush_soon()
+        if self.connection.outbound >= _EARLY:
+            scheduled = self.flush_scheduled
+            self.flush()
+            self.flush_scheduled = scheduled
+        elif not self.flush_scheduled:
+            self.flush_soon()
 
     def flush_soon(self) -> None:
         """Flush once, when what runs now in the hub and in greenlets lets go."""
@@ -222,15 +225,8 @@ class Link(ABC):
             self._readable()  # what the peer said before it hung up: why, perhaps
         self.lose(error)
 
-    # Writing
-
-    def _write(self, data: bytes) -> None:
-        self._push(data if self._tls is None else self._tls.encrypt(data))
-
     def _push(self, data: Any) -> None:
         """Give the kernel what goes to the peer as it is; keep what it does not take."""
-        if not data or self.closed:
-            return
         if not self._writable:  # what TLS has to say of itself cannot wait for its turn
             if self._unsent:
                 self._unsent = bytes(self._unsent) + data
@@ -245,7 +241,7 @@ class Link(ABC):
             self._writer.stop()
             self._hub.loop.run_callback(self._writing_failed, error)
             return
-        if sent < len(data):
+        if sent != len(data):
             self._unsent = memoryview(data)[sent:]
             self._writable = False
             if not self._writer.active:

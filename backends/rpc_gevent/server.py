@@ -11,9 +11,9 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import Any, Self, Unpack
 
-from gevent import GreenletExit, get_hub, getcurrent, socket  # type: ignore[import-untyped]
-from gevent.event import Event  # type: ignore[import-untyped]
-from greenlet import greenlet  # type: ignore[import-untyped]
+from gevent import GreenletExit, get_hub, getcurrent, socket
+from gevent.event import Event
+from greenlet import greenlet
 
 from rpc_common.forks import Forks
 from rpc_common.server import ServerBase, Settings
