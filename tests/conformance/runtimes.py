@@ -272,17 +272,28 @@ class GeventRuntime(Runtime):
         future: Future[Any] = Future()
         greenlets: list[Any] = []
 
-        def run() -> None:
+        def run() -> Any:
             try:
-                result = function()
-            except gevent.GreenletExit:
+                return None, function()
+            except Exception as error:
+                return error, None
+
+        def begin() -> None:
+            greenlet = gevent.spawn(run)
+            greenlet.link(finish)  # also called if it is killed before it began
+            greenlets.append(greenlet)
+
+        def finish(greenlet: Any) -> None:
+            if isinstance(greenlet.value, gevent.GreenletExit):
                 future.set_result(GAVE_UP)
-            except BaseException as error:
+                return
+            error, value = greenlet.value
+            if error is not None:
                 future.set_exception(error)
             else:
-                future.set_result(result)
+                future.set_result(value)
 
-        self._post(lambda: greenlets.append(gevent.spawn(run)))
+        self._post(begin)
         return future, greenlets
 
     def start(self, client: Any, method: str, args: Args, named: Named) -> Pending:
