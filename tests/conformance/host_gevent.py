@@ -7,10 +7,10 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
-from rpc_gevent import Client, Server
 
 from conformance.host import Host
 from conformance.services import LONGEST, Counters, PlainHop
+from rpc_gevent import Client, Server
 
 __all__ = ["HOST"]
 

@@ -41,12 +41,13 @@ class Proxy:
         self.passed = [0, 0]
         self._sockets: list[socket.socket] = []
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._threads: list[threading.Thread] = []
+        self._forwarding: list[threading.Thread] = []
         self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         scheme = "tls" if self._target.scheme == "tls" else "tcp"
         self.address = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._spawn(self._accept)
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     # What goes wrong
 
@@ -66,10 +67,15 @@ class Proxy:
         self._resetting.set()
         for pair in self._pairs:
             for peer in pair:
-                # An end without delay is a reset; the threads, which this wakes, close the sockets.
+                with contextlib.suppress(OSError):  # it ended by itself
+                    peer.shutdown(socket.SHUT_RD)  # the threads go, and no peer hears of it
+        for thread in self._forwarding:
+            thread.join(_LONGEST)
+        for pair in self._pairs:
+            for peer in pair:
+                # To close without delay is a reset.
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                with contextlib.suppress(OSError):
-                    peer.shutdown(socket.SHUT_RD)
+                peer.close()
 
     def half_close(self) -> None:
         """Tell the clients that the server sends no more."""
@@ -83,18 +89,13 @@ class Proxy:
         _end(self._listener)
         for peer in list(self._sockets):
             _end(peer)
-        for thread in self._threads:
+        for thread in (self._accepting, *self._forwarding):
             thread.join(_LONGEST)
         self._listener.close()
         for peer in self._sockets:
             peer.close()
 
     # Forwarding
-
-    def _spawn(self, function: object, *arguments: object) -> None:
-        thread = threading.Thread(target=function, args=arguments, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -108,8 +109,10 @@ class Proxy:
                     peer.settimeout(_LONGEST)
                     if peer.family != socket.AF_UNIX:
                         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._spawn(self._forward, client, server, TO_SERVER)
-                self._spawn(self._forward, server, client, TO_CLIENT)
+                for way in ((client, server, TO_SERVER), (server, client, TO_CLIENT)):
+                    thread = threading.Thread(target=self._forward, args=way, daemon=True)
+                    self._forwarding.append(thread)
+                    thread.start()
 
     def _dial(self) -> socket.socket:
         if self._target.scheme == "unix":
@@ -126,13 +129,12 @@ class Proxy:
                     if not self._swallow.is_set():
                         target.sendall(piece)
                         self.passed[direction] += len(piece)
-            if self._resetting.is_set():
-                target.close()
-            else:
+            if not self._resetting.is_set():
                 target.shutdown(socket.SHUT_WR)
         except OSError:
-            _end(source)
-            _end(target)
+            if not self._resetting.is_set():
+                _end(source)
+                _end(target)
 
     def _cut(self, data: bytes, direction: int) -> Iterator[bytes]:
         if self._seed is None:
