@@ -211,7 +211,8 @@ class Client(SyncClient):
                 self._give_up(call)
                 raise
             waiter.greenlet = None
-        return outcome(waiter)
+        event = waiter.event
+        return event if type(event) is CallCompleted else outcome(waiter)
 
     def _give_up(self, call: Call) -> None:
         self._check_owner(waits=False)

@@ -6,6 +6,7 @@ import os
 import ssl as ssl_module
 from _socket import IPPROTO_TCP, TCP_NODELAY
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
+from collections import deque
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
@@ -32,6 +33,7 @@ _ACCEPTED_AT_ONCE = 100  # connections in one turn of the hub
 _PAUSE = 0.5  # seconds without accepting when the process or the system is short of something
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SPARE_WORKERS = 100
+_GO = object()  # tells a parked worker that it is meant
 
 
 class _ServerLink(Link):
@@ -50,7 +52,10 @@ class _ServerLink(Link):
         server._admit(self, now)
 
     def handle_events(self, events: list[CoreEvent]) -> None:
-        self._server._handle_events(self, events)
+        server = self._server
+        server._handle_events(self, events)
+        if server._ready and getcurrent() is self._hub:
+            server._run_ready()
 
     def established(self, tls: Tls) -> None:
         certificate: Any = tls.certificate or None
@@ -145,8 +150,9 @@ class Server(ServerBase):
         self._paths: list[str] = []
         self._gone: Event
         self._quiet: Event
-        self._workers: list[greenlet] = []
-        self._busy = 0
+        self._workers: list[greenlet] = []  # the spare ones
+        self._alive = 0  # workers, the spare ones included
+        self._ready: deque[ServerCall] = deque()
         self._resuming = False
 
     def __enter__(self) -> Self:
@@ -221,7 +227,8 @@ class Server(ServerBase):
         if not self._links:
             self._gone.set()
         self._gone.wait()
-        if self._busy:
+        if self._dispatcher.running:
+            self._quiet.clear()
             # They were killed with their calls; one that does not listen is left behind.
             self._quiet.wait(self.config.close_timeout)
         self._workers.clear()
@@ -230,7 +237,7 @@ class Server(ServerBase):
     @property
     def stats(self) -> dict[str, int]:
         """What is going on: counters for people and tests."""
-        return {**super().stats, "greenlets": self._busy}
+        return {**super().stats, "greenlets": self._alive - len(self._workers)}
 
     def _check_owner(self) -> None:
         if self._forks != Forks.count:
@@ -259,44 +266,64 @@ class Server(ServerBase):
     # Handlers
 
     def _run(self, call: ServerCall) -> None:
-        # Control comes back when the handler ends, or when it waits for something: what waits in
-        # gevent switches to the hub, and the hub is here.
-        workers = self._workers
-        worker = workers.pop() if workers else greenlet(self._work, self._hub)
-        call.handler = worker
-        self._busy += 1
-        worker.switch(call)
+        self._ready.append(call)
 
-    def _work(self, call: Any) -> None:
-        """Be a worker: run a handler, wait for the next one."""
+    def _run_ready(self) -> None:
+        """Run the calls that are ready, each up to its end or its first wait; only the hub may.
+
+        A worker goes from call to call until a handler waits: then what it waits for in gevent
+        switches to the hub, which is here, and the next worker takes the rest.
+        """
+        workers = self._workers
+        while self._ready:
+            if workers:
+                worker = workers.pop()
+            else:
+                worker = greenlet(self._work, self._hub)
+                self._alive += 1
+            worker.switch(_GO)
+
+    def _work(self, _: Any) -> None:
         worker = getcurrent()
-        switch = self._hub.switch
         while True:
-            result, error = None, None
+            while self._ready:
+                self._work_on(self._ready.popleft(), worker)
+            if self._stopping and not self._dispatcher.running:
+                self._quiet.set()
+            if self._stopping or len(self._workers) >= _SPARE_WORKERS:
+                break
+            self._workers.append(worker)
+            if not self._park(worker):
+                break
+        self._alive -= 1
+
+    def _work_on(self, call: ServerCall, worker: greenlet) -> None:
+        result: Any = None
+        error: BaseException | None = call.error  # it may have been cancelled before its turn
+        if error is None:
+            call.handler = worker
             try:
                 result = self._context.copy().run(call.invoke)
             except BaseException as raised:
                 error = raised
             call.handler = None
-            self._busy -= 1
-            self._ended(call, result, error)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                self._hub.loop.run_callback(self._hub.handle_system_error, type(error), error)
-            if not self._busy and self._stopping:
-                self._quiet.set()
-            if self._stopping or len(self._workers) >= _SPARE_WORKERS:
-                return
-            self._workers.append(worker)
-            call = result = error = None
-            while type(call) is not ServerCall:
-                try:
-                    call = switch()
-                except GreenletExit:  # nobody needs it any more
-                    with suppress(ValueError):
-                        self._workers.remove(worker)
-                    return
-                except BaseException:  # meant for a handler that has ended: a Timeout, say
-                    pass
+        self._ended(call, result, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._hub.loop.run_callback(self._hub.handle_system_error, type(error), error)
+        del error  # its traceback holds this frame
+
+    def _park(self, worker: greenlet) -> bool:
+        """Wait for work; False if there will be none."""
+        while True:
+            try:
+                if self._hub.switch() is _GO:
+                    return True
+            except GreenletExit:
+                with suppress(ValueError):
+                    self._workers.remove(worker)
+                return False
+            except BaseException:
+                pass
 
     def _stop_handler(self, call: ServerCall) -> None:
         if call.handler is not None:
@@ -318,4 +345,5 @@ class Server(ServerBase):
                 self._resuming = False
                 return
             self._run(call)
+            self._run_ready()
         self._hub.loop.run_callback(self._resume)
