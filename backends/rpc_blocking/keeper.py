@@ -5,30 +5,46 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from threading import Event, Lock, Thread
 from time import monotonic
 
-__all__ = ["Keeper"]
+__all__ = ["Appointment", "Keeper"]
 
 # How long nothing is accepted after that failed: file descriptors may have run out.
 _PAUSE = 0.2
 
+# The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
+_LONGEST = 3600.0
+
+# So many cancelled appointments may stay in the heap, or as many as there are others.
+_SLACK = 64
+
 Callback = Callable[[], None]
+
+
+class Appointment:
+    """Something to do at some time. Cancelled, it lets go of what it would have called."""
+
+    __slots__ = ("due",)
+
+    def __init__(self, due: Callback) -> None:
+        self.due: Callback | None = due
 
 
 class Keeper:
     """Accepts connections, waits for the kernel to take more bytes, and keeps the time.
 
-    What it calls must not wait and must not raise.
+    What it calls must not wait; what that raises is logged.
     """
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._lock = Lock()  # of the timers and of the start
-        self._timers: list[tuple[float, int, Callback]] = []
+        self._timers: list[tuple[float, int, Appointment]] = []
+        self._cancelled = 0  # of those in the heap
         self._order = count()
         self._news: deque[Callback] = deque()
         self._selector = DefaultSelector()
@@ -37,6 +53,7 @@ class Keeper:
         self._mouth.setblocking(False)
         self._selector.register(self._ear, EVENT_READ)
         self._thread: Thread | None = None
+        self._refused: set[socket.socket] = set()
         self._closed = False
 
     # From any thread
@@ -50,8 +67,8 @@ class Keeper:
         done = Event()
 
         def refuse() -> None:
-            with suppress(KeyError):
-                self._selector.unregister(listener)
+            self._forget(listener)
+            self._refused.add(listener)
             done.set()
 
         self._tell(refuse)
@@ -65,13 +82,27 @@ class Keeper:
         """Watch a descriptor no more; to be called before it is closed."""
         self._tell(lambda: self._forget(fd))
 
-    def call_at(self, at: float, due: Callback) -> None:
+    def call_at(self, at: float, due: Callback) -> Appointment:
         """Call `due()` at that time of the monotonic clock."""
+        appointment = Appointment(due)
         with self._lock:
-            heappush(self._timers, (at, next(self._order), due))
-            first = self._timers[0][0] == at
+            heappush(self._timers, (at, next(self._order), appointment))
+            first = self._timers[0][2] is appointment
         if first:
             self._wake()
+        return appointment
+
+    def cancel(self, appointment: Appointment) -> None:
+        """Do not call it; one that was called already is no error."""
+        with self._lock:
+            if appointment.due is None:
+                return
+            appointment.due = None
+            self._cancelled += 1
+            if self._cancelled > len(self._timers) // 2 + _SLACK:
+                self._timers = [entry for entry in self._timers if entry[2].due is not None]
+                heapify(self._timers)
+                self._cancelled = 0
 
     def close(self) -> None:
         """End the thread."""
@@ -107,22 +138,35 @@ class Keeper:
                     with suppress(BlockingIOError):
                         self._ear.recv(4096)
                 else:
-                    key.data()
+                    self._do(key.data)
             while self._news:
-                self._news.popleft()()
+                self._do(self._news.popleft())
             for due in self._take_due():
-                due()
+                self._do(due)
+
+    def _do(self, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception:  # the other connections still need this thread
+            self._log.exception("something went wrong with one connection")
 
     def _time_left(self) -> float | None:
         with self._lock:
-            return max(0.0, self._timers[0][0] - monotonic()) if self._timers else None
+            if not self._timers:
+                return None
+            return min(max(0.0, self._timers[0][0] - monotonic()), _LONGEST)
 
     def _take_due(self) -> list[Callback]:
         now = monotonic()
         due = []
         with self._lock:
             while self._timers and self._timers[0][0] <= now:
-                due.append(heappop(self._timers)[2])
+                appointment = heappop(self._timers)[2]
+                if appointment.due is None:
+                    self._cancelled -= 1
+                else:
+                    due.append(appointment.due)
+                    appointment.due = None
         return due
 
     def _listen(self, listener: socket.socket, accept: Callback) -> None:
@@ -137,7 +181,7 @@ class Keeper:
                 again = lambda: self._listen(listener, accept)  # noqa: E731
                 self.call_at(monotonic() + _PAUSE, again)
 
-        if listener.fileno() >= 0:  # it was not closed during a pause
+        if listener not in self._refused:  # during a pause
             self._selector.register(listener, EVENT_READ, ready)
 
     def _watch(self, fd: int, writable: Callback) -> None:
@@ -145,9 +189,10 @@ class Keeper:
             self._selector.unregister(fd)
             writable()
 
-        with suppress(KeyError):  # it is watched already
+        # It may be watched already; or it was closed before we came, and `forget` follows.
+        with suppress(KeyError, OSError):
             self._selector.register(fd, EVENT_WRITE, ready)
 
-    def _forget(self, fd: int) -> None:
+    def _forget(self, sock: socket.socket | int) -> None:
         with suppress(KeyError):
-            self._selector.unregister(fd)
+            self._selector.unregister(sock)

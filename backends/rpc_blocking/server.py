@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Self, Unpack
 
 from rpc_common.forks import Forks
-from rpc_common.server import ServerBase, Settings
+from rpc_common.server import Link, ServerBase, Settings
 from rpc_common.sockets import listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
@@ -20,12 +20,19 @@ from rpc_proto import Event as ConnectionEvent
 from rpc_proto.dispatch import Dispatcher
 
 from .channel import EARLY, Channel
-from .keeper import Keeper
+from .keeper import Appointment, Keeper
 
 __all__ = ["Server"]
 
 # So many connections above the limit are told so; more are closed without a word.
 _TURNED_AWAY = 100
+
+# How long a peer must be silent, in seconds, when all has been said to it: if it hangs up by then
+# it surely read the last words. One that waits for nothing may never look.
+_LINGER = 0.2
+
+# The keeper does not wait longer for a connection that is busy, and comes again soon.
+_PATIENCE = 0.005
 
 
 class _SharedDispatcher(Dispatcher):
@@ -61,6 +68,9 @@ class _Link:
         self.connection: ServerConnection = None  # type: ignore[assignment]  # until TLS is done
         self.busy = False  # what reads will write, too, when it is through with what it read
         self.timer_at: float | None = None  # when the keeper looks after this connection
+        self.timer: Appointment | None = None
+        self._watched = False
+        self._last_words: Appointment | None = None
         self._server = server
         self._peername = peername
         self._may_read = Condition(self.lock)
@@ -76,9 +86,22 @@ class _Link:
         except Exception:
             server._log.exception("%s: the connection failed", self._peername)
         finally:
-            server._keeper.forget(self.channel.sock.fileno())
-            self.channel.sock.close()
+            with self.lock:  # a handler that ends now must not write to what is being closed
+                try:
+                    if self.connection is not None:
+                        self.handle(self.channel.lose(None))
+                finally:
+                    self._close()
             server._forget(self)
+
+    def _close(self) -> None:
+        keeper = self._server._keeper
+        for appointment in (self.timer, self._last_words):
+            if appointment is not None:
+                keeper.cancel(appointment)
+        if self._watched:
+            keeper.forget(self.channel.sock.fileno())
+        self.channel.sock.close()
 
     def _shake_hands(self) -> bool:
         """Finish TLS, if there is any, and begin the connection; whether that could be done."""
@@ -89,7 +112,10 @@ class _Link:
             deadline = monotonic() + self._server.config.handshake_timeout
             try:
                 while not tls.established:
-                    sock.settimeout(max(0.001, deadline - monotonic()))
+                    left = deadline - monotonic()
+                    if left <= 0:
+                        return False
+                    sock.settimeout(left)
                     data = sock.recv(16 * 1024)
                     if not data:
                         return False
@@ -117,7 +143,7 @@ class _Link:
         failure = None
         data: memoryview | bytes | None = None
         try:
-            data = channel.receive(None)
+            data = channel.receive()
         except OSError as error:
             failure = error
         with self.lock:
@@ -131,7 +157,11 @@ class _Link:
                 self.handle(events)
                 self.busy = False
             self.flush()
-            while (ended or not self.connection.wants_data) and not self._is_over(ended):
+            while (
+                (ended or not self.connection.wants_data)
+                and not self._is_over(ended)
+                and channel.failure is None
+            ):
                 self._may_read.wait()
             return not self._is_over(ended)
 
@@ -157,30 +187,64 @@ class _Link:
         channel = self.channel
         channel.send()
         connection = self.connection
+        keeper = self._server._keeper
         if channel.unsent:
-            self._server._keeper.watch(channel.sock.fileno(), self._writable)
+            self._watched = True
+            keeper.watch(channel.sock.fileno(), self._writable)
+        elif channel.failure is not None:
+            self._may_read.notify()  # to take note of it
         if connection.changed or connection.state is State.CLOSING:
             connection.changed = False
             if connection.state is not State.OPEN:
                 channel.follow_end()
+                self._wait_for_end()
             self._may_read.notify()
             at = connection.next_timeout()
             if at is not None and (self.timer_at is None or at < self.timer_at):
+                if self.timer is not None:
+                    keeper.cancel(self.timer)
                 self.timer_at = at
-                self._server._keeper.call_at(at, lambda: self._due(at))
+                self.timer = keeper.call_at(at, lambda: self._due(at))
 
-    # For the keeper
+    def _wait_for_end(self) -> None:
+        """See to it that a peer who has nothing to say does not keep us when all is written."""
+        if (
+            self._last_words is None
+            and self.connection.state is State.CLOSING
+            and not self.channel.unsent
+            and not self.connection.outbound
+        ):
+            self._last_words = self._server._keeper.call_at(monotonic() + _LINGER, self._leave)
+
+    # For the keeper, which has other connections to look after, too
 
     def _writable(self) -> None:
-        with self.lock:
-            self.flush()
+        if self.lock.acquire(timeout=_PATIENCE):
+            try:
+                self.flush()
+            finally:
+                self.lock.release()
+        else:
+            self._server._keeper.call_at(monotonic() + _PATIENCE, self._writable)
 
     def _due(self, at: float) -> None:
-        with self.lock:
-            if at == self.timer_at:  # otherwise an earlier one has taken its place
-                self.timer_at = None
-                self.handle(self.connection.handle_timeout(max(at, monotonic())))
-                self.flush()
+        if self.lock.acquire(timeout=_PATIENCE):
+            try:
+                if at == self.timer_at:  # otherwise an earlier one has taken its place
+                    self.timer_at = self.timer = None
+                    self.handle(self.connection.handle_timeout(max(at, monotonic())))
+                    self.flush()
+            finally:
+                self.lock.release()
+        else:
+            self._server._keeper.call_at(monotonic() + _PATIENCE, lambda: self._due(at))
+
+    def _leave(self) -> None:
+        at = self.connection._received_at + _LINGER
+        if monotonic() >= at:
+            self.channel.shut(socket.SHUT_RDWR)  # wakes the thread
+        else:
+            self._last_words = self._server._keeper.call_at(at, self._leave)
 
     def shut_down(self, grace: float) -> None:
         """Begin to end the connection."""
@@ -214,7 +278,9 @@ class Server(ServerBase):
         self._keeper = Keeper(self._log)
         self._listeners: list[socket.socket] = []
         self._paths: list[str] = []
-        self._lock = Lock()
+        self._closing = Lock()  # of the two above, when several threads stop the server
+        self._lock = Lock()  # of the two sets of links, and between start and stop
+        self._arrived: set[_Link] = set()  # those too whose TLS is not done
         self._gone = Condition(self._lock)
         self._stopped = Event()
         self._forks = Forks.count
@@ -240,10 +306,16 @@ class Server(ServerBase):
         where = self._check_listening(address, ssl)
         sock, where = listen(where, socket)
         sock.setblocking(False)
-        self._listeners.append(sock)
-        if where.scheme == "unix":
-            self._paths.append(where.path)
-        self._keeper.accept(sock, lambda: self._accept(sock, ssl))
+        with self._lock:
+            stopped = self._stopping  # meanwhile
+            if not stopped:
+                self._listeners.append(sock)
+                if where.scheme == "unix":
+                    self._paths.append(where.path)
+                self._keeper.accept(sock, lambda: self._accept(sock, ssl))
+        if stopped:
+            sock.close()
+            raise LocalProtocolError("the server was stopped while it started")
         return str(where)
 
     def serve_forever(self) -> None:
@@ -264,21 +336,25 @@ class Server(ServerBase):
         """
         self._check_grace(grace)
         self._check_owner()
-        self._stopping = True
-        for listener in self._listeners:
-            self._keeper.refuse(listener)
-            listener.close()
-        self._listeners.clear()
-        for path in self._paths:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        self._paths.clear()
-        for link in list(self._links):
+        with self._closing:
+            with self._lock:
+                self._stopping = True
+            for listener in self._listeners:
+                self._keeper.refuse(listener)
+                listener.close()
+            self._listeners.clear()
+            for path in self._paths:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            self._paths.clear()
+        with self._lock:
+            links = list(self._arrived)
+        for link in links:
             link.shut_down(grace)
         # The connections keep to their own time limits; only a quick handler can outlast them.
         patience = grace + self.config.handshake_timeout + self.config.close_timeout
         with self._lock:
-            self._gone.wait_for(lambda: not self._links, patience)
+            self._gone.wait_for(lambda: not self._arrived, patience)
         self._log_stopped()
         self._keeper.close()
         self._threads.close()
@@ -299,10 +375,10 @@ class Server(ServerBase):
         tls = Tls(ssl, server_side=True) if ssl is not None else None
         link = _Link(self, Channel(sock, tls), peername)
         with self._lock:
-            if len(self._links) >= self._max_connections + _TURNED_AWAY:
+            if len(self._arrived) >= self._max_connections + _TURNED_AWAY:
                 sock.close()
                 return
-            self._links.add(link)
+            self._arrived.add(link)
         try:
             Thread(target=link.serve, name="rpc-connection", daemon=True).start()
         except RuntimeError as error:  # no more threads can be had
@@ -310,8 +386,13 @@ class Server(ServerBase):
             sock.close()
             self._forget(link)
 
+    def _admit(self, link: Link, now: float) -> None:
+        with self._lock:  # of those that come at the same time only the last are too many
+            super()._admit(link, now)
+
     def _forget(self, link: _Link) -> None:
         with self._lock:
+            self._arrived.discard(link)
             self._links.discard(link)
             self._gone.notify_all()
 
