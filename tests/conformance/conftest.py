@@ -129,6 +129,12 @@ def every_link(request: pytest.FixtureRequest, suite: Suite) -> Link:
 
 
 @pytest.fixture
+def sync_link(request: pytest.FixtureRequest, suite: Suite) -> Link:
+    """One codec and one transport for each pair whose client needs no `await`."""
+    return Link(request.param, suite)
+
+
+@pytest.fixture
 def client_backend(request: pytest.FixtureRequest, suite: Suite) -> Runtime:
     """Each backend that has a client."""
     return suite.runtime(request.param)
@@ -162,6 +168,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     choices: dict[str, list[Any]] = {
         "link": _rotated(case),
         "tcp_link": [one._replace(transport="tcp") for one in _rotated(case)],
+        "sync_link": [one for one in _rotated(case) if one.pair.client != "asyncio"],
         "every_link": [Combination(pair, *rest) for pair in PAIRS for rest in COMBINATIONS],
         "client_backend": list(INSTALLED),
         "server_backend": list(INSTALLED),
