@@ -6,7 +6,6 @@ take stays in `unsent`, for somebody who can wait.
 
 import socket
 from contextlib import suppress
-from math import frexp
 from select import POLLIN, POLLOUT, poll
 from struct import pack
 from time import monotonic
@@ -33,7 +32,6 @@ class Channel:
 
     __slots__ = (
         "_buffer",
-        "_patience",
         "_small_buffer",
         "connection",
         "failure",
@@ -49,27 +47,19 @@ class Channel:
         self.unsent: memoryview | bytes = b""
         self.failure: OSError | None = None  # of a write; the next read tells the connection
         self._buffer = self._small_buffer = memoryview(bytearray(_READ_SIZE))
-        self._patience = 0.0  # the receive timeout that the kernel knows; 0 for none
 
-    def receive(self, timeout: float | None, writable: bool = False) -> memoryview | bytes | None:
-        """Wait for bytes: b"" at their end, None when `timeout` seconds have passed.
-
-        With `writable` also return None when the kernel takes bytes again. OSError when the
-        connection is lost.
-        """
-        if writable:
-            poller = poll()
-            poller.register(self.sock, POLLIN | POLLOUT)
-            ready = poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
-            if not ready or not ready[0][1] & ~POLLOUT:
-                return None
-        elif timeout is not None:
-            self._be_patient(timeout)
+    def receive(self) -> memoryview | bytes | None:
+        """Wait for bytes: b"" at their end, None when patience is over, OSError when lost."""
         try:
             count = self.sock.recv_into(self._buffer)
         except BlockingIOError:
             return None
         return self._buffer[:count]
+
+    def limit_patience(self, seconds: float) -> None:
+        """Let `receive` wait about so long and no longer."""
+        timeval = pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
     def receive_now(self) -> memoryview | bytes | None:
         """Return bytes that are there, b"" at their end, None if there is nothing."""
@@ -79,23 +69,20 @@ class Channel:
             return None
         return self._buffer[:count]
 
-    def wait_writable(self, timeout: float | None) -> None:
-        """Wait until the kernel takes bytes again, the connection is lost, or the time is over."""
+    def wait(self, timeout: float | None, what: int, bell: socket.socket | None = None) -> bool:
+        """Wait for POLLIN, POLLOUT or both, until the bell rings, or the time is over.
+
+        Whether there is something to receive, the end of the connection included.
+        """
         poller = poll()
         with suppress(OSError, ValueError):  # it was closed meanwhile
-            poller.register(self.sock, POLLOUT)
-            poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
-
-    def _be_patient(self, timeout: float) -> None:
-        """Let the kernel wait at most so long; in powers of two, so that it is seldom told anew."""
-        if self._patience <= timeout < 2 * self._patience:
-            return
-        patience = 2.0 ** min(6, max(-10, frexp(timeout)[1] - 1)) if timeout > 0 else 2.0**-10
-        if patience != self._patience:
-            self._patience = patience
-            microseconds = int(patience * 1e6)
-            timeval = pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            poller.register(self.sock, what)
+            if bell is not None:
+                poller.register(bell, POLLIN)
+            for fd, ready in poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
+                if fd == self.sock.fileno():
+                    return ready & ~POLLOUT != 0
+        return False
 
     def take(self, data: memoryview | bytes) -> list[Event]:
         """Hand what `receive` returned to the connection."""

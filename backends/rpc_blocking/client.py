@@ -6,6 +6,8 @@ Whoever waits and finds nobody reading reads for all, and hands that on when its
 import socket
 import ssl as ssl_module
 from collections.abc import Mapping
+from contextlib import suppress
+from select import POLLIN, POLLOUT
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -37,14 +39,25 @@ __all__ = ["Client"]
 # After so many seconds without a call the server may have closed the connection unnoticed.
 _STALE = 1.0
 
+# A reader that has waited so long, in seconds, can from then on be woken by other threads. Most
+# answers come sooner, for the price of one system call less.
+_PATIENCE = 0.008
+
+# The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
+_LONGEST = 3600.0
+
+# What tells whether the server has accepted the options.
+_FIRST = (HandshakeCompleted, ConnectionTerminated)
+
 
 class _Waiter:
     """What waits for a call: `event` when it has ended; `lock` if it sleeps while another reads."""
 
-    __slots__ = ("event", "lock")
+    __slots__ = ("event", "lock", "taken")
 
     def __init__(self) -> None:
         self.event: Event | None = None
+        self.taken = False  # by the one thread that may wait for it
         self.lock: Lock | None = None
 
     def wake(self) -> None:
@@ -66,13 +79,18 @@ class Client(SyncClient):
         self._channel = channel
         self._connection = channel.connection = connection
         self._lock = Lock()  # of everything below, of the connection and of the channel's writes
-        self._reading = False
+        self._reader: _Waiter | None = None  # what the thread waits for that reads
+        self._polling = 0  # what it polls for, if it can be woken
+        self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes it; made when needed
+        self._outside = 0  # threads that wait for the kernel to take bytes
         self._sleepers: dict[_Waiter, None] = {}
         self._handshake = _Waiter()
         self._ended = _Waiter()
+        self._closing = Lock()  # of the right to wait for that
         self._heard_at = monotonic()
         self._call_timeout = connection._config.call_timeout
         self._forks = Forks.count
+        channel.limit_patience(_PATIENCE)
 
     @classmethod
     def connect(
@@ -88,7 +106,7 @@ class Client(SyncClient):
         where, config, ssl = Dialling.check(address, codec, token, ssl, config)
         config = config.override(ping_interval=0)
         deadline = monotonic() + timeout
-        sock = None
+        sock = client = None
         try:
             connection = ClientConnection(config, now=monotonic())
             sock = dial(where, deadline, socket, _look_up)
@@ -97,7 +115,9 @@ class Client(SyncClient):
             client = cls(Channel(sock, tls), connection, address)
             client._open(deadline)
         except BaseException as error:
-            if sock is not None:
+            if client is not None:
+                client._close_sockets()
+            elif sock is not None:
                 sock.close()
             explained = explain(error, address, timeout)
             if explained is error:
@@ -121,10 +141,10 @@ class Client(SyncClient):
         with self._lock:
             self._deliver(self._connection.shutdown(monotonic(), grace))
             self._flush()
-        self._await(self._ended)
+        with self._closing:
+            self._await(self._ended)
         with self._lock:
-            if not self._reading:
-                self._channel.sock.close()
+            self._tidy()
 
     # Calls
 
@@ -144,7 +164,7 @@ class Client(SyncClient):
         now = monotonic()
         connection = self._connection
         with self._lock:
-            if now - self._heard_at > _STALE and not self._reading:
+            if now - self._heard_at > _STALE and self._reader is None:
                 self._glance(now)
             call = connection.start_call(
                 method,
@@ -165,10 +185,18 @@ class Client(SyncClient):
 
     def _wait(self, call: Call, waiter: Any) -> CallCompleted:
         if waiter.event is None:
+            self._check_owner()
+            if waiter.taken:
+                raise LocalProtocolError(
+                    "the result was taken already, or another thread waits for it"
+                )
+            waiter.taken = True
             ambient = ambient_call.get()
             undo = None
             if ambient is not None and not ambient.answered:
                 undo = ambient.on_cancel(lambda: self._give_up(call))
+                if ambient.cancelled:  # at that very moment, perhaps
+                    self._give_up(call)
             try:
                 self._await(waiter)
             except BaseException:  # the user is impatient
@@ -180,6 +208,7 @@ class Client(SyncClient):
         return outcome(waiter)
 
     def _give_up(self, call: Call) -> None:
+        self._check_owner()
         with self._lock:
             self._deliver(self._connection.cancel(call, monotonic()))
             self._flush()
@@ -199,53 +228,57 @@ class Client(SyncClient):
                 if self._connection.outbound:
                     self._flush()
                 while waiter.event is None:
-                    if self._reading:
+                    if self._reader is not None:
                         self._sleep(waiter)
                     else:
                         self._read(waiter, None)
             finally:
-                if not self._reading and self._sleepers:
+                if self._reader is None and self._sleepers:
                     self._sleepers.popitem()[0].wake()  # to read for the rest
 
     def _sleep(self, waiter: _Waiter) -> None:
         """Wait while another thread reads; it wakes us with our event or to read."""
         timeout = self._time_left()
-        writing = bool(self._channel.unsent)
-        lock = None
-        if not writing:
-            lock = waiter.lock = Lock()
-            lock.acquire()
-            self._sleepers[waiter] = None
+        lock = waiter.lock = Lock()
+        lock.acquire()
+        self._sleepers[waiter] = None
         self._lock.release()
         try:
-            if lock is not None:
-                lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-            else:
-                self._channel.wait_writable(timeout)
+            lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
         finally:
-            self._lock.acquire()
-            waiter.lock = None
-            self._sleepers.pop(waiter, None)
+            try:
+                self._regain()
+            finally:
+                waiter.lock = None
+                self._sleepers.pop(waiter, None)
         self._turn()
 
     def _read(self, waiter: _Waiter, until: float | None) -> None:
         """Read, for all, until `waiter` has its event or the time is over."""
         channel = self._channel
         connection = self._connection
-        self._reading = True
+        self._reader = waiter
+        waited = False
         try:
             while waiter.event is None:
                 timeout = self._time_left(until)
-                writing = bool(channel.unsent)
+                bell = None
+                what = POLLIN | POLLOUT if channel.unsent else POLLIN
+                if waited or channel.unsent or (timeout is not None and timeout < _PATIENCE):
+                    self._polling = what
+                    bell = self._get_bell()
                 self._lock.release()
                 data: Any = None
                 failure: OSError | None = None
                 try:
-                    data = channel.receive(timeout, writing)
+                    if bell is None or channel.wait(timeout, what, bell):
+                        data = channel.receive()
                 except OSError as error:
                     failure = error
                 finally:
-                    self._lock.acquire()
+                    self._regain()
+                    self._polling = 0
+                waited = data is None
                 if failure is not None:
                     self._deliver(channel.lose(channel.failure or failure))
                 elif data is not None:
@@ -256,12 +289,66 @@ class Client(SyncClient):
                         self._deliver(channel.take(data))
                 elif until is not None and monotonic() >= until:
                     return
-                if data is None or connection.outbound or connection.changed:
+                if data is None or connection.outbound or connection.changed or channel.tls:
                     self._turn()
         finally:
-            self._reading = False
-            if connection.state is State.CLOSED:
-                channel.sock.close()
+            self._reader = None
+            self._polling = 0
+            self._tidy()
+
+    def _get_bell(self) -> socket.socket:
+        """Return what rings when another thread wants the reader to look again."""
+        if self._bell is None:
+            self._bell = socket.socketpair()
+            for end in self._bell:
+                end.setblocking(False)
+        ear = self._bell[0]
+        with suppress(BlockingIOError):
+            ear.recv(64)
+        return ear
+
+    def _ring(self) -> None:
+        if self._polling and self._bell is not None:
+            self._polling = 0  # once is enough
+            self._bell[1].send(b"\0")
+
+    def _wait_writable(self, timeout: float | None) -> None:
+        self._outside += 1
+        self._lock.release()
+        try:
+            self._channel.wait(timeout, POLLOUT)
+        finally:
+            try:
+                self._regain()
+            finally:
+                self._outside -= 1
+                self._tidy()
+
+    def _regain(self) -> None:
+        """Take the lock back, come what may: somebody above us is going to release it."""
+        if self._lock.acquire(blocking=False):
+            return
+        interruption: BaseException | None = None
+        while True:
+            try:
+                self._lock.acquire()
+                break
+            except BaseException as error:  # of a signal's handler
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
+    def _tidy(self) -> None:
+        """Close the socket when the connection has ended, but not while a thread waits on it."""
+        if self._connection.state is State.CLOSED and self._reader is None and not self._outside:
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self._channel.sock.close()
+        if self._bell is not None:
+            for end in self._bell:
+                end.close()
+            self._bell = None
 
     def _turn(self) -> None:
         """Do what is due, and write."""
@@ -275,29 +362,31 @@ class Client(SyncClient):
         at = self._connection.next_timeout()
         if until is not None and (at is None or until < at):
             at = until
-        return None if at is None else at - monotonic()
+        return None if at is None else min(at - monotonic(), _LONGEST)
 
     def _flush(self) -> None:
         channel = self._channel
         channel.send()
+        if channel.unsent and self._polling == POLLIN:
+            self._ring()  # so that the reader looks when the kernel takes bytes again
         connection = self._connection
-        if connection.changed:
+        if connection.changed or connection.state is State.CLOSING:
             connection.changed = False
+            channel.follow_end()
             if connection.state is State.CLOSING and not channel.unsent:
                 self._deliver(channel.lose(None))
-            channel.follow_end()
+                channel.follow_end()
+            if connection.state is State.CLOSED and self._ended.event is None:
+                self._ended.event = ConnectionTerminated(None)
+                self._ended.wake()
 
     def _push(self, deadline: float | None) -> None:
         """Wait until all is written, or the deadline has passed: nobody will wait for an answer."""
-        while True:
-            with self._lock:
+        with self._lock:
+            self._turn()
+            while self._channel.unsent and (deadline is None or monotonic() < deadline):
+                self._wait_writable(self._time_left(deadline))
                 self._turn()
-                if not self._channel.unsent:
-                    return
-                timeout = self._time_left(deadline)
-            if timeout is not None and timeout <= 0:
-                return
-            self._channel.wait_writable(timeout)
 
     def _glance(self, now: float) -> None:
         """See whether the server has said goodbye while nobody read."""
@@ -317,14 +406,12 @@ class Client(SyncClient):
             if kind is CallCompleted or kind is CallFailed:
                 waiter: _Waiter = event.call.waiter  # type: ignore[attr-defined]
                 waiter.event = event
-                waiter.wake()
-            elif kind is HandshakeCompleted:
+                if waiter is self._reader:
+                    self._ring()
+                else:
+                    waiter.wake()
+            elif self._handshake.event is None and kind in _FIRST:
                 self._handshake.event = event
-            elif kind is ConnectionTerminated:
-                if self._handshake.event is None:
-                    self._handshake.event = event
-                self._ended.event = event
-                self._ended.wake()
 
 
 def _look_up(host: str, port: int, deadline: float) -> list[Any]:
