@@ -20,7 +20,8 @@ They have the same names, arguments, defaults and errors; only `await` differs. 
 each case below is written once and runs for every pair of a client's and a server's backend.
 
 "yes" means that all tests of the feature passed with the backend as client and as server, whatever
-the other end was; "no" that one failed; "not run" that none ran. Features of one end alone say so.
+the other end was; "no" that some failed, and "not with" names the only other ends that they failed
+with; "-" that the backend has no such thing, or none was installed. Features of one end say so.
 This page is generated: `python docs/matrix.py` (see its first lines).
 """
 
@@ -49,15 +50,27 @@ client to any number of threads. None of them survives a fork: the child has to 
 
 
 def summary(entries: list[dict[str, str]], backend: str) -> str:
-    """Say how a feature did with a backend, as both ends or as the one that matters."""
-    said: dict[str, str] = {}
-    for end in ENDS:
-        outcomes = {entry["outcome"] for entry in entries if entry.get(end) == backend}
-        if any(end in entry for entry in entries):
-            said[end] = "not run" if not outcomes else "yes" if outcomes == {"passed"} else "no"
-    if len(set(said.values())) == 1 and len(said) == len(ENDS):
+    """Say how a feature did with a backend: as both ends, or as the one that matters."""
+    said = {
+        end: _word([entry for entry in entries if entry.get(end) == backend], other)
+        for end, other in zip(ENDS, reversed(ENDS), strict=True)
+        if any(end in entry for entry in entries)
+    }
+    if len(said) == len(ENDS) and len(set(said.values())) == 1:
         return said["client"]
     return ", ".join(f"{end}: {word}" for end, word in said.items())
+
+
+def _word(entries: list[dict[str, str]], other: str) -> str:
+    if not entries:
+        return "-"
+    failed = [entry for entry in entries if entry["outcome"] != "passed"]
+    if not failed:
+        return "yes"
+    partners = {entry.get(other, "") for entry in failed}
+    if partners == {entry.get(other, "") for entry in entries}:
+        return "no"
+    return f"not with {', '.join(sorted(partners))}"
 
 
 def table(record: list[dict[str, str]]) -> str:
