@@ -67,10 +67,10 @@ def _word(entries: list[dict[str, str]], other: str) -> str:
     failed = [entry for entry in entries if entry["outcome"] != "passed"]
     if not failed:
         return "yes"
-    partners = {entry.get(other, "") for entry in failed}
-    if partners == {entry.get(other, "") for entry in entries}:
+    partners = {entry.get(other) for entry in failed}
+    if None in partners or partners == {entry[other] for entry in entries if other in entry}:
         return "no"
-    return f"not with {', '.join(sorted(partners))}"
+    return f"not with {', '.join(sorted(filter(None, partners)))}"
 
 
 def table(record: list[dict[str, str]]) -> str:
