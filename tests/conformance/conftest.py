@@ -11,96 +11,18 @@ FEATURE_MATRIX=path makes the run write what it saw there, for docs/matrix.py. T
 be known to the process that collects the reports: give pytest this folder as its argument.
 """
 
-import contextlib
 import json
 import os
-import ssl
 from collections.abc import Callable, Iterator
-from itertools import count, product
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 import pytest
 
-from asyncio_driver.certificates import Authority
-from conformance.backends import INSTALLED, LEFT_OUT, PAIRS, Pair
-from conformance.hosts import HostProcess, Hosts
-from conformance.proxy import Proxy, proxied
-from conformance.runtimes import RUNTIMES, Client, Runtime
-
-COMBINATIONS = list(product(("msgpack", "json"), ("tcp", "unix", "tls")))
-
-
-class Combination(NamedTuple):
-    """What one test runs with."""
-
-    pair: Pair
-    codec: str
-    transport: str
-
-    def __str__(self) -> str:
-        return f"{self.pair}-{self.codec}-{self.transport}"
-
-
-class Link:
-    """Makes clients of one backend and servers of another, with one codec over one transport."""
-
-    def __init__(self, combination: Combination, suite: "Suite") -> None:
-        self.pair, self.codec, self.transport = combination
-        self._suite = suite
-
-    def host(self, **options: Any) -> Any:
-        """Give a server that stays as it is (a context)."""
-        return self._suite.hosts.shared(self.pair.server, **options)
-
-    def own_host(self, **options: Any) -> Any:
-        """Give a server that the test may destroy (a context)."""
-        return self._suite.hosts.own(self.pair.server, **options)
-
-    def host_of_client_backend(self) -> Any:
-        """Give a server of the client's backend (a context)."""
-        return self._suite.hosts.shared(self.pair.client)
-
-    def connect(self, host: HostProcess, **options: Any) -> Client:
-        return self.connect_to(host.address(self.transport), **options)
-
-    @contextlib.contextmanager
-    def through_proxy(
-        self, host: HostProcess, *, seed: int | None = None, largest: int = 1, **options: Any
-    ) -> Iterator[tuple[Proxy, Client]]:
-        """Give a proxy in front of a server, and a client that goes through it."""
-        with (
-            proxied(host.address(self.transport), seed=seed, largest=largest) as proxy,
-            self.connect_to(proxy.address, **options) as client,
-        ):
-            yield proxy, client
-
-    def connect_to(self, address: str, **options: Any) -> Client:
-        if address.startswith("tls:"):
-            options.setdefault("ssl", self._suite.trusting)
-        options.setdefault("codec", self.codec)
-        return self._suite.runtime(self.pair.client).connect(address, **options)
-
-
-class Suite:
-    """What the tests of one process share."""
-
-    def __init__(self, folder: Path) -> None:
-        self.authority = Authority(folder)
-        self.trusting: ssl.SSLContext = self.authority.client_context()
-        self.hosts = Hosts(folder, folder / "server.pem")
-        self._runtimes: dict[str, Runtime] = {}
-
-    def runtime(self, backend: str) -> Runtime:
-        if backend not in self._runtimes:
-            self._runtimes[backend] = RUNTIMES[backend]()
-        return self._runtimes[backend]
-
-    def close(self) -> None:
-        self.hosts.close()
-        for runtime in self._runtimes.values():
-            runtime.close()
+from conformance.backends import INSTALLED, LEFT_OUT, PAIRS
+from conformance.links import COMBINATIONS, Combination, Link, Suite, rotated
+from conformance.runtimes import Runtime
 
 
 @pytest.fixture(scope="session")
@@ -155,20 +77,12 @@ def key() -> str:
     return f"key-{next(_keys)}"
 
 
-def _rotated(case: str) -> list[Combination]:
-    offset = crc32(case.encode())
-    return [
-        Combination(pair, *COMBINATIONS[(offset + index) % len(COMBINATIONS)])
-        for index, pair in enumerate(PAIRS)
-    ]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     case = metafunc.function.__name__
     choices: dict[str, list[Any]] = {
-        "link": _rotated(case),
-        "tcp_link": [one._replace(transport="tcp") for one in _rotated(case)],
-        "sync_link": [one for one in _rotated(case) if one.pair.client != "asyncio"],
+        "link": rotated(case),
+        "tcp_link": [one._replace(transport="tcp") for one in rotated(case)],
+        "sync_link": [one for one in rotated(case) if one.pair.client != "asyncio"],
         "every_link": [Combination(pair, *rest) for pair in PAIRS for rest in COMBINATIONS],
         "client_backend": list(INSTALLED),
         "server_backend": list(INSTALLED),

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from conformance.conftest import Link
+from conformance.links import Link
 from conformance.model import Colour, Item, Order, Typed
 from conformance.runtimes import outcome_of, until
 from rpc_proto import (

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from conformance.conftest import Link
+from conformance.links import Link
 from conformance.runtimes import GAVE_UP, until
 from rpc_proto import CallError, ClientConfig, DeadlineExceeded
 

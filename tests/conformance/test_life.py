@@ -6,8 +6,8 @@ import time
 import pytest
 
 from asyncio_driver.certificates import Authority
-from conformance.conftest import Link, Suite
 from conformance.hosts import Process
+from conformance.links import Link, Suite
 from conformance.proxy import black_hole, proxied, silent_server
 from conformance.runtimes import Runtime, until
 from rpc_proto import HandshakeError, Unavailable

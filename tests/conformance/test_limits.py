@@ -2,7 +2,7 @@
 
 import pytest
 
-from conformance.conftest import Link
+from conformance.links import Link
 from conformance.wire import accepted
 from rpc_proto import ClientConfig, DeadlineExceeded, HandshakeError, ResourceExhausted
 from support.wire import ERROR

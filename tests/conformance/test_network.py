@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from conformance.conftest import Link
+from conformance.links import Link
 from conformance.proxy import TO_CLIENT, TO_SERVER
 from conformance.runtimes import outcome_of, until
 from conformance.wire import accepted, dialled, raw_request
