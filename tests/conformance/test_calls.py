@@ -246,7 +246,6 @@ def test_names_that_were_not_registered_do_not_exist(link: Link, method):
         assert client.call("Basic.echo", "on") == "on"
 
 
-@pytest.mark.fault(29, 33)
 @pytest.mark.feature("Arguments that do not fit are refused before the handler runs")
 @pytest.mark.parametrize(
     ("method", "args", "named", "why"),
@@ -288,7 +287,7 @@ def test_method_that_is_no_name_is_refused(link: Link):
 # Sizes
 
 
-@pytest.mark.fault(11, 37)
+@pytest.mark.fault(37)
 @pytest.mark.feature("Limits on sizes: header, body")
 def test_bodies_over_a_limit_fail_only_their_call(link: Link, key):
     size = 16 * 1024

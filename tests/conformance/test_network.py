@@ -17,7 +17,6 @@ from support.wire import ERROR, RESPONSE, line, options
 SLACK = 5.0
 
 
-@pytest.mark.fault(16)
 @pytest.mark.feature("Streams cut into pieces of any size")
 def test_handshake_and_call_one_byte_at_a_time(link: Link):
     with link.host() as host, link.through_proxy(host, seed=1, largest=1) as (_, client):
@@ -224,7 +223,7 @@ def test_options_and_calls_in_one_segment_are_all_served(server_backend):
         assert {answer.call_id: answer.value for answer in answers} == {1: 1, 2: 2}
 
 
-@pytest.mark.fault(34)
+@pytest.mark.fault(29, 34)
 @pytest.mark.feature("What a peer gets wrong costs its call or its connection, nobody else's")
 def test_body_that_cannot_be_decoded_fails_only_its_call(server_backend):
     with server_backend() as host, accepted(host.address()) as peer:
