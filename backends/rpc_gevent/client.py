@@ -1,6 +1,5 @@
 """The gevent client: one connection, any number of greenlets at once."""
 
-import math
 import ssl as ssl_module
 from collections.abc import Mapping
 from time import monotonic
@@ -32,6 +31,7 @@ from .link import Link, get_ident, take_over
 
 __all__ = ["Client", "Reply"]
 
+_LONGEST = 1e6  # seconds; not every loop knows of longer timers
 _ENDS = (CallCompleted, CallFailed)
 
 
@@ -131,9 +131,10 @@ class Client(SyncClient):
         where, config, ssl = Dialling.check(address, codec, token, ssl, config)
         link: _ClientLink | None = None
         try:
-            with Timeout(None if timeout == math.inf else timeout, TimeoutError):
-                sock = take_over(dial(where, monotonic() + timeout, socket, _look_up))
+            limit = min(timeout, _LONGEST)
+            with Timeout(limit, TimeoutError):
                 tls = Tls(ssl, server_side=False, hostname=where.host) if ssl else None
+                sock = take_over(dial(where, monotonic() + limit, socket, _look_up))
                 link = _ClientLink(get_hub(), sock, tls, config)
                 link.open()
                 link.handshake.get()
@@ -182,12 +183,12 @@ class Client(SyncClient):
             method,
             args,
             kwargs,
+            waiter=_Waiter(),
             now=now,
             deadline=pick_deadline(timeout, self._call_timeout, now),
-            metadata=metadata,
             returns=returns,
+            metadata=metadata,
             one_way=one_way,
-            waiter=_Waiter(),
         )
         if link.idle and not together:
             link.idle = False

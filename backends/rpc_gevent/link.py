@@ -117,7 +117,7 @@ class Link(ABC):
         self.handle_events(self.connection.connection_lost(monotonic(), reason))
 
     def flush(self) -> None:
-        """Write what there is to write and bring timer and back-pressure up to date."""
+        """Write while the kernel takes it; then do what follows from the connection's state."""
         self.flush_scheduled = False
         connection = self.connection
         while connection.outbound and self._writable:
@@ -264,7 +264,7 @@ class Link(ABC):
         if at is not None and (self._timer is None or at < self._timer_at):
             self._stop_timer()
             self._timer_at = at
-            self._timer = self._hub.loop.timer(max(0.0, at - monotonic()))
+            self._timer = self._hub.loop.timer(max(0.001, at - monotonic()))
             self._timer.start(self._timer_fired)
 
     def _is_over(self) -> bool:

@@ -70,16 +70,17 @@ class _Listener:
     """Accepts connections in callbacks of the hub."""
 
     def __init__(
-        self, server: "Server", hub: Any, sock: Socket, ssl: ssl_module.SSLContext | None
+        self, server: "Server", sock: Socket, path: str, ssl: ssl_module.SSLContext | None
     ) -> None:
         self._server = server
-        self._hub = hub
+        self._hub = server._hub
         self._sock = sock
+        self._path = path
         self._ssl = ssl
         self._timer: Any = None
         self._short = False
         self._forks = Forks.count
-        self._watcher = hub.loop.io(sock.fileno(), 1)
+        self._watcher = self._hub.loop.io(sock.fileno(), 1)
         self._watcher.start(self._accept)
 
     def close(self) -> None:
@@ -89,6 +90,9 @@ class _Listener:
             self._timer.stop()
             self._timer.close()
         self._sock.close()
+        if self._path:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
 
     def _accept(self) -> None:
         if self._forks != Forks.count:
@@ -147,7 +151,6 @@ class Server(ServerBase):
         self._thread = 0
         self._forks = 0
         self._listeners: list[_Listener] = []
-        self._paths: list[str] = []
         self._gone: Event
         self._quiet: Event
         self._workers: list[greenlet] = []  # the spare ones
@@ -190,9 +193,7 @@ class Server(ServerBase):
             self._quiet = Event()
         self._check_owner()
         sock, where = listen(where, socket)
-        if where.scheme == "unix":
-            self._paths.append(where.path)
-        self._listeners.append(_Listener(self, self._hub, take_over(sock), ssl))
+        self._listeners.append(_Listener(self, take_over(sock), where.path, ssl))
         if self._stopping:  # meanwhile
             self._close_listeners()
             raise LocalProtocolError("the server was stopped while it started")
@@ -248,13 +249,8 @@ class Server(ServerBase):
             raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for path in self._paths:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        self._paths.clear()
+        while self._listeners:
+            self._listeners.pop().close()
 
     # Connections
 
@@ -340,8 +336,7 @@ class Server(ServerBase):
 
     def _resume(self) -> None:
         for _ in range(_RESUMED_AT_ONCE):
-            call = self._dispatcher.next_queued()
-            if call is None:
+            if (call := self._dispatcher.next_queued()) is None:
                 self._resuming = False
                 return
             self._run(call)
