@@ -212,8 +212,8 @@ class Client(SyncClient):
                 self._give_up(call)
                 raise
             waiter.greenlet = None
-        event = waiter.event
-        return event if type(event) is CallCompleted else outcome(waiter)
+        # No name for the event: its error would keep this frame alive, and the frame the error.
+        return waiter.event if type(waiter.event) is CallCompleted else outcome(waiter)
 
     def _give_up(self, call: Call) -> None:
         self._check_owner(waits=False)

@@ -1,6 +1,8 @@
 """Calls between a gevent server and a gevent client: answers, ends, contexts."""
 
+import contextlib
 import contextvars
+import gc
 import logging
 from typing import Any
 
@@ -374,6 +376,36 @@ def test_nothing_is_left_behind() -> None:
         assert not closed._reader.active
         assert not closed._writer.active
     assert server._workers == []
+
+
+def test_ended_calls_leave_no_cycles() -> None:
+    class Ends:
+        def good(self) -> int:
+            gevent.sleep(0)
+            return 1
+
+        def bad(self) -> None:
+            raise CallError.of("not_found", "no")
+
+        def endless(self) -> None:
+            Event().wait()
+
+    def one(method: str, timeout: float) -> None:
+        with contextlib.suppress(CallError):
+            client.call(method, timeout=timeout)
+
+    with pair(Ends()) as (server, client):
+        for method, timeout in (("Ends.good", 5), ("Ends.bad", 5), ("Ends.endless", 0.002)):
+            one(method, timeout)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(50):
+                    one(method, timeout)
+                until(lambda: server.stats["running"] == 0)
+                assert gc.collect() < 50
+            finally:
+                gc.enable()
 
 
 def test_the_address_is_free_again() -> None:
