@@ -16,6 +16,7 @@ from gevent import socket
 
 _LENGTH = struct.Struct(">I")
 _pack = msgpack.Packer().pack
+bytes(16 * 1024 * 1024)  # freed at once: from now on malloc keeps blocks of 1 MiB
 
 
 class _Framed:
