@@ -8,7 +8,7 @@ import ssl as ssl_module
 from collections.abc import Mapping
 from contextlib import suppress
 from select import POLLIN, POLLOUT
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 from time import monotonic
 from typing import Any
 
@@ -78,7 +78,9 @@ class Client(SyncClient):
         self.address = address
         self._channel = channel
         self._connection = channel.connection = connection
-        self._lock = Lock()  # of everything below, of the connection and of the channel's writes
+        # Of everything below, of the connection and of the channel's writes. It knows its owner: a
+        # generator of `call_many` may be collected, and give its calls up, while its thread has it.
+        self._lock: Any = RLock()
         self._reader: _Waiter | None = None  # what the thread waits for that reads
         self._polling = 0  # what it polls for, if it can be woken
         self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes it; made when needed
@@ -233,6 +235,7 @@ class Client(SyncClient):
                     else:
                         self._read(waiter, None)
             finally:
+                self._regain()
                 if self._reader is None and self._sleepers:
                     self._sleepers.popitem()[0].wake()  # to read for the rest
 
@@ -242,8 +245,8 @@ class Client(SyncClient):
         lock = waiter.lock = Lock()
         lock.acquire()
         self._sleepers[waiter] = None
-        self._lock.release()
         try:
+            self._lock.release()
             lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
         finally:
             try:
@@ -267,10 +270,10 @@ class Client(SyncClient):
                 if waited or channel.unsent or (timeout is not None and timeout < _PATIENCE):
                     self._polling = what
                     bell = self._get_bell()
-                self._lock.release()
                 data: Any = None
                 failure: OSError | None = None
                 try:
+                    self._lock.release()
                     if bell is None or channel.wait(timeout, what, bell):
                         data = channel.receive()
                 except OSError as error:
@@ -314,8 +317,8 @@ class Client(SyncClient):
 
     def _wait_writable(self, timeout: float | None) -> None:
         self._outside += 1
-        self._lock.release()
         try:
+            self._lock.release()
             self._channel.wait(timeout, POLLOUT)
         finally:
             try:
@@ -326,13 +329,10 @@ class Client(SyncClient):
 
     def _regain(self) -> None:
         """Take the lock back, come what may: somebody above us is going to release it."""
-        if self._lock.acquire(blocking=False):
-            return
         interruption: BaseException | None = None
-        while True:
+        while not self._lock._is_owned():
             try:
                 self._lock.acquire()
-                break
             except BaseException as error:  # of a signal's handler
                 interruption = error
         if interruption is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import count
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 from threading import Event, Lock, Thread
 from time import monotonic
 
@@ -47,11 +47,9 @@ class Keeper:
         self._cancelled = 0  # of those in the heap
         self._order = count()
         self._news: deque[Callback] = deque()
-        self._selector = DefaultSelector()
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.setblocking(False)
-        self._mouth.setblocking(False)
-        self._selector.register(self._ear, EVENT_READ)
+        self._selector: BaseSelector  # these come with the thread
+        self._ear: socket.socket
+        self._mouth: socket.socket
         self._thread: Thread | None = None
         self._refused: set[socket.socket] = set()
         self._closed = False
@@ -106,13 +104,14 @@ class Keeper:
 
     def close(self) -> None:
         """End the thread."""
+        if self._thread is None:
+            return
 
         def close() -> None:
             self._closed = True
 
         self._tell(close)
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         self._selector.close()
         self._ear.close()
         self._mouth.close()
@@ -121,6 +120,11 @@ class Keeper:
         self._news.append(news)
         with self._lock:
             if self._thread is None:
+                self._selector = DefaultSelector()
+                self._ear, self._mouth = socket.socketpair()
+                self._ear.setblocking(False)
+                self._mouth.setblocking(False)
+                self._selector.register(self._ear, EVENT_READ)
                 self._thread = Thread(target=self._run, name="rpc-keeper", daemon=True)
                 self._thread.start()
         self._wake()
