@@ -1,0 +1,399 @@
+"""A client whose server is not there, goes away or hangs; interrupts and forks."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from blocking_driver.support import (
+    LONGEST,
+    Echo,
+    Gate,
+    Running,
+    Script,
+    accept_and,
+    accept_line,
+    idle,
+    pair,
+    serving,
+    silence,
+    took,
+    until,
+)
+from rpc_blocking import Client
+from rpc_proto import (
+    ClientConfig,
+    HandshakeError,
+    LocalProtocolError,
+    ServerConfig,
+    Unavailable,
+)
+
+# Connecting
+
+
+def test_connection_that_is_refused_is_unavailable_and_safe_to_retry():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(Unavailable, match="no connection to") as caught:
+        Client.connect(f"tcp://127.0.0.1:{port}")
+    assert not caught.value.maybe_executed
+
+
+def test_missing_unix_socket_is_unavailable(tmp_path):
+    with pytest.raises(Unavailable):
+        Client.connect(f"unix://{tmp_path}/nobody.sock")
+
+
+def test_unknown_host_is_unavailable():
+    with pytest.raises(Unavailable):
+        Client.connect("tcp://host.invalid:1", timeout=5)
+
+
+def test_silent_server_times_out():
+    with Script(silence) as script, pytest.raises(TimeoutError, match=r"within 0\.2 s"):
+        Client.connect(script.address, timeout=0.2)
+
+
+def test_silent_server_times_out_in_the_tls_handshake(authority):
+    ssl = authority.client_context()
+    with Script(silence) as script, pytest.raises(TimeoutError, match=r"within 0\.2 s"):
+        Client.connect(script.address.replace("tcp", "tls"), timeout=0.2, ssl=ssl)
+
+
+def test_listener_whose_queue_is_full_times_out():
+    with contextlib.ExitStack() as stack:
+        # The queue of a listener that accepts nobody is full after these: dialling hangs.
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
+            Client.connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout=0.2)
+        assert time.monotonic() - began < 2
+
+
+def test_server_that_hangs_up_at_once_is_unavailable():
+    with Script(lambda wire: None) as script, pytest.raises((Unavailable, HandshakeError)):
+        Client.connect(script.address)
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 5000, b"{}\n"])
+def test_server_that_speaks_something_else_is_a_handshake_error(words):
+    def talk(wire):
+        wire.line()
+        wire.send(words)
+
+    with Script(talk) as script, pytest.raises(HandshakeError):
+        Client.connect(script.address)
+
+
+# Losing the server
+
+
+def test_call_after_the_server_closed_an_idle_connection_is_safe_to_retry():
+    config = ServerConfig(idle_timeout=0.1)
+    with pair(Echo(), config=config) as (server, client):
+        assert client.call("Echo.echo", 1) == 1
+        until(lambda: server.stats["connections"] == 0)
+        until(lambda: time.monotonic() - client._heard_at > 1)  # it looks before it sends
+        with pytest.raises(Unavailable) as caught:
+            client.call("Echo.echo", 2)
+        assert not caught.value.maybe_executed
+        assert client.closed
+
+
+def test_call_after_the_connection_was_reset_while_idle_is_safe_to_retry():
+    gone = threading.Event()
+
+    def reset(wire):
+        wire.reset()
+        gone.set()
+
+    with (
+        Script(accept_and(reset)) as script,
+        Client.connect(script.address, codec="json") as client,
+    ):
+        assert gone.wait(LONGEST)
+        until(lambda: time.monotonic() - client._heard_at > 1)
+        with pytest.raises(Unavailable) as caught:
+            client.call("Echo.echo", 2)
+        assert not caught.value.maybe_executed
+
+
+def test_call_right_after_the_server_stopped_is_safe_to_retry():
+    with pair(Echo()) as (server, client):
+        assert client.call("Echo.echo", 1) == 1
+        server.stop()
+        with pytest.raises(Unavailable) as caught:
+            client.call("Echo.echo", 2)
+        assert not caught.value.maybe_executed
+
+
+def test_server_that_hangs_up_during_a_call_is_unavailable():
+    with (
+        Script(accept_and(lambda wire: wire.receive())) as script,
+        Client.connect(script.address, codec="json") as client,
+    ):
+        with pytest.raises(Unavailable) as caught:
+            client.call("Echo.echo", 1)
+        assert caught.value.maybe_executed
+        assert client.closed
+
+
+def test_answers_that_came_before_the_end_still_count():
+    def talk(wire):
+        first, _ = wire.receive(), wire.receive()
+        wire.send(b"\x02\x00\x00\x00\x00\x00\x00\x01" + first.call_id.to_bytes(8, "big") + b"1")
+
+    with (
+        Script(accept_and(talk)) as script,
+        Client.connect(script.address, codec="json") as client,
+    ):
+        first, second = client.submit("Echo.echo", 1), client.submit("Echo.echo", 2)
+        with pytest.raises(Unavailable):
+            second.result()
+        assert first.result() == 1
+
+
+def test_closed_client_refuses_calls():
+    with pair(Echo()) as (_, client):
+        client.close()
+        with pytest.raises(Unavailable) as caught:
+            client.call("Echo.echo", 1)
+        assert not caught.value.maybe_executed
+
+
+def test_close_twice_is_no_error():
+    with pair(Echo()) as (_, client):
+        client.close()
+        client.close()
+
+
+def test_close_lets_calls_end_within_the_grace():
+    gate = Gate()
+    with pair(gate) as (_, client):
+        call = Running(client.call, "Gate.wait")
+        took(gate.started)
+        closing = Running(client.close, LONGEST)
+        until(lambda: client.closed)
+        gate.open_()
+        assert call.result() == "through"
+        closing.result()
+
+
+def test_close_in_the_middle_of_an_upload_leaves_the_server_well():
+    config = ClientConfig(close_timeout=0.2)
+    with serving(Echo()) as (server, address):
+        for _ in range(10):
+            client = Client.connect(address, config=config)
+            client.submit("Echo.echo", bytes(8_000_000))
+            client.close()
+        until(lambda: server.stats["connections"] == 0 and idle(server))
+
+
+def test_socket_is_closed_when_connect_fails(recwarn):
+    def talk(wire):
+        wire.line()
+        wire.send(accept_line("msgpack"))  # not what was asked for
+
+    with Script(talk) as script, pytest.raises(HandshakeError):
+        Client.connect(script.address, codec="json")
+
+
+# Interrupts
+
+
+class Interrupt(BaseException):
+    pass
+
+
+@pytest.fixture
+def interrupts():
+    """Make SIGUSR1 raise in the main thread, as ctrl-C does."""
+
+    def interrupt(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_interrupt_of_the_thread_that_reads_cancels_the_handler(interrupts):
+    gate = Gate()
+    with pair(gate, Echo()) as (server, client):
+
+        def send():
+            took(gate.started)
+            until(lambda: client._polling)
+            interrupts()
+
+        sending = Running(send)
+        with pytest.raises(Interrupt):
+            client.call("Gate.wait")
+        took(gate.cancelled)
+        sending.result()
+        until(lambda: idle(server))
+        assert client.calls_in_flight == 0
+        assert client.call("Echo.echo", "on") == "on"
+
+
+def test_interrupt_of_a_sleeping_thread_leaves_the_others_alone(interrupts):
+    gate = Gate()
+    with pair(gate, Echo()) as (_, client):
+        reading = Running(client.call, "Gate.wait", "first")
+        until(lambda: client._reader)
+
+        def send():
+            until(lambda: client._sleepers)
+            interrupts()
+
+        sending = Running(send)
+        with pytest.raises(Interrupt):
+            client.call("Gate.wait", "second")
+        sending.result()
+        took(gate.cancelled)
+        gate.open_()
+        assert reading.result() == "first"
+        assert client._sleepers == {}
+
+
+def test_interrupt_of_the_reader_hands_the_role_on(interrupts):
+    gate = Gate()
+    with pair(gate) as (_, client):
+        sleeping = []
+
+        def send():
+            until(lambda: client._polling)
+            sleeping.append(Running(client.call, "Gate.wait", "second"))
+            until(lambda: client._sleepers)
+            interrupts()
+
+        sending = Running(send)
+        with pytest.raises(Interrupt):
+            client.call("Gate.wait", "first")
+        sending.result()
+        gate.open_()
+        assert sleeping[0].result() == "second"
+
+
+def test_interrupt_of_connect_closes_its_socket(interrupts):
+    with Script(silence) as script:
+        timer = threading.Timer(0.1, interrupts)
+        timer.start()
+        with pytest.raises(Interrupt):
+            Client.connect(script.address)
+        timer.join()
+
+
+def test_calls_that_are_collected_while_their_thread_has_the_lock_are_given_up():
+    gate = Gate()
+    with pair(gate) as (server, client):
+        calls = client.call_many("Gate.wait", ((i,) for i in range(4)), in_flight=2)
+        waiting = Running(next, calls)
+        took(gate.started, 2)
+        gate.open_()
+        assert waiting.result() == 0
+        with client._lock:  # as if the collector of garbage had struck here
+            calls.close()
+        assert client.calls_in_flight == 0
+        until(lambda: idle(server))
+
+
+# Forks
+
+
+def in_child(function) -> str:
+    """Run a function in a child of this process and return what it returned."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, str(function()).encode())
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+def refusal(function) -> str:
+    """Tell how a function ends in a child."""
+
+    def try_it() -> str:
+        try:
+            function()
+        except LocalProtocolError:
+            return "refused"
+        return "allowed"
+
+    return in_child(try_it)
+
+
+def test_child_may_not_use_the_client_of_its_parent():
+    with pair(Echo()) as (_, client):
+        pending = client.submit("Echo.echo", "mine")
+        assert refusal(lambda: client.call("Echo.echo", 1)) == "refused"
+        assert refusal(lambda: client.notify("Echo.echo", 1)) == "refused"
+        assert refusal(lambda: client.submit("Echo.echo", 1)) == "refused"
+        assert refusal(lambda: list(client.call_many("Echo.echo", [(1,)]))) == "refused"
+        assert refusal(client.close) == "refused"
+        assert refusal(pending.result) == "refused"
+        assert refusal(pending.cancel) == "refused"
+        assert pending.result() == "mine"
+
+
+def test_child_may_not_use_the_server_of_its_parent():
+    with pair(Echo()) as (server, client):
+        assert refusal(server.stop) == "refused"
+        assert refusal(lambda: server.start("tcp://127.0.0.1:0")) == "refused"
+        assert client.call("Echo.echo", 1) == 1
+
+
+def test_fork_while_threads_call_leaves_the_parent_alone():
+    with pair(Echo()) as (_, client):
+        stop = threading.Event()
+
+        def call_often():
+            while not stop.is_set():
+                assert client.call("Echo.echo", 1) == 1
+
+        calling = [Running(call_often) for _ in range(4)]
+        for _ in range(10):
+            assert refusal(lambda: client.call("Echo.echo", 1)) == "refused"
+        stop.set()
+        for call in calling:
+            call.result()
+
+
+def test_child_can_connect_itself():
+    with serving(Echo()) as (_, address), Client.connect(address) as client:
+
+        def call() -> str:
+            with Client.connect(address) as own:
+                return own.call("Echo.echo", "from the child")
+
+        assert in_child(call) == "from the child"
+        assert client.call("Echo.echo", 1) == 1
+
+
+def test_cancel_in_a_child_does_not_reach_the_connection_of_its_parent():
+    gate = Gate()
+    with pair(gate) as (_, client):
+        pending = client.submit("Gate.wait")
+        took(gate.started)
+        assert refusal(pending.cancel) == "refused"
+        gate.open_()
+        assert pending.result() == "through"
