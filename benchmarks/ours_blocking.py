@@ -48,7 +48,9 @@ def load(address, *, connections, in_flight, payload, seconds, shared=False):
     caller = lone if in_flight == 1 or shared else pipelined
     callers = in_flight if shared else 1
     threads = [
-        threading.Thread(target=caller, args=(client,)) for client in clients for _ in range(callers)
+        threading.Thread(target=caller, args=(client,))
+        for client in clients
+        for _ in range(callers)
     ]
     for thread in threads:
         thread.start()
