@@ -8,7 +8,10 @@ from typing import Any
 
 from rpc_proto import Address
 
-__all__ = ["dial", "listen"]
+__all__ = ["LINGER", "dial", "listen"]
+
+# After its last words a server reads on, in seconds, until the peer has been silent for so long.
+LINGER = 0.2
 
 
 def dial(where: Address, deadline: float, socket: Any, lookup: Callable[..., Any]) -> Any:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from gevent.monkey import get_original
 
 from rpc_common.forks import Forks
+from rpc_common.sockets import LINGER
 from rpc_common.tls import Tls
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
@@ -265,11 +266,8 @@ class Link(ABC):
             else:
                 self._reader.start(self._readable)
         at = connection.next_timeout()
-        if at is not None and (self._timer is None or at < self._timer_at):
-            self._stop_timer()
-            self._timer_at = at
-            self._timer = self._hub.loop.timer(max(0.001, at - monotonic()))
-            self._timer.start(self._timer_fired)
+        if at is not None:
+            self._set_timer(at)
 
     def _is_over(self) -> bool:
         state = self.connection.state
@@ -287,8 +285,19 @@ class Link(ABC):
             with suppress(OSError):
                 self._sock.shutdown(SHUT_WR)
         # Closing while the peer still sends would make the kernel reset the connection, and the
-        # last bytes with it. The peer's end comes, or the connection's own time limit.
-        return self._eof or not self._lingers
+        # last bytes with it. The peer's end comes, or it falls silent, or its time is over.
+        at = self.connection._received_at + LINGER
+        if self._eof or not self._lingers or at <= monotonic():
+            return True
+        self._set_timer(at)
+        return False
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is None or at < self._timer_at:
+            self._stop_timer()
+            self._timer_at = at
+            self._timer = self._hub.loop.timer(max(0.001, at - monotonic()))
+            self._timer.start(self._timer_fired)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -22,7 +22,6 @@ from rpc_common.sockets import listen
 from rpc_common.tls import Tls
 from rpc_proto import Event as CoreEvent
 from rpc_proto import LocalProtocolError, Peer, ServerCall, ServerConnection
-from rpc_proto.services import reflect
 
 from .link import Link, get_ident, take_over
 
@@ -143,6 +142,7 @@ class Server(ServerBase):
 
     _cancellation = GreenletExit
     _log = logging.getLogger("rpc_gevent")
+    _serves_coroutines = False
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
@@ -163,17 +163,6 @@ class Server(ServerBase):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def register(self, service: Any, name: str | None = None) -> str:
-        """Offer an object's public methods under `name`, by default the name of its class.
-
-        Works while serving. Returns the name. Raises TypeError for signatures that cannot be
-        served, `async def` among them, and ValueError for a name that is taken.
-        """
-        for method in reflect(service, name).values():
-            if method.is_async:
-                raise TypeError(f"{method.name} is `async def`; rpc_asyncio serves those")
-        return super().register(service, name)
 
     # Life
 
