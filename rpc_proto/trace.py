@@ -1,0 +1,302 @@
+"""Recording what goes through a connection, and repeating it without a network: for hunting bugs.
+
+A traced connection takes the place of a plain one and notes every input, command and output in its
+`trace`. `replay` puts the same through a fresh connection; both traces are equal if the core does
+again what it did.
+"""
+
+# ruff: noqa: D102  # the methods are described where they are defined
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Self, TypeVar
+
+from .calls import Call
+from .client import ClientConnection
+from .codecs import Codec
+from .config import ClientConfig, Peer, ServerConfig
+from .connection import Connection
+from .context import ServerCall
+from .errors import CallError
+from .events import (
+    CallCancelled,
+    CallCompleted,
+    CallFailed,
+    Event,
+    HandshakeCompleted,
+    RequestReceived,
+)
+from .frames import BYTES
+from .server import ServerConnection
+
+__all__ = ["Trace", "TracedClientConnection", "TracedServerConnection", "replay"]
+
+Result = TypeVar("Result")
+
+# The parts of a step that say what came of it.
+_OUTCOME = frozenset({"events", "started", "result", "raised"})
+
+
+class Trace:
+    """What went through a connection, in steps that JSON can hold. It holds tokens, too.
+
+    `start` says which end it is, when it began, and its settings as far as they can be saved;
+    `config` is all of them, but only where the trace was recorded.
+    """
+
+    def __init__(self, start: dict[str, Any], config: ClientConfig | ServerConfig | None) -> None:
+        self.start = start
+        self.config = config
+        self.steps: list[dict[str, Any]] = []
+
+    def to_lines(self) -> Iterator[str]:
+        """Return one line of JSON for the start and for each step."""
+        return (json.dumps(thing) + "\n" for thing in (self.start, *self.steps))
+
+    @classmethod
+    def from_lines(cls, lines: Iterable[str]) -> Self:
+        """Return what `to_lines` saved: an open file is such lines."""
+        start, *steps = map(json.loads, lines)
+        trace = cls(start, None)
+        trace.steps = steps
+        return trace
+
+
+class _Traced(Connection):
+    """Notes the outermost of the calls to a connection's methods."""
+
+    trace: Trace
+    _busy: bool
+    _known: list[Any]  # the calls; their place is their name in the trace
+    _places: dict[int, int]
+
+    def _begin(self, end: str, config: Any, now: float, address: str = "") -> None:
+        settings = {name: value for name, value in vars(config).items() if _can_save(value)}
+        start = {"end": end, "now": now, "address": address, "settings": settings}
+        self.trace = Trace(start, config)
+        self._busy = False
+        self._known = []
+        self._places = {}
+
+    def _step(self, run: Callable[..., Result], args: tuple[Any, ...], /, **given: Any) -> Result:
+        if self._busy:
+            return run(*args)
+        step = {"do": run.__name__, **given}
+        self.trace.steps.append(step)
+        self._busy = True
+        try:
+            result = run(*args)
+        except Exception as error:
+            step["raised"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._busy = False
+        if isinstance(result, list):
+            step["events"] = [self._describe(event) for event in result]
+        elif isinstance(result, Call):
+            step["started"] = [self._place(result), result.sent]
+        elif result is not None:
+            step["result"] = _pack(result) if isinstance(result, bytes) else result
+        return result
+
+    def _place(self, call: Any) -> int:
+        """Return the place of a call, which stays alive so that no other takes its identity."""
+        place = self._places.setdefault(id(call), len(self._known))
+        if place == len(self._known):
+            self._known.append(call)
+        return place
+
+    def _note(self, value: Any) -> Any:
+        """Return what makes the codec say the same again."""
+        if type(value) in BYTES:
+            return {"raw": _pack(value)}
+        try:
+            return {"encoded": _pack(self.codec.encode(value))}
+        except Exception as error:  # a codec may raise anything
+            return {"unencodable": str(error)}
+
+    def _describe(self, event: Event) -> list[Any]:
+        told: list[Any] = [type(event).__name__]
+        call = getattr(event, "call", None)
+        if call is not None:
+            told.append(self._place(call))
+        if isinstance(event, RequestReceived):
+            told += [event.call.id, event.call.method, event.call.deadline]
+        elif isinstance(event, CallCompleted):
+            plain = event.call.returns is None  # a type cannot be saved: its values are left out
+            told += [dict(event.metadata), self._note(event.value) if plain else None]
+        elif isinstance(event, HandshakeCompleted):
+            told += event.agreed
+        elif isinstance(event, (CallFailed, CallCancelled)):
+            told.append(self._explain(event.error))
+        else:
+            told += [str(getattr(event, name)) for name in event.__slots__]
+        return told
+
+    def _explain(self, error: CallError) -> list[Any]:
+        details = None if error.details is None else self._note(error.details)
+        return [str(error.code), str(error.message), details, error.maybe_executed]
+
+    # Inputs, outputs, and the command of both ends
+
+    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        return self._step(super().receive_data, (data, now), data=_pack(data), now=now)
+
+    def receive_eof(self, now: float) -> list[Event]:
+        return self._step(super().receive_eof, (now,), now=now)
+
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
+        return self._step(super().connection_lost, (now, reason), now=now, reason=reason)
+
+    def handle_timeout(self, now: float) -> list[Event]:
+        return self._step(super().handle_timeout, (now,), now=now)
+
+    def shutdown(self, now: float, grace: float = 0.0) -> list[Event]:
+        return self._step(super().shutdown, (now, grace), now=now, grace=grace)
+
+    def data_to_send(self) -> bytes:
+        return self._step(super().data_to_send, ())
+
+    def next_buffer(self) -> bytes:
+        return self._step(super().next_buffer, ())
+
+
+class TracedServerConnection(_Traced, ServerConnection):
+    """A ServerConnection with a `trace`; a driver's server makes it in `_make_connection`."""
+
+    def __init__(
+        self, config: ServerConfig | None = None, *, now: float, peer: Peer | None = None
+    ) -> None:
+        super().__init__(config, now=now, peer=peer)
+        self._begin("server", self._config, now, self.peer.address)
+
+    def turn_away(self, code: str, message: str, now: float) -> list[Event]:
+        told = {"code": code, "message": message}
+        return self._step(super().turn_away, (code, message, now), **told, now=now)
+
+    def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
+        told = {} if self._busy else {**self._name(call), "value": self._note(value)}
+        return self._step(super().send_response, (call, value, now), **told, now=now)
+
+    def send_error(self, call: ServerCall, error: CallError, now: float) -> bool:
+        told = {} if self._busy else {**self._name(call), "error": self._explain(error)}
+        return self._step(super().send_error, (call, error, now), **told, now=now)
+
+    def refuse(self, call: ServerCall, error: CallError, now: float) -> bool:
+        told = {**self._name(call), "error": self._explain(error)}
+        return self._step(super().refuse, (call, error, now), **told, now=now)
+
+    def conclude(self, call: ServerCall, now: float) -> None:
+        return self._step(super().conclude, (call, now), **self._name(call), now=now)
+
+    def _name(self, call: ServerCall) -> dict[str, Any]:
+        return {"call": self._place(call), "reply_metadata": dict(call.reply_metadata)}
+
+
+class TracedClientConnection(_Traced, ClientConnection):
+    """A ClientConnection with a `trace`."""
+
+    def __init__(self, config: ClientConfig | None = None, *, now: float) -> None:
+        super().__init__(config, now=now)
+        self._begin("client", self._config, now)
+
+    def start_call(
+        self,
+        method: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Call:
+        saved = ("now", "deadline", "one_way")
+        told: dict[str, Any] = {name: options[name] for name in saved if name in options}
+        if options.get("metadata"):
+            told["metadata"] = dict(options["metadata"])
+        told["args"] = [self._note(arg) for arg in args]
+        told["kwargs"] = {name: self._note(arg) for name, arg in (kwargs or {}).items()}
+        start = super().start_call
+
+        def start_call() -> Call:
+            return start(method, args, kwargs, **options)
+
+        return self._step(start_call, (), method=method, **told)
+
+    def cancel(self, call: Call, now: float, error: CallError | None = None) -> list[Event]:
+        told = {"call": self._place(call), "error": error and self._explain(error)}
+        return self._step(super().cancel, (call, now, error), **told, now=now)
+
+
+def replay(trace: Trace, config: Any = None) -> Trace:
+    """Put the steps of a trace through a fresh connection and return the trace of that.
+
+    Its steps are those of the original if the core does the same again. `config` is needed for
+    what cannot be saved: codecs of your own and `authenticate`.
+    """
+    start = trace.start
+    config = config or trace.config
+    again: TracedServerConnection | TracedClientConnection
+    if start["end"] == "server":
+        config = config or ServerConfig(**start["settings"])
+        again = TracedServerConnection(config, now=start["now"], peer=Peer(start["address"]))
+    else:
+        again = TracedClientConnection(
+            config or ClientConfig(**start["settings"]), now=start["now"]
+        )
+    for step in trace.steps:
+        _repeat(again, step)
+    return again.trace
+
+
+def _repeat(connection: _Traced, step: Mapping[str, Any]) -> None:
+    given = {name: value for name, value in step.items() if name not in _OUTCOME}
+    known: Codec | None = getattr(connection, "codec", None)  # a server's comes with the handshake
+    failure = ""
+
+    def revive(note: Mapping[str, str]) -> Any:
+        nonlocal failure
+        if "raw" in note:
+            return b64decode(note["raw"])
+        if "encoded" in note:
+            return connection.codec.decode(b64decode(note["encoded"]))
+        failure = note["unencodable"]
+        return object()
+
+    def encode(value: Any) -> bytes:
+        assert known is not None
+        try:
+            return known.encode(value)
+        except Exception as error:
+            raise ValueError(failure) from error
+
+    if "data" in given:
+        given["data"] = b64decode(given["data"])
+    if "call" in given:
+        given["call"] = connection._known[given["call"]]
+    if "reply_metadata" in given:
+        given["call"].reply_metadata = given.pop("reply_metadata")
+    if given.get("error"):
+        code, message, details, executed = given["error"]
+        details = details and revive(details)
+        given["error"] = CallError.of(code, message, details, maybe_executed=executed)
+    if "value" in given:
+        given["value"] = revive(given["value"])
+    if "args" in given:
+        given["args"] = tuple(map(revive, given["args"]))
+        given["kwargs"] = {name: revive(note) for name, note in given["kwargs"].items()}
+    if failure and known is not None:
+        connection.codec = Codec(known.name, encode, known.decode)
+    with suppress(Exception):  # it is in the trace, to be compared like the rest
+        getattr(connection, given.pop("do"))(**given)
+    if known is not None:
+        connection.codec = known
+
+
+def _pack(data: bytes | bytearray | memoryview) -> str:
+    return b64encode(data).decode()
+
+
+def _can_save(setting: Any) -> bool:
+    if isinstance(setting, (tuple, list)):
+        return all(map(_can_save, setting))
+    return setting is None or isinstance(setting, (bool, int, float, str))
