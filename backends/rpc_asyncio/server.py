@@ -21,8 +21,6 @@ from .protocol import ConnectionProtocol
 
 __all__ = ["Server"]
 
-_RESUMED_AT_ONCE = 100  # calls from the queue in one turn of the loop
-
 
 class _ServerProtocol(ConnectionProtocol):
     __slots__ = ("_server",)
@@ -235,11 +233,7 @@ class Server(ServerBase):
             self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
-        for _ in range(_RESUMED_AT_ONCE):
-            call = self._dispatcher.next_queued()
-            if call is None:
-                self._resuming = False
-                return
-            self._run(call)
-        assert self._loop is not None
-        self._loop.call_soon(self._resume)
+        self._resuming = self._resume_some()
+        if self._resuming:
+            assert self._loop is not None
+            self._loop.call_soon(self._resume)

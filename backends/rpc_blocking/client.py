@@ -4,15 +4,13 @@ Whoever waits and finds nobody reading reads for all, and hands that on when its
 """
 
 import socket
-import ssl as ssl_module
-from collections.abc import Mapping
 from contextlib import suppress
 from select import POLLIN, POLLOUT
 from threading import Lock, RLock, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
-from rpc_common.client import Dialling, SyncClient, explain, outcome
+from rpc_common.client import Dialling, SyncClient, outcome
 from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -20,9 +18,7 @@ from rpc_proto import (
     Call,
     CallCompleted,
     CallFailed,
-    ClientConfig,
     ClientConnection,
-    Codec,
     ConnectionTerminated,
     Event,
     HandshakeCompleted,
@@ -30,7 +26,8 @@ from rpc_proto import (
     State,
     Unavailable,
 )
-from rpc_proto.context import ambient_call, pick_deadline
+from rpc_proto.context import ambient_call
+from rpc_proto.frames import Flag
 
 from .channel import EARLY, Channel
 
@@ -95,17 +92,8 @@ class Client(SyncClient):
         channel.limit_patience(_PATIENCE)
 
     @classmethod
-    def connect(
-        cls,
-        address: str,
-        *,
-        timeout: float = 10.0,
-        codec: str | Codec | None = None,
-        token: str | None = None,
-        ssl: ssl_module.SSLContext | None = None,
-        config: ClientConfig | None = None,
-    ) -> "Client":
-        where, config, ssl = Dialling.check(address, codec, token, ssl, config)
+    def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
+        where, config, ssl = target
         config = config.override(ping_interval=0)
         deadline = monotonic() + timeout
         sock = client = None
@@ -116,15 +104,12 @@ class Client(SyncClient):
             tls = Tls(ssl, server_side=False, hostname=where.host) if ssl is not None else None
             client = cls(Channel(sock, tls), connection, address)
             client._open(deadline)
-        except BaseException as error:
+        except BaseException:
             if client is not None:
                 client._close_sockets()
             elif sock is not None:
                 sock.close()
-            explained = explain(error, address, timeout)
-            if explained is error:
-                raise
-            raise explained from error
+            raise
         return client
 
     def _open(self, deadline: float) -> None:
@@ -150,38 +135,16 @@ class Client(SyncClient):
 
     # Calls
 
-    def _begin(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: Any = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        one_way: bool = False,
-        together: bool = False,
-    ) -> Call:
-        if self._forks != Forks.count:
-            self._check_owner()
+    def _begin(self, *what: Any, together: bool = False) -> Call:
+        self._check_owner()
         now = monotonic()
-        connection = self._connection
         with self._lock:
             if now - self._heard_at > _STALE and self._reader is None:
                 self._glance(now)
-            call = connection.start_call(
-                method,
-                args,
-                kwargs,
-                now=now,
-                deadline=pick_deadline(timeout, self._call_timeout, now),
-                metadata=metadata,
-                returns=returns,
-                one_way=one_way,
-                waiter=_Waiter(),
-            )
-            if not together or connection.outbound >= EARLY:
+            call = self._start(now, _Waiter(), *what)
+            if not together or self._connection.outbound >= EARLY:
                 self._flush()
-        if one_way and self._channel.unsent:
+        if self._channel.unsent and call.flags & Flag.ONE_WAY:
             self._push(call.deadline)
         return call
 

@@ -8,14 +8,14 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Condition, Event, Lock, Thread
 from time import monotonic
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 from rpc_common.forks import Forks
-from rpc_common.server import Link, ServerBase, Settings
+from rpc_common.server import Link, Settings, SyncServer
 from rpc_common.sockets import listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
-from rpc_proto import Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
+from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
 from rpc_proto import Event as ConnectionEvent
 from rpc_proto.dispatch import Dispatcher
 
@@ -256,7 +256,7 @@ class _Link:
                 self.channel.shut(socket.SHUT_RDWR)
 
 
-class Server(ServerBase):
+class Server(SyncServer):
     """Serves objects' methods; `server.start(address)` opens it.
 
     `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
@@ -285,25 +285,13 @@ class Server(ServerBase):
         self._stopped = Event()
         self._forks = Forks.count
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _make_dispatcher(self, **settings: Any) -> Dispatcher:
         return _SharedDispatcher(**settings)
 
     # Life
 
-    def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
-        """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
-
-        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
-        address cannot be had.
-        """
+    def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:
         self._check_owner()
-        where = self._check_listening(address, ssl)
         sock, where = listen(where, socket)
         sock.setblocking(False)
         with self._lock:
@@ -316,7 +304,7 @@ class Server(ServerBase):
         if stopped:
             sock.close()
             raise LocalProtocolError("the server was stopped while it started")
-        return str(where)
+        return where
 
     def serve_forever(self) -> None:
         """Wait until `stop` is called; when interrupted, stop at once."""
@@ -329,11 +317,6 @@ class Server(ServerBase):
             self.stop(grace=0.0)
 
     def stop(self, grace: float = 5.0) -> None:
-        """Stop in order: no new connections and calls; running ones get `grace` seconds.
-
-        Then their callers get `unavailable`. Returns when every connection is closed, at the
-        latest `close_timeout` after that; a handler that still runs is left behind.
-        """
         self._check_grace(grace)
         self._check_owner()
         with self._closing:

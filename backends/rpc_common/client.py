@@ -19,6 +19,7 @@ from rpc_proto import (
     Unavailable,
     parse_address,
 )
+from rpc_proto.context import pick_deadline
 from rpc_proto.proxy import service_proxy
 
 __all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome"]
@@ -109,10 +110,10 @@ class SyncClient(ABC):
     """A connection to one server; `Client.connect(address)` makes it."""
 
     _connection: ClientConnection
+    _call_timeout: float
     address: str
 
     @classmethod
-    @abstractmethod
     def connect(
         cls,
         address: str,
@@ -130,6 +131,19 @@ class SyncClient(ABC):
         when there is no connection, HandshakeError when the server refuses, and TimeoutError;
         nothing stays open then.
         """
+        target = Dialling.check(address, codec, token, ssl, config)
+        try:
+            return cls._connect(target, address, timeout)
+        except BaseException as error:
+            explained = explain(error, address, timeout)
+            if explained is error:
+                raise
+            raise explained from error
+
+    @classmethod
+    @abstractmethod
+    def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
+        """Dial and shake hands; TimeoutError after `timeout` seconds. Close what fails."""
 
     def __enter__(self) -> Self:
         return self
@@ -194,7 +208,7 @@ class SyncClient(ABC):
 
         It is lost without a word when the connection breaks or the method does not exist.
         """
-        call = self._begin(method, args, kwargs, None, timeout, metadata, one_way=True)
+        call = self._begin(method, args, kwargs, None, timeout, metadata, True)
         if not call.sent:
             self._wait(call, call.waiter)
 
@@ -261,9 +275,10 @@ class SyncClient(ABC):
     def close(self, grace: float = 0.0) -> None:
         """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
 
-    @abstractmethod
-    def _begin(
+    def _start(
         self,
+        now: float,
+        waiter: Any,
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -271,9 +286,22 @@ class SyncClient(ABC):
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         one_way: bool = False,
-        together: bool = False,
     ) -> Call:
-        """Start a call, with a waiter that gets its last event.
+        return self._connection.start_call(
+            method,
+            args,
+            kwargs,
+            now=now,
+            deadline=pick_deadline(timeout, self._call_timeout, now),
+            metadata=metadata,
+            returns=returns,
+            one_way=one_way,
+            waiter=waiter,
+        )
+
+    @abstractmethod
+    def _begin(self, *what: Any, together: bool = False) -> Call:
+        """Start a call (see `_start`), with a waiter that gets its last event.
 
         It leaves at once; one of several `together` when enough have come together, or when
         somebody waits.

@@ -5,7 +5,7 @@ import ssl as ssl_module
 from abc import ABC, abstractmethod
 from contextvars import copy_context
 from time import monotonic
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 from rpc_proto import (
     Address,
@@ -27,7 +27,10 @@ from rpc_proto.dispatch import Dispatcher
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import reflect
 
-__all__ = ["Link", "ServerBase", "Settings"]
+__all__ = ["Link", "ServerBase", "Settings", "SyncServer"]
+
+
+_RESUMED_AT_ONCE = 100
 
 
 class Link(Protocol):
@@ -213,7 +216,16 @@ class ServerBase(ABC):
 
     @abstractmethod
     def _resume_soon(self) -> None:
-        """Call `_dispatcher.next_queued` soon: a call waits, and a handler has ended."""
+        """Run calls of the queue soon: one waits, and a handler has ended."""
+
+    def _resume_some(self) -> bool:
+        """Run calls of the queue, not too many in a row; whether more may be waiting."""
+        for _ in range(_RESUMED_AT_ONCE):
+            call = self._dispatcher.next_queued()
+            if call is None:
+                return False
+            self._run(call)
+        return True
 
     def _ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
         """Answer a call whose handler has ended."""
@@ -229,3 +241,34 @@ class ServerBase(ABC):
         call.owner.wrote()
         if dispatcher.queue:
             self._resume_soon()
+
+
+class SyncServer(ServerBase):
+    """A server whose methods wait in place."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
+        """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
+
+        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
+        address cannot be had.
+        """
+        return str(self._listen(self._check_listening(address, ssl), ssl))
+
+    @abstractmethod
+    def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:
+        """Listen there, and return the real address."""
+
+    @abstractmethod
+    def stop(self, grace: float = 5.0) -> None:
+        """Stop in order: no new connections and calls; running ones get `grace` seconds.
+
+        Then their callers get `unavailable` and the handlers are cancelled. Returns when every
+        connection is closed, at the latest `close_timeout` after that; what still runs then is
+        left behind.
+        """

@@ -1,14 +1,12 @@
 """The gevent client: one connection, any number of greenlets at once."""
 
-import ssl as ssl_module
-from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Self
 
 from gevent import Timeout, get_hub, getcurrent, socket
 from gevent.event import AsyncResult, Event
 
-from rpc_common.client import Dialling, Reply, SyncClient, explain, outcome
+from rpc_common.client import Dialling, Reply, SyncClient, outcome
 from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -18,14 +16,12 @@ from rpc_proto import (
     CallFailed,
     ClientConfig,
     ClientConnection,
-    Codec,
     ConnectionTerminated,
     HandshakeCompleted,
     LocalProtocolError,
     Unavailable,
 )
 from rpc_proto import Event as CoreEvent
-from rpc_proto.context import pick_deadline
 
 from .link import Link, get_ident, take_over
 
@@ -118,33 +114,21 @@ class Client(SyncClient):
         self.address = address
 
     @classmethod
-    def connect(
-        cls,
-        address: str,
-        *,
-        timeout: float = 10.0,
-        codec: str | Codec | None = None,
-        token: str | None = None,
-        ssl: ssl_module.SSLContext | None = None,
-        config: ClientConfig | None = None,
-    ) -> Self:
-        where, config, ssl = Dialling.check(address, codec, token, ssl, config)
+    def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
+        where, config, ssl = target
         link: _ClientLink | None = None
+        limit = min(timeout, _LONGEST)
         try:
-            limit = min(timeout, _LONGEST)
             with Timeout(limit, TimeoutError):
                 tls = Tls(ssl, server_side=False, hostname=where.host) if ssl else None
                 sock = take_over(dial(where, monotonic() + limit, socket, _look_up))
                 link = _ClientLink(get_hub(), sock, tls, config)
                 link.open()
                 link.handshake.get()
-        except BaseException as error:
+        except BaseException:
             if link is not None:
                 link.lose()
-            explained = explain(error, address, timeout)
-            if explained is error:
-                raise
-            raise explained from error
+            raise
         return cls(link, config, address)
 
     def close(self, grace: float = 0.0) -> None:
@@ -164,32 +148,11 @@ class Client(SyncClient):
         if waits and getcurrent() is self._hub:
             raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
 
-    def _begin(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: Any = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        one_way: bool = False,
-        together: bool = False,
-    ) -> Call:
+    def _begin(self, *what: Any, together: bool = False) -> Call:
         if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
             self._check_owner()
-        now = monotonic()
+        call = self._start(monotonic(), _Waiter(), *what)
         link = self._link
-        call = self._connection.start_call(
-            method,
-            args,
-            kwargs,
-            waiter=_Waiter(),
-            now=now,
-            deadline=pick_deadline(timeout, self._call_timeout, now),
-            returns=returns,
-            metadata=metadata,
-            one_way=one_way,
-        )
         if link.idle and not together:
             link.idle = False
             link.flush()

@@ -10,24 +10,23 @@ from collections import deque
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 from gevent import GreenletExit, get_hub, getcurrent, socket
 from gevent.event import Event
 from greenlet import greenlet
 
 from rpc_common.forks import Forks
-from rpc_common.server import ServerBase, Settings
+from rpc_common.server import Settings, SyncServer
 from rpc_common.sockets import listen
 from rpc_common.tls import Tls
+from rpc_proto import Address, LocalProtocolError, Peer, ServerCall, ServerConnection
 from rpc_proto import Event as CoreEvent
-from rpc_proto import LocalProtocolError, Peer, ServerCall, ServerConnection
 
 from .link import Link, get_ident, take_over
 
 __all__ = ["Server"]
 
-_RESUMED_AT_ONCE = 100  # calls from the queue in one turn of the hub
 _ACCEPTED_AT_ONCE = 100  # connections in one turn of the hub
 _PAUSE = 0.5  # seconds without accepting when the process or the system is short of something
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -130,7 +129,7 @@ class _Listener:
         self._watcher.start(self._accept)
 
 
-class Server(ServerBase):
+class Server(SyncServer):
     """Serves objects' methods; `server.start(address)` opens it.
 
     It belongs to the hub, that is the thread, that starts it. Each handler runs in a greenlet;
@@ -158,21 +157,9 @@ class Server(ServerBase):
         self._ready: deque[ServerCall] = deque()
         self._resuming = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     # Life
 
-    def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
-        """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
-
-        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
-        address cannot be had.
-        """
-        where = self._check_listening(address, ssl)
+    def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:
         if self._hub is None:
             self._hub = get_hub()
             self._thread = get_ident()
@@ -186,7 +173,7 @@ class Server(ServerBase):
         if self._stopping:  # meanwhile
             self._close_listeners()
             raise LocalProtocolError("the server was stopped while it started")
-        return str(where)
+        return where
 
     def serve_forever(self) -> None:
         """Wait until `stop` is called; when killed, stop at once."""
@@ -199,11 +186,6 @@ class Server(ServerBase):
             self.stop(grace=0.0)
 
     def stop(self, grace: float = 5.0) -> None:
-        """Stop in order: no new connections and calls; running ones get `grace` seconds.
-
-        Then their callers get `unavailable` and the handlers are killed. Returns when every
-        connection is closed, at the latest `close_timeout` after that.
-        """
         self._check_grace(grace)
         if self._hub is None:
             return
@@ -324,10 +306,7 @@ class Server(ServerBase):
             self._hub.loop.run_callback(self._resume)
 
     def _resume(self) -> None:
-        for _ in range(_RESUMED_AT_ONCE):
-            if (call := self._dispatcher.next_queued()) is None:
-                self._resuming = False
-                return
-            self._run(call)
-            self._run_ready()
-        self._hub.loop.run_callback(self._resume)
+        self._resuming = self._resume_some()
+        self._run_ready()
+        if self._resuming:
+            self._hub.loop.run_callback(self._resume)
