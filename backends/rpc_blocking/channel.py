@@ -45,7 +45,8 @@ class Channel:
         self.tls = tls
         self.connection: Connection
         self.unsent: memoryview | bytes = b""
-        self.failure: OSError | None = None  # of a write; the next read tells the connection
+        # Of a write, and the next read tells the connection; or of TLS.
+        self.failure: OSError | None = None
         self._buffer = self._small_buffer = memoryview(bytearray(_READ_SIZE))
 
     def receive(self) -> memoryview | bytes | None:
@@ -94,6 +95,7 @@ class Channel:
             try:
                 data = self.tls.decrypt(data)
             except OSError as error:
+                self.failure = self.failure or error
                 return self.lose(error)
         events = connection.receive_data(data, now)
         if (connection.missing > _READ_SIZE) is (self._buffer is self._small_buffer):
@@ -114,6 +116,7 @@ class Channel:
 
     def lose(self, error: OSError | None) -> list[Event]:
         """Tell the connection that the transport is gone."""
+        self.failure = self.failure or error
         reason = f"the connection was lost: {error}" if error else "the connection was closed"
         return self.connection.connection_lost(monotonic(), reason)
 

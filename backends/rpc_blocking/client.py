@@ -121,7 +121,8 @@ class Client(SyncClient):
             raise TimeoutError
         if isinstance(event, ConnectionTerminated):
             # Not a word came: something that forwards connections to nobody, say.
-            raise event.error or Unavailable("the server hung up at once", maybe_executed=False)
+            silence = Unavailable("the server hung up at once", maybe_executed=False)
+            raise event.error or self._channel.failure or silence
 
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
