@@ -33,6 +33,9 @@ from rpc_proto import (
     Unavailable,
 )
 
+# From Python 3.12 on a fork of a process with threads warns; this is about what then happens.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 # Connecting
 
 
@@ -93,6 +96,20 @@ def test_server_that_speaks_something_else_is_a_handshake_error(words):
 
     with Script(talk) as script, pytest.raises(HandshakeError):
         Client.connect(script.address)
+
+
+def test_certificate_that_is_not_trusted_is_named_as_the_reason(authority):
+    ssl = authority.server_context()
+    with (
+        serving(Echo(), address="tls://127.0.0.1:0", ssl=ssl) as (_, address),
+        pytest.raises(Unavailable, match="certificate verify failed"),
+    ):
+        Client.connect(address)
+
+
+def test_tls_to_a_port_that_knows_none_is_named_as_the_reason(authority):
+    with serving(Echo()) as (_, address), pytest.raises(Unavailable, match="no connection to"):
+        Client.connect(address.replace("tcp", "tls"), ssl=authority.client_context())
 
 
 # Losing the server

@@ -10,6 +10,9 @@ import pytest
 from blocking_driver.support import LONGEST, Echo, Running, pair, serving
 from rpc_blocking import Client
 
+# From Python 3.12 on a fork of a process with threads warns; this is about what then happens.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 
 def get(url: str) -> str:
     # No proxy of the environment is to be asked for what runs here.
