@@ -116,7 +116,6 @@ class Channel:
 
     def lose(self, error: OSError | None) -> list[Event]:
         """Tell the connection that the transport is gone."""
-        self.failure = self.failure or error
         reason = f"the connection was lost: {error}" if error else "the connection was closed"
         return self.connection.connection_lost(monotonic(), reason)
 
