@@ -5,10 +5,12 @@ take stays in `unsent`, for somebody who can wait.
 """
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from select import POLLIN, POLLOUT, poll
 from struct import pack
 from time import monotonic
+from typing import Any
 
 from rpc_common.tls import Tls
 from rpc_proto import Event, State
@@ -119,8 +121,12 @@ class Channel:
         reason = f"the connection was lost: {error}" if error else "the connection was closed"
         return self.connection.connection_lost(monotonic(), reason)
 
-    def send(self) -> None:
-        """Write as much as the kernel takes."""
+    def send(self, lock: Any = None, regain: Callable[[], None] | None = None) -> None:
+        """Write as much as the kernel takes.
+
+        With a lock, let it go for each write and call `regain` behind it: whoever has something to
+        send meanwhile leaves it to this thread.
+        """
         connection = self.connection
         while True:
             data = self.unsent
@@ -134,7 +140,15 @@ class Channel:
                 if not data:
                     return
             try:
-                count = self.sock.send(data, socket.MSG_DONTWAIT)
+                if regain is None:
+                    count = self.sock.send(data, socket.MSG_DONTWAIT)
+                else:
+                    self.unsent = data
+                    try:
+                        lock.release()
+                        count = self.sock.send(data, socket.MSG_DONTWAIT)
+                    finally:
+                        regain()
             except BlockingIOError:
                 self.unsent = data
                 return

@@ -79,6 +79,7 @@ class Client(SyncClient):
         # generator of `call_many` may be collected, and give its calls up, while its thread has it.
         self._lock: Any = RLock()
         self._reader: _Waiter | None = None  # what the thread waits for that reads
+        self._sending = False
         self._polling = 0  # what it polls for, if it can be woken
         self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes it; made when needed
         self._outside = 0  # threads that wait for the kernel to take bytes
@@ -189,36 +190,43 @@ class Client(SyncClient):
 
     def _await(self, waiter: _Waiter) -> None:
         """Return when `waiter` has its event."""
-        with self._lock:
-            try:
-                if self._connection.outbound:
-                    self._flush()
-                while waiter.event is None:
-                    if self._reader is not None:
-                        self._sleep(waiter)
-                    else:
-                        self._read(waiter, None)
-            finally:
-                self._regain()
-                if self._reader is None and self._sleepers:
-                    self._sleepers.popitem()[0].wake()  # to read for the rest
-
-    def _sleep(self, waiter: _Waiter) -> None:
-        """Wait while another thread reads; it wakes us with our event or to read."""
-        timeout = self._time_left()
-        lock = waiter.lock = Lock()
-        lock.acquire()
-        self._sleepers[waiter] = None
         try:
-            self._lock.release()
-            lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-        finally:
-            try:
-                self._regain()
-            finally:
-                waiter.lock = None
+            while waiter.event is None:
+                with self._lock:
+                    timeout, bed = self._take_part(waiter)
+                if bed is not None:
+                    # Woken with its event it need not take the lock again, as all others do.
+                    bed.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        except BaseException:
+            with self._lock:
                 self._sleepers.pop(waiter, None)
-        self._turn()
+            raise
+        finally:
+            if self._reader is None and self._sleepers:
+                with self._lock:
+                    self._hand_on()
+
+    def _take_part(self, waiter: _Waiter) -> tuple[float | None, Any]:
+        """Read for all until the event is there; or return how long to sleep, and on what."""
+        if self._sleepers.pop(waiter, self) is None:
+            self._turn()  # its time is over
+        elif self._connection.outbound:
+            self._flush()
+        waiter.lock = None
+        if waiter.event is None and self._reader is None:
+            self._read(waiter, None)
+        if waiter.event is not None:
+            return None, None
+        timeout = self._time_left()
+        bed = waiter.lock = Lock()
+        bed.acquire()
+        self._sleepers[waiter] = None
+        return timeout, bed
+
+    def _hand_on(self) -> None:
+        """Let one of those that sleep read for the rest."""
+        if self._reader is None and self._sleepers:
+            self._sleepers.popitem()[0].wake()
 
     def _read(self, waiter: _Waiter, until: float | None) -> None:
         """Read, for all, until `waiter` has its event or the time is over."""
@@ -261,6 +269,7 @@ class Client(SyncClient):
         finally:
             self._reader = None
             self._polling = 0
+            self._hand_on()
             self._tidy()
 
     def _get_bell(self) -> socket.socket:
@@ -330,7 +339,16 @@ class Client(SyncClient):
 
     def _flush(self) -> None:
         channel = self._channel
-        channel.send()
+        if self._sending:
+            return  # the thread that does takes this along
+        if self._reader is None:
+            channel.send()
+        else:  # there are others, who need not wait for the kernel
+            self._sending = True
+            try:
+                channel.send(self._lock, self._regain)
+            finally:
+                self._sending = False
         if channel.unsent and self._polling == POLLIN:
             self._ring()  # so that the reader looks when the kernel takes bytes again
         connection = self._connection
@@ -373,6 +391,7 @@ class Client(SyncClient):
                 if waiter is self._reader:
                     self._ring()
                 else:
+                    self._sleepers.pop(waiter, None)
                     waiter.wake()
             elif self._handshake.event is None and kind in _FIRST:
                 self._handshake.event = event
