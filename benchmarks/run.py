@@ -25,16 +25,19 @@ WORKLOADS = {
     "W4": ("one call at a time, 1 MiB echoed", "MiB/s", 1, 1, 1 << 20),
 }
 TARGETS = {"W1": 0.80, "W2": 0.60, "W3": 0.70, "W4": 0.80}
+
+# name: module, loop, what it is measured against, the workloads that it has, goals of its own
 CONTENDERS = {
-    "asyncio floor": ("floor_asyncio", "asyncio", None),
-    "asyncio": ("ours_asyncio", "asyncio", "asyncio floor"),
-    "uvloop floor": ("floor_asyncio", "uvloop", None),
-    "uvloop": ("ours_asyncio", "uvloop", "uvloop floor"),
-    "gevent floor": ("floor_gevent", None, None),
-    "gevent": ("ours_gevent", None, "gevent floor"),
-    "blocking floor": ("floor_blocking", None, None),
-    "blocking": ("ours_blocking", None, "blocking floor"),
-    "64 threads": ("ours_blocking_shared", None, "blocking floor"),
+    "asyncio floor": ("floor_asyncio", "asyncio", None, WORKLOADS, {}),
+    "asyncio": ("ours_asyncio", "asyncio", "asyncio floor", WORKLOADS, {}),
+    "uvloop floor": ("floor_asyncio", "uvloop", None, WORKLOADS, {}),
+    "uvloop": ("ours_asyncio", "uvloop", "uvloop floor", WORKLOADS, {}),
+    "gevent floor": ("floor_gevent", None, None, WORKLOADS, {}),
+    "gevent": ("ours_gevent", None, "gevent floor", WORKLOADS, {}),
+    "blocking floor": ("floor_blocking", None, None, WORKLOADS, {}),
+    "blocking": ("ours_blocking", None, "blocking floor", WORKLOADS, {"W1": 0.85}),
+    "rpyc, 64 threads": ("peer_rpyc", None, None, ("W2",), {}),
+    "64 threads": ("ours_blocking_shared", None, "rpyc, 64 threads", ("W2",), {"W2": 1.0}),
 }
 
 
@@ -68,7 +71,7 @@ def _child(role, module, loop, arguments):
 
 
 def _measure(name, workload, seconds):
-    module, loop, _ = CONTENDERS[name]
+    module, loop = CONTENDERS[name][:2]
     _, unit, connections, in_flight, size = WORKLOADS[workload]
     command = [sys.executable, __file__, "--child"]
     loop = loop or "none"
@@ -106,29 +109,30 @@ def main():
     parser.add_argument("workloads", nargs="*", metavar="W", help="W1 W2 W3 W4; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--only", help="asyncio, uvloop, gevent or blocking")
+    parser.add_argument("--only", help="asyncio, uvloop, gevent, blocking or rpyc")
     options = parser.parse_args()
-    names = [name for name in CONTENDERS if options.only is None or name.startswith(options.only)]
-    print(f"medians of {options.rounds} rounds of {options.seconds:g} s; ratio to the floor")
-    print(f"{'':4}{'':38}" + "".join(f"{name:>16}" for name in names) + f"{'ratio':>16}{'goal':>7}")
+    print(f"CPython {sys.version.split()[0]}; medians of {options.rounds} rounds", end=" ")
+    print(f"of {options.seconds:g} s; ratio to the one before")
     for workload in options.workloads or WORKLOADS:
+        title, unit = WORKLOADS[workload][:2]
+        print(f"{workload} {title}, {unit}")
+        names = [
+            name
+            for name, (module, loop, _, workloads, _) in CONTENDERS.items()
+            if workload in workloads and (options.only or "") in (loop or module)
+        ]
         rates = {name: [] for name in names}
         for _ in range(options.rounds):
             for name in random.sample(names, len(names)):
                 rates[name].append(_measure(name, workload, options.seconds))
         medians = {name: statistics.median(rates[name]) for name in names}
-        ratios = " ".join(
-            f"{medians[name] / medians[CONTENDERS[name][2]]:.2f}"
-            for name in names
-            if CONTENDERS[name][2]
-        )
-        title, unit = WORKLOADS[workload][:2]
-        print(
-            f"{workload:4}{title:38}"
-            + "".join(f"{medians[name]:16,.0f}" for name in names)
-            + f"{ratios:>16}{TARGETS[workload]:7.2f}  {unit}",
-            flush=True,
-        )
+        for name in names:
+            _, _, base, _, goals = CONTENDERS[name]
+            line = f"   {name:18}{medians[name]:12,.0f}"
+            if base in medians:
+                goal = goals.get(workload, TARGETS[workload])
+                line += f"{medians[name] / medians[base]:8.2f}   goal {goal:.2f}"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
