@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from rpc_common.memory import keep_large_blocks
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
@@ -29,6 +30,7 @@ _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDict
 def _shared_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
     buffer = _buffers.get(loop)
     if buffer is None:
+        keep_large_blocks()
         buffer = _buffers[loop] = memoryview(bytearray(_LARGE_READ_SIZE))
     return buffer
 

@@ -12,6 +12,7 @@ from struct import pack
 from time import monotonic
 from typing import Any
 
+from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
@@ -110,6 +111,7 @@ class Channel:
             try:
                 self._buffer = _large_buffers.pop()
             except IndexError:
+                keep_large_blocks()
                 self._buffer = memoryview(bytearray(_LARGE_READ_SIZE))
         else:
             if len(_large_buffers) < _SPARE:

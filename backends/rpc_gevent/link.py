@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from gevent.monkey import get_original
 
 from rpc_common.forks import Forks
+from rpc_common.memory import keep_large_blocks
 from rpc_common.sockets import LINGER
 from rpc_common.tls import Tls
 from rpc_proto import Event, State
@@ -32,7 +33,6 @@ _READ, _WRITE = 1, 2  # what a watcher of the loop waits for
 # body arrives there is one frame to parse however much is read.
 _READ_SIZE = 64 * 1024
 _LARGE_READ_SIZE = 512 * 1024
-_LARGEST_KEPT = 16 * 1024 * 1024
 
 # So many bytes leave before the callback is over: the peer can begin on them meanwhile.
 _EARLY = 1024
@@ -77,9 +77,7 @@ class Link(ABC):
     def __init__(self, hub: Any, sock: Socket, tls: Tls | None) -> None:
         buffer = _buffers.get(hub)
         if buffer is None:
-            # Freeing a large block teaches malloc to keep what large bodies need, instead of
-            # giving it back to the kernel after each of them.
-            bytes(_LARGEST_KEPT)
+            keep_large_blocks()
             buffer = _buffers[hub] = memoryview(bytearray(_LARGE_READ_SIZE))
         self._large_buffer = buffer
         self._buffer = buffer[:_READ_SIZE]
