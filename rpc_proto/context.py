@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -119,33 +119,36 @@ class ServerCall:
                 )
         self.reply_metadata = dict(metadata)
 
-    def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], None]:
+    def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], Any]:
         """Call `callback()` when the call is cancelled, now if it is; return what undoes that.
 
         It runs wherever the driver learns of the cancellation and must be quick.
         """
-        if self.error is not None:
-            callback()
-            return lambda: None
         callbacks = self._on_cancel
         if callbacks is None:
             callbacks = self._on_cancel = []
         callbacks.append(callback)
 
-        def undo() -> None:
-            if callback in callbacks:
+        def undo() -> bool:
+            with suppress(ValueError):
                 callbacks.remove(callback)
+                return True
+            return False
 
+        # Looked at behind the append: a cancellation by another thread finds the callback, or is
+        # seen here, or both; whoever takes it off the list calls it.
+        if self.error is not None and undo():
+            callback()
         return undo
 
     def cancel(self, error: CallError) -> None:
         """For drivers: nobody waits any more, for the reason given; raises what a callback does."""
         self.error = error
-        callbacks, self._on_cancel = self._on_cancel, None
+        callbacks = self._on_cancel
         if callbacks:
-            with ExitStack() as stack:  # runs them all, even if one raises
-                for callback in reversed(callbacks):
-                    stack.callback(callback)
+            with ExitStack() as stack, suppress(IndexError):  # runs them all, even if one raises
+                while True:
+                    stack.callback(callbacks.pop())
 
 
 ambient_call: ContextVar[ServerCall | None] = ContextVar("rpc_proto_call", default=None)

@@ -84,14 +84,14 @@ class Dispatcher:
             return False
         method = self.methods.get(call.method)
         if method is None:
-            self.refused += 1
+            self._count_refused()
             error = Unimplemented(f"no method {call.method!r:.100} is registered here")
             connection.refuse(call, error, self._clock())
             return False
         try:
             call.args, call.kwargs = method.decode(connection.codec, call.flags, call.body)
         except CallError as wrong:
-            self.refused += 1
+            self._count_refused()
             connection.refuse(call, wrong, self._clock())
             return False
         call.body = b""
@@ -125,7 +125,7 @@ class Dispatcher:
 
     def cancel(self, call: ServerCall, error: CallError) -> bool:
         """Take note of a `CallCancelled`; whether a handler runs that is to be stopped."""
-        self.cancelled += 1
+        self._count_cancelled()
         if call.target is None:  # it never began, or has ended
             return False
         call.cancel(error)
@@ -159,8 +159,8 @@ class Dispatcher:
         self.running += 1
         return call
 
-    # Where calls of several connections meet; a driver with threads puts a lock around each of these
-    # and `next_queued`.
+    # Where calls of several connections meet: a driver with threads puts a lock around each of
+    # these, and around `next_queued`.
 
     def _enter(self, call: ServerCall) -> bool | None:
         """Whether the handler may run now; False if it has to wait, None if there is no room."""
@@ -187,6 +187,12 @@ class Dispatcher:
             self.served += 1
         else:
             self.failed += 1
+
+    def _count_refused(self) -> None:
+        self.refused += 1
+
+    def _count_cancelled(self) -> None:
+        self.cancelled += 1
 
     def _to_call_error(self, error: BaseException) -> CallError:
         try:

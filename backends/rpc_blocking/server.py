@@ -54,6 +54,14 @@ class _SharedDispatcher(Dispatcher):
         with self._lock:
             super()._leave(served)
 
+    def _count_refused(self) -> None:
+        with self._lock:
+            super()._count_refused()
+
+    def _count_cancelled(self) -> None:
+        with self._lock:
+            super()._count_cancelled()
+
     def next_queued(self) -> ServerCall | None:
         with self._lock:
             return super().next_queued()

@@ -15,6 +15,7 @@ from rpc_proto import (
     ClientConnection,
     Codec,
     HandshakeError,
+    LocalProtocolError,
     State,
     Unavailable,
     parse_address,
@@ -70,13 +71,18 @@ def explain(error: BaseException, address: str, timeout: float) -> BaseException
     return error
 
 
+_TAKEN: Any = object()
+
+
 def outcome(waiter: Any) -> CallCompleted:
     """Take the event of a call that has ended from its waiter; raise what it failed with."""
     event: CallCompleted | CallFailed = waiter.event
+    if event is _TAKEN:
+        raise LocalProtocolError("the error of this call was taken already")
     event.call.waiter = None  # or call, waiter and result would keep each other alive
     if type(event) is CallCompleted:
         return event
-    waiter.event = None  # or error, traceback, frame and waiter would keep each other alive
+    waiter.event = _TAKEN  # or error, traceback, frame and waiter would keep each other alive
     try:
         raise event.error  # type: ignore[union-attr]
     finally:
@@ -98,7 +104,7 @@ class Pending:
         return self._waiter.event is not None
 
     def result(self) -> Any:
-        """Wait for the result and return it, once; raise what the call failed with."""
+        """Wait for the result and return it; raise, once, what the call failed with."""
         return self._client._wait(self._call, self._waiter).value
 
     def cancel(self) -> None:

@@ -58,7 +58,14 @@ class Threads:
                 self._idle += 1
         self._jobs.put(job)
         if start:
-            Thread(target=self._work, name=self._name, daemon=True).start()
+            try:
+                Thread(target=self._work, name=self._name, daemon=True).start()
+            except RuntimeError:  # no more threads can be had; those that there are will do
+                with self._lock:
+                    self._started -= 1
+                    self._idle -= 1
+                    if not self._started:
+                        raise
         return job
 
     def close(self) -> None:
