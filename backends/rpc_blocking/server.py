@@ -156,6 +156,8 @@ class _Link:
             failure = error
         with self.lock:
             ended = data is None or not len(data)
+            if not ended:
+                self._hold_back(ended)  # answers may have filled the buffers since the read began
             if failure is not None or (ended and channel.failure is not None):
                 events = channel.lose(channel.failure or failure)
             else:
@@ -165,13 +167,17 @@ class _Link:
                 self.handle(events)
                 self.busy = False
             self.flush()
-            while (
-                (ended or not self.connection.wants_data)
-                and not self._is_over(ended)
-                and channel.failure is None
-            ):
-                self._may_read.wait()
+            self._hold_back(ended)
             return not self._is_over(ended)
+
+    def _hold_back(self, ended: bool) -> None:
+        """Wait while the peer is to be slowed down, or, when it has ended, for our end."""
+        while (
+            (ended or not self.connection.wants_data)
+            and not self._is_over(ended)
+            and self.channel.failure is None
+        ):
+            self._may_read.wait()
 
     def _is_over(self, ended: bool) -> bool:
         """Whether there is nothing left to do; `ended`: nothing more will come."""
