@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types layers unit fuzz faults bench clean
+.PHONY: demo test check lint types layers unit fuzz faults stress matrix bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -34,7 +34,16 @@ fuzz: $(VENV)/.dev
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m fault --fault-table -q
 
-# Our rates against the floor of the same runtime, interleaved in one run (about 5 minutes).
+# 64 threads on one blocking client, with random deadlines and cancels, for half a minute.
+stress: $(VENV)/.dev
+	STRESS_SECONDS=30 $(BIN)/python -m pytest tests/blocking_driver/test_threads.py
+
+# One suite over all pairs of backends; what it ran becomes docs/backends.md (about 2 minutes).
+matrix: $(VENV)/.dev
+	FEATURE_MATRIX=$(VENV)/matrix.json $(BIN)/python -m pytest tests/conformance -n 2
+	$(BIN)/python docs/matrix.py $(VENV)/matrix.json
+
+# Our rates against the floor of the same runtime, interleaved in one run (about 10 minutes).
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/footprint.py

@@ -4,6 +4,9 @@ python benchmarks/footprint.py
 """
 
 import asyncio
+import functools
+import gc
+import importlib
 import os
 import resource
 import statistics
@@ -19,25 +22,36 @@ def _resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def _serve() -> None:
-    import gc
-
-    from rpc_asyncio import Server
-
-    async def main() -> None:
-        server = Server()
-        print(await server.start("tcp://127.0.0.1:0"), flush=True)
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while await reader.readline():
-            gc.collect()
-            print(server.stats["connections"], _resident(), flush=True)
-
-    asyncio.run(main())
+def _tell(connections: int) -> None:
+    gc.collect()
+    print(connections, _resident(), flush=True)
 
 
-async def _memory() -> float:
+def _serve(backend: str) -> None:
+    server = importlib.import_module(f"rpc_{backend}").Server()
+    if backend == "asyncio":
+        asyncio.run(_serve_asyncio(server))
+        return
+    print(server.start("tcp://127.0.0.1:0"), flush=True)
+    read = sys.stdin.readline
+    if backend == "gevent":
+        from gevent import get_hub
+
+        read = functools.partial(get_hub().threadpool.apply, sys.stdin.readline)
+    while read():
+        _tell(server.stats["connections"])
+
+
+async def _serve_asyncio(server) -> None:
+    print(await server.start("tcp://127.0.0.1:0"), flush=True)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.readline():
+        _tell(server.stats["connections"])
+
+
+async def _memory(backend: str) -> float:
     """Return bytes of the server's memory for each idle connection."""
     from rpc_asyncio import Client
 
@@ -45,6 +59,7 @@ async def _memory() -> float:
         sys.executable,
         __file__,
         "--serve",
+        backend,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -78,12 +93,13 @@ def _process(statement: str) -> float:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--serve"]:
-        _serve()
+    if sys.argv[1:2] == ["--serve"]:
+        _serve(sys.argv[2])
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-    kib = statistics.median(asyncio.run(_memory()) for _ in range(3)) / 1024
-    print(f"server memory for each idle connection: {kib:.1f} KiB ({CONNECTIONS} connections)")
+    for backend in ("asyncio", "gevent", "blocking"):
+        kib = statistics.median(asyncio.run(_memory(backend)) for _ in range(3)) / 1024
+        print(f"{backend}: {kib:.1f} KiB of the server for each of {CONNECTIONS} idle connections")
     for statement in ("pass", "import rpc_proto", "import asyncio", "import rpc_asyncio"):
         _process(statement)
         milliseconds = statistics.median(_process(statement) for _ in range(21)) * 1000

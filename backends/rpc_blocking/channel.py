@@ -7,6 +7,7 @@ take stays in `unsent`, for somebody who can wait.
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from mmap import mmap
 from select import POLLIN, POLLOUT, poll
 from struct import pack
 from time import monotonic
@@ -50,7 +51,8 @@ class Channel:
         self.unsent: memoryview | bytes = b""
         # Of a write, and the next read tells the connection; or of TLS.
         self.failure: OSError | None = None
-        self._buffer = self._small_buffer = memoryview(bytearray(_READ_SIZE))
+        # Pages that are never touched cost nothing, and most messages fit into the first one.
+        self._buffer = self._small_buffer = memoryview(mmap(-1, _READ_SIZE))
 
     def receive(self) -> memoryview | bytes | None:
         """Wait for bytes: b"" at their end, None when patience is over, OSError when lost."""
