@@ -384,6 +384,7 @@ def test_random_bytes_do_not_hurt_the_server():
         until(lambda: server.stats["connections"] == 1)
 
 
+@pytest.mark.fault(50)
 def test_server_recovers_when_it_had_no_file_descriptor_left():
     printed = run_python(
         """

@@ -126,6 +126,7 @@ def test_a_tls_handshake_that_never_comes(authority: Authority) -> None:
         until(lambda: server.stats["connections"] == 0)
 
 
+@pytest.mark.fault(50)
 def test_accepting_pauses_when_there_are_no_descriptors(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
