@@ -7,7 +7,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, NoReturn, Self, TypeVar, overload
 
-from rpc_common.client import Dialling, Reply, explain
+from rpc_common.client import Dialling, Reply, explain, refusal
 from rpc_common.forks import Forks
 from rpc_proto import (
     Call,
@@ -21,7 +21,6 @@ from rpc_proto import (
     HandshakeCompleted,
     LocalProtocolError,
     State,
-    Unavailable,
 )
 from rpc_proto.context import pick_deadline
 from rpc_proto.proxy import service_proxy
@@ -62,9 +61,7 @@ class _ClientProtocol(ConnectionProtocol):
                 if not self.handshake.done():
                     self.handshake.set_result(None)
             elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
-                # Not a word came: something that forwards connections to nobody, say.
-                nothing = Unavailable("the server hung up at once", maybe_executed=False)
-                self.handshake.set_exception(event.error or nothing)
+                self.handshake.set_exception(refusal(event.error))
         if asyncio.current_task(self._loop) is not None:  # only one can run at a time
             for waiter in waiters:
                 waiter.wake_soon()

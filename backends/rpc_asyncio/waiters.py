@@ -9,7 +9,8 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any
 
-from rpc_proto import CallCompleted, CallFailed
+from rpc_common.client import outcome
+from rpc_proto import CallCompleted
 
 __all__ = ["Waiter"]
 
@@ -29,15 +30,8 @@ class Waiter:
     def __await__(self) -> Generator[Any, None, CallCompleted]:
         if self.event is None:
             yield self
-        event = self.event
-        if type(event) is CallFailed:
-            self.event = None  # or error, traceback and this would keep each other alive
-            try:
-                raise event.error
-            finally:
-                del event
-        completed: CallCompleted = event
-        return completed
+        # No name for the event: its error would keep this frame alive, and the frame the error.
+        return self.event if type(self.event) is CallCompleted else outcome(self)
 
     def wake(self) -> None:
         """Let the Task go on with `event`, here and now; no other Task may be running."""

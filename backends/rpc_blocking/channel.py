@@ -18,13 +18,16 @@ from rpc_common.tls import Tls
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
-__all__ = ["EARLY", "Channel"]
+__all__ = ["EARLY", "LONGEST", "Channel"]
 
 _READ_SIZE = 64 * 1024
 _LARGE_READ_SIZE = 512 * 1024
 
 # Bytes that are worth a system call of their own: the peer begins on them while this end goes on.
 EARLY = 1024
+
+# The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
+LONGEST = 3600.0
 
 # Large buffers are seldom needed and expensive to get: those that are not in use.
 _large_buffers: list[memoryview] = []
@@ -54,10 +57,13 @@ class Channel:
         # Pages that are never touched cost nothing, and most messages fit into the first one.
         self._buffer = self._small_buffer = memoryview(mmap(-1, _READ_SIZE))
 
-    def receive(self) -> memoryview | bytes | None:
-        """Wait for bytes: b"" at their end, None when patience is over, OSError when lost."""
+    def receive(self, flags: int = 0) -> memoryview | bytes | None:
+        """Wait for bytes: b"" at their end, None when patience is over, OSError when lost.
+
+        With the flag MSG_DONTWAIT there is no patience.
+        """
         try:
-            count = self.sock.recv_into(self._buffer)
+            count = self.sock.recv_into(self._buffer, 0, flags)
         except BlockingIOError:
             return None
         return self._buffer[:count]
@@ -66,14 +72,6 @@ class Channel:
         """Let `receive` wait about so long and no longer."""
         timeval = pack("@ll", int(seconds), int(seconds % 1 * 1e6))
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-
-    def receive_now(self) -> memoryview | bytes | None:
-        """Return bytes that are there, b"" at their end, None if there is nothing."""
-        try:
-            count = self.sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        return self._buffer[:count]
 
     def wait(self, timeout: float | None, what: int, bell: socket.socket | None = None) -> bool:
         """Wait for POLLIN, POLLOUT or both, until the bell rings, or the time is over.

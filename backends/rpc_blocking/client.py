@@ -10,7 +10,7 @@ from threading import Lock, RLock, Thread
 from time import monotonic
 from typing import Any, Self
 
-from rpc_common.client import Dialling, SyncClient, outcome
+from rpc_common.client import Dialling, SyncClient, outcome, refusal
 from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -24,12 +24,11 @@ from rpc_proto import (
     HandshakeCompleted,
     LocalProtocolError,
     State,
-    Unavailable,
 )
 from rpc_proto.context import ambient_call
 from rpc_proto.frames import Flag
 
-from .channel import EARLY, Channel
+from .channel import EARLY, LONGEST, Channel
 
 __all__ = ["Client"]
 
@@ -39,9 +38,6 @@ _STALE = 1.0
 # A reader that has waited so long, in seconds, can from then on be woken by other threads. Most
 # answers come sooner, for the price of one system call less.
 _PATIENCE = 0.008
-
-# The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
-_LONGEST = 3600.0
 
 # What tells whether the server has accepted the options.
 _FIRST = (HandshakeCompleted, ConnectionTerminated)
@@ -121,9 +117,7 @@ class Client(SyncClient):
         if event is None:
             raise TimeoutError
         if isinstance(event, ConnectionTerminated):
-            # Not a word came: something that forwards connections to nobody, say.
-            silence = Unavailable("the server hung up at once", maybe_executed=False)
-            raise event.error or self._channel.failure or silence
+            raise refusal(event.error or self._channel.failure)
 
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
@@ -162,8 +156,6 @@ class Client(SyncClient):
             undo = None
             if ambient is not None and not ambient.answered:
                 undo = ambient.on_cancel(lambda: self._give_up(call))
-                if ambient.cancelled:  # at that very moment, perhaps
-                    self._give_up(call)
             try:
                 self._await(waiter)
             except BaseException:  # the user is impatient
@@ -335,7 +327,7 @@ class Client(SyncClient):
         at = self._connection.next_timeout()
         if until is not None and (at is None or until < at):
             at = until
-        return None if at is None else min(at - monotonic(), _LONGEST)
+        return None if at is None else min(at - monotonic(), LONGEST)
 
     def _flush(self) -> None:
         channel = self._channel
@@ -374,7 +366,7 @@ class Client(SyncClient):
         """See whether the server has said goodbye while nobody read."""
         self._heard_at = now
         try:
-            while (data := self._channel.receive_now()) is not None:
+            while (data := self._channel.receive(socket.MSG_DONTWAIT)) is not None:
                 self._deliver(self._channel.take(data))
                 if not len(data):
                     break

@@ -11,13 +11,12 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 from threading import Event, Lock, Thread
 from time import monotonic
 
+from .channel import LONGEST
+
 __all__ = ["Appointment", "Keeper"]
 
 # How long nothing is accepted after that failed: file descriptors may have run out.
 _PAUSE = 0.2
-
-# The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
-_LONGEST = 3600.0
 
 # So many cancelled appointments may stay in the heap, or as many as there are others.
 _SLACK = 64
@@ -158,7 +157,7 @@ class Keeper:
         with self._lock:
             if not self._timers:
                 return None
-            return min(max(0.0, self._timers[0][0] - monotonic()), _LONGEST)
+            return min(max(0.0, self._timers[0][0] - monotonic()), LONGEST)
 
     def _take_due(self) -> list[Callback]:
         now = monotonic()

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import ssl as ssl_module
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Condition, Event, Lock, Thread
@@ -12,7 +13,7 @@ from typing import Any, Unpack
 
 from rpc_common.forks import Forks
 from rpc_common.server import Link, Settings, SyncServer
-from rpc_common.sockets import listen
+from rpc_common.sockets import LINGER, listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
@@ -26,10 +27,6 @@ __all__ = ["Server"]
 
 # So many connections above the limit are told so; more are closed without a word.
 _TURNED_AWAY = 100
-
-# How long a peer must be silent, in seconds, when all has been said to it: if it hangs up by then
-# it surely read the last words. One that waits for nothing may never look.
-_LINGER = 0.2
 
 # The keeper does not wait longer for a connection that is busy, and comes again soon.
 _PATIENCE = 0.005
@@ -204,7 +201,7 @@ class _Link:
         keeper = self._server._keeper
         if channel.unsent:
             self._watched = True
-            keeper.watch(channel.sock.fileno(), self._writable)
+            keeper.watch(channel.sock.fileno(), lambda: self._visit(self.flush))
         elif channel.failure is not None:
             self._may_read.notify()  # to take note of it
         if connection.changed or connection.state is State.CLOSING:
@@ -218,7 +215,7 @@ class _Link:
                 if self.timer is not None:
                     keeper.cancel(self.timer)
                 self.timer_at = at
-                self.timer = keeper.call_at(at, lambda: self._due(at))
+                self.timer = keeper.call_at(at, lambda: self._visit(lambda: self._due(at)))
 
     def _wait_for_end(self) -> None:
         """See to it that a peer who has nothing to say does not keep us when all is written."""
@@ -228,33 +225,28 @@ class _Link:
             and not self.channel.unsent
             and not self.connection.outbound
         ):
-            self._last_words = self._server._keeper.call_at(monotonic() + _LINGER, self._leave)
+            self._last_words = self._server._keeper.call_at(monotonic() + LINGER, self._leave)
 
     # For the keeper, which has other connections to look after, too
 
-    def _writable(self) -> None:
+    def _visit(self, act: Callable[[], None]) -> None:
+        """Act with the lock held, now or soon."""
         if self.lock.acquire(timeout=_PATIENCE):
             try:
-                self.flush()
+                act()
             finally:
                 self.lock.release()
         else:
-            self._server._keeper.call_at(monotonic() + _PATIENCE, self._writable)
+            self._server._keeper.call_at(monotonic() + _PATIENCE, lambda: self._visit(act))
 
     def _due(self, at: float) -> None:
-        if self.lock.acquire(timeout=_PATIENCE):
-            try:
-                if at == self.timer_at:  # otherwise an earlier one has taken its place
-                    self.timer_at = self.timer = None
-                    self.handle(self.connection.handle_timeout(max(at, monotonic())))
-                    self.flush()
-            finally:
-                self.lock.release()
-        else:
-            self._server._keeper.call_at(monotonic() + _PATIENCE, lambda: self._due(at))
+        if at == self.timer_at:  # otherwise an earlier one has taken its place
+            self.timer_at = self.timer = None
+            self.handle(self.connection.handle_timeout(max(at, monotonic())))
+            self.flush()
 
     def _leave(self) -> None:
-        at = self.connection._received_at + _LINGER
+        at = self.connection._received_at + LINGER
         if monotonic() >= at:
             self.channel.shut(socket.SHUT_RDWR)  # wakes the thread
         else:

@@ -23,7 +23,7 @@ from rpc_proto import (
 from rpc_proto.context import pick_deadline
 from rpc_proto.proxy import service_proxy
 
-__all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome"]
+__all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome", "refusal"]
 
 Api = TypeVar("Api")
 
@@ -69,6 +69,12 @@ def explain(error: BaseException, address: str, timeout: float) -> BaseException
     if isinstance(error, OSError):
         return Unavailable(f"no connection to {address}: {error}", maybe_executed=False)
     return error
+
+
+def refusal(error: Exception | None) -> Exception:
+    """Return what ended the connection before the server accepted the options."""
+    # Perhaps not a word came: of something that forwards connections to nobody, say.
+    return error or Unavailable("the server hung up at once", maybe_executed=False)
 
 
 _TAKEN: Any = object()

@@ -6,7 +6,7 @@ from typing import Any, Self
 from gevent import Timeout, get_hub, getcurrent, socket
 from gevent.event import AsyncResult, Event
 
-from rpc_common.client import Dialling, Reply, SyncClient, outcome
+from rpc_common.client import Dialling, Reply, SyncClient, outcome, refusal
 from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -19,7 +19,6 @@ from rpc_proto import (
     ConnectionTerminated,
     HandshakeCompleted,
     LocalProtocolError,
-    Unavailable,
 )
 from rpc_proto import Event as CoreEvent
 
@@ -85,9 +84,7 @@ class _ClientLink(Link):
         if isinstance(event, HandshakeCompleted):
             self.handshake.set(None)
         elif isinstance(event, ConnectionTerminated):
-            # Not a word came: something that forwards connections to nobody, say.
-            nothing = Unavailable("the server hung up at once", maybe_executed=False)
-            self.handshake.set_exception(event.error or nothing)
+            self.handshake.set_exception(refusal(event.error))
 
     def lose(self, error: Exception | None = None) -> None:
         if error is not None and self._tls is not None and not self._tls.established:
