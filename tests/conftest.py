@@ -1,8 +1,12 @@
 """The table of faults: `--fault-table` prints which test shows which row, and how it ended."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+_Options = dict[str, Any]
 
 _ORDER = ("failed", "error", "skipped", "xfailed", "passed")
 _rows: dict[tuple[int, str], dict[str, str]] = {}
@@ -51,3 +55,26 @@ def pytest_terminal_summary(
         terminalreporter.section("faults")
         for line in _table():
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Certificates of a made-up authority."""
+    from support.certificates import Authority  # its import takes longer than many a test
+
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(params=["tcp", "unix", "tls"])
+def transport(
+    request: pytest.FixtureRequest, tmp_path: Path, authority: Any
+) -> tuple[_Options, _Options]:
+    """Give how to listen and how to connect."""
+    if request.param == "tcp":
+        return {"address": "tcp://127.0.0.1:0"}, {}
+    if request.param == "unix":
+        return {"address": f"unix://{tmp_path}/s"}, {}
+    return (
+        {"address": "tls://127.0.0.1:0", "ssl": authority.server_context()},
+        {"ssl": authority.client_context()},
+    )

@@ -4,14 +4,12 @@ import asyncio
 import gc
 import inspect
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from asyncio_driver.certificates import Authority
-from asyncio_driver.support import ANY_PORT
+from support.certificates import Authority
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -67,27 +65,6 @@ async def _bounded(body: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Certificates of a made-up authority."""
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="session")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Certificates of an authority that nobody in the tests trusts."""
     return Authority(tmp_path_factory.mktemp("other-authority"))
-
-
-@pytest.fixture(params=["tcp", "unix", "tls"])
-def transport(
-    request: pytest.FixtureRequest, tmp_path: Path, authority: Authority
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give how to listen and how to connect."""
-    if request.param == "tcp":
-        return {"address": ANY_PORT}, {}
-    if request.param == "unix":
-        return {"address": f"unix://{tmp_path}/rpc.sock"}, {}
-    return (
-        {"address": "tls://127.0.0.1:0", "ssl": authority.server_context()},
-        {"ssl": authority.client_context()},
-    )

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from asyncio_driver.support import GOAWAY, Echo, accepted, pair, request, serving
+from asyncio_driver.support import Echo, accepted, pair, serving
 from rpc_asyncio import Client
 from rpc_proto import (
     Aborted,
@@ -21,6 +21,7 @@ from rpc_proto import (
     Unknown,
     quick,
 )
+from support.by_hand import GOAWAY, request
 
 
 class Failing:

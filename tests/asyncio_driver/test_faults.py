@@ -11,27 +11,15 @@ import time
 import pytest
 
 from asyncio_driver.support import (
-    CANCEL,
-    ERROR,
-    GOAWAY,
-    NOT_EXECUTED,
-    PING,
-    RAW,
-    REQUEST,
-    RESPONSE,
     Echo,
     Gate,
     Wire,
-    accept_line,
     accepted,
     answering,
     dialled,
-    frame,
     in_bytes,
-    option_line,
     pair,
     port_of,
-    request,
     serving,
     silence,
     until,
@@ -43,6 +31,21 @@ from rpc_proto import (
     ServerConfig,
     Unavailable,
 )
+from support.by_hand import (
+    CANCEL,
+    ERROR,
+    GOAWAY,
+    NOT_EXECUTED,
+    PING,
+    RAW,
+    REQUEST,
+    RESPONSE,
+    accept_line,
+    frame,
+    option_line,
+    request,
+)
+from support.network import black_hole
 
 # Handshake
 
@@ -120,15 +123,7 @@ async def test_connect_timeout_covers_the_tls_handshake(authority):
 
 @pytest.mark.fault(9)
 async def test_connect_timeout_covers_the_dialling():
-    with contextlib.ExitStack() as stack:
-        # The queue of a listener that accepts nobody is full after these: dialling hangs.
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(listener.getsockname())
-        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    with black_hole() as address:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
             await Client.connect(address, timeout=0.2)

@@ -7,17 +7,7 @@ import threading
 
 import pytest
 
-from asyncio_driver.support import (
-    CANCEL,
-    Echo,
-    Gate,
-    accepted,
-    frame,
-    pair,
-    request,
-    serving,
-    until,
-)
+from asyncio_driver.support import Echo, Gate, accepted, pair, serving, until
 from rpc_asyncio import Client, Server
 from rpc_proto import (
     CallError,
@@ -28,6 +18,7 @@ from rpc_proto import (
     current_call,
     quick,
 )
+from support.by_hand import CANCEL, frame, request
 
 
 class Kinds:

@@ -11,23 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from asyncio_driver.support import (
-    GOAWAY,
-    ONE_WAY,
-    Echo,
-    Gate,
-    Wire,
-    accept_line,
-    accepted,
-    answering,
-    frame,
-    pair,
-    request,
-    serving,
-    until,
-)
+from asyncio_driver.support import Echo, Gate, Wire, accepted, answering, pair, serving, until
 from rpc_asyncio import Client, Server
 from rpc_proto import CallError, HandshakeError, LocalProtocolError, ServerConfig, Unavailable
+from support.by_hand import GOAWAY, ONE_WAY, accept_line, frame, request
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rpc_blocking import Client, Server
 from rpc_proto import current_call
+from support.by_hand import PREFIX, Frame, accept_line, option_line
 
 ANY_PORT = "tcp://127.0.0.1:0"
 ROOT = Path(__file__).parents[2]
@@ -174,52 +175,6 @@ def run_python(source: str, *arguments: str, timeout: float = LONGEST) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-# The wire, by hand
-
-REQUEST, RESPONSE, ERROR, CANCEL, PING, PONG, GOAWAY = range(1, 8)
-RAW, NAMED, ONE_WAY, NOT_EXECUTED = 1, 2, 4, 8
-MAGIC = 0x52504350
-PREFIX = struct.Struct(">BBHIQ")
-
-
-class Frame(NamedTuple):
-    type: int
-    flags: int
-    call_id: int
-    header: bytes
-    body: bytes
-
-    @property
-    def value(self) -> Any:
-        return json.loads(self.body) if self.body else None
-
-
-def option_line(codec: str = "json", **fields: Any) -> bytes:
-    """Return what a client says first."""
-    line = {"magic": MAGIC, "version": 1, "codec": codec, **fields}
-    return json.dumps(line).encode() + b"\n"
-
-
-def accept_line(codec: str = "msgpack", **limits: int) -> bytes:
-    """Return what a server says first."""
-    sizes = {"header": 16384, "body": 1 << 24, "calls": 1024, **limits}
-    line = {"magic": MAGIC, "version": 1, "codec": codec, "limits": sizes}
-    return json.dumps(line).encode() + b"\n"
-
-
-def frame(
-    kind: int, call_id: int = 0, body: bytes = b"", *, header: bytes = b"", flags: int = 0
-) -> bytes:
-    """Return one frame."""
-    return PREFIX.pack(kind, flags, len(header), len(body), call_id) + header + body
-
-
-def request(call_id: int, method: str, *args: Any, timeout: int | None = None) -> bytes:
-    """Return a REQUEST in JSON; the timeout is in milliseconds."""
-    header = json.dumps([method] if timeout is None else [method, timeout]).encode()
-    return frame(REQUEST, call_id, json.dumps(args).encode() if args else b"", header=header)
 
 
 class Wire:

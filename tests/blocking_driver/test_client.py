@@ -1,6 +1,5 @@
 """A client whose server is not there, goes away or hangs; interrupts and forks."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -16,7 +15,6 @@ from blocking_driver.support import (
     Running,
     Script,
     accept_and,
-    accept_line,
     idle,
     pair,
     serving,
@@ -32,6 +30,8 @@ from rpc_proto import (
     ServerConfig,
     Unavailable,
 )
+from support.by_hand import accept_line
+from support.network import black_hole
 
 # From Python 3.12 on a fork of a process with threads warns; this is about what then happens.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -69,17 +69,10 @@ def test_silent_server_times_out_in_the_tls_handshake(authority):
 
 
 def test_listener_whose_queue_is_full_times_out():
-    with contextlib.ExitStack() as stack:
-        # The queue of a listener that accepts nobody is full after these: dialling hangs.
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(listener.getsockname())
+    with black_hole() as address:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
-            Client.connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout=0.2)
+            Client.connect(address, timeout=0.2)
         assert time.monotonic() - began < 2
 
 

@@ -6,8 +6,6 @@ import time
 import pytest
 
 from blocking_driver.support import (
-    CANCEL,
-    ERROR,
     LONGEST,
     Echo,
     Gate,
@@ -17,7 +15,6 @@ from blocking_driver.support import (
     accepted,
     idle,
     pair,
-    request,
     serving,
     silence,
     took,
@@ -31,6 +28,7 @@ from rpc_proto import (
     ServerConfig,
     current_call,
 )
+from support.by_hand import CANCEL, ERROR, request
 
 
 class Relay:

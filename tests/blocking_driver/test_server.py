@@ -15,19 +15,15 @@ import pytest
 
 from blocking_driver.support import (
     ANY_PORT,
-    GOAWAY,
     LONGEST,
     Echo,
     Gate,
     Running,
     accepted,
     dialled,
-    frame,
     idle,
     in_bytes,
-    option_line,
     pair,
-    request,
     run_python,
     serving,
     took,
@@ -35,6 +31,7 @@ from blocking_driver.support import (
 )
 from rpc_blocking import Client, Server
 from rpc_proto import HandshakeError, LocalProtocolError, ServerConfig, Unavailable, quick
+from support.by_hand import GOAWAY, frame, option_line, request
 
 # Starting and stopping
 

@@ -14,7 +14,6 @@ from blocking_driver.support import (
     Running,
     Script,
     accept_and,
-    accept_line,
     idle,
     pair,
     serving,
@@ -32,6 +31,7 @@ from rpc_proto import (
     Unavailable,
     quick,
 )
+from support.by_hand import accept_line
 
 STRESS_SECONDS = float(os.environ.get("STRESS_SECONDS", "2"))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from asyncio_driver.certificates import Authority
+from support.certificates import Authority
 
 CERT = ("--tls-cert", "server.pem")
 CLIENT_CERT = ("--tls-cert", "alice.pem", "--tls-key", "alice.pem")

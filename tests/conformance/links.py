@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from asyncio_driver.certificates import Authority
 from conformance.backends import PAIRS, Pair
 from conformance.hosts import HostProcess, Hosts
 from conformance.proxy import Proxy, proxied
 from conformance.runtimes import RUNTIMES, Client, Runtime
+from support.certificates import Authority
 
 COMBINATIONS = list(product(("msgpack", "json"), ("tcp", "unix", "tls")))
 

@@ -5,12 +5,13 @@ import time
 
 import pytest
 
-from asyncio_driver.certificates import Authority
 from conformance.hosts import Process
 from conformance.links import Link, Suite
-from conformance.proxy import black_hole, proxied, silent_server
+from conformance.proxy import proxied, silent_server
 from conformance.runtimes import Runtime, until
 from rpc_proto import HandshakeError, Unavailable
+from support.certificates import Authority
+from support.network import black_hole
 
 # Two slow cores may add so much to a time, in seconds.
 SLACK = 5.0

@@ -9,8 +9,9 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 
-from asyncio_driver.support import PREFIX, Frame, option_line, port_of
+from asyncio_driver.support import port_of
 from rpc_gevent import Client, Server
+from support.by_hand import PREFIX, Frame, option_line
 
 ANY_PORT = "tcp://127.0.0.1:0"
 

@@ -11,7 +11,6 @@ import pytest
 from gevent.event import Event
 from gevent.local import local
 
-from asyncio_driver.support import PONG, RESPONSE, request
 from gevent_driver.support import ANY_PORT, LONGEST, Echo, Gate, Wire, pair, serving, until
 from rpc_gevent import Client, Server
 from rpc_proto import (
@@ -24,6 +23,7 @@ from rpc_proto import (
     Unavailable,
     current_call,
 )
+from support.by_hand import PONG, RESPONSE, request
 
 
 class Turns:

@@ -14,8 +14,6 @@ import gevent
 import pytest
 from gevent.pywsgi import WSGIServer
 
-from asyncio_driver.certificates import Authority
-from asyncio_driver.support import option_line
 from gevent_driver.support import ANY_PORT, LONGEST, Echo, Gate, Wire, pair, serving, until
 from rpc_gevent import Client, Server
 from rpc_proto import (
@@ -26,6 +24,8 @@ from rpc_proto import (
     Unavailable,
     current_call,
 )
+from support.by_hand import option_line
+from support.certificates import Authority
 
 
 def test_stop_lets_running_calls_end() -> None:
