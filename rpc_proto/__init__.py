@@ -43,7 +43,9 @@ from .events import (
     Event,
     GoAwayReceived,
     HandshakeCompleted,
+    HttpServed,
     RequestReceived,
+    ResponsePromised,
 )
 from .server import ServerConnection
 from .states import State
@@ -71,6 +73,7 @@ __all__ = [
     "GoAwayReceived",
     "HandshakeCompleted",
     "HandshakeError",
+    "HttpServed",
     "Internal",
     "InvalidArgument",
     "LocalProtocolError",
@@ -82,6 +85,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestReceived",
     "ResourceExhausted",
+    "ResponsePromised",
     "RpcError",
     "ServerCall",
     "ServerConfig",

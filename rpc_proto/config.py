@@ -140,6 +140,8 @@ class ServerConfig(_Config):
     """The longest that a handler may take, whatever deadline the caller set."""
     idle_timeout: float | None = None
     """How long a connection may be without a call before it is asked to leave."""
+    max_http_body: int = 1024 * 1024
+    """Largest body of an HTTP request that is accepted."""
     refusals: int = 1000
     """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; a
     tenth of them is forgiven each second."""
@@ -147,6 +149,7 @@ class ServerConfig(_Config):
     def _check(self) -> None:
         super()._check()
         _check_range("max_calls", self.max_calls, 1, 2**31, whole=True)
+        _check_range("max_http_body", self.max_http_body, 0, 2**31, whole=True)
         _check_range("refusals", self.refusals, 1, 2**31, whole=True)
         for name in ("handling_timeout", "idle_timeout"):
             if getattr(self, name) is not None:

@@ -1,12 +1,15 @@
 """What an input of a connection may cause; each input returns its events in order."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .calls import Call
 from .context import ServerCall
 from .errors import CallError, RpcError
 from .handshake import Answer
+
+if TYPE_CHECKING:
+    from .http.messages import Promise
 
 __all__ = [
     "CallCancelled",
@@ -16,7 +19,9 @@ __all__ = [
     "Event",
     "GoAwayReceived",
     "HandshakeCompleted",
+    "HttpServed",
     "RequestReceived",
+    "ResponsePromised",
 ]
 
 # Plain slotted classes: one is built for each call, and a dataclass or a named tuple costs more.
@@ -92,6 +97,33 @@ class GoAwayReceived(Event):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         self.message = message
+
+
+class HttpServed(Event):
+    """Server: an HTTP request has its response. `size` is the body's in bytes.
+
+    `request` is the method and the target; `error` is what the application raised, or None.
+    """
+
+    __slots__ = ("error", "request", "size", "status")
+
+    def __init__(self, request: str, status: int, size: int, error: Exception | None) -> None:
+        self.request = request
+        self.status = status
+        self.size = size
+        self.error = error
+
+
+class ResponsePromised(Event):
+    """Server: an application will answer an HTTP request later.
+
+    Give `promise.on_settled` what makes the loop call `handle_timeout` of this connection.
+    """
+
+    __slots__ = ("promise",)
+
+    def __init__(self, promise: "Promise") -> None:
+        self.promise = promise
 
 
 class ConnectionTerminated(Event):

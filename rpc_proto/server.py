@@ -1,6 +1,6 @@
 """The server's end of a connection (docs/protocol.md, "Calls")."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .calls import CallTable
 from .codecs import find_codec
@@ -18,7 +18,14 @@ from .errors import (
     RpcError,
     Unavailable,
 )
-from .events import CallCancelled, Event, HandshakeCompleted, RequestReceived
+from .events import (
+    CallCancelled,
+    Event,
+    HandshakeCompleted,
+    HttpServed,
+    RequestReceived,
+    ResponsePromised,
+)
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import (
     Answer,
@@ -31,6 +38,9 @@ from .headers import HeaderError
 from .states import State, Trigger
 from .timers import Timer
 
+if TYPE_CHECKING:
+    from .http.messages import Application
+
 __all__ = ["ServerConnection"]
 
 _OPEN = State.OPEN
@@ -39,9 +49,16 @@ _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _CANCEL = int(FrameType.CANCEL)
 
+# Requests that came together are served in parts, so that they do not keep the loop for long.
+_REQUESTS_AT_ONCE = 16
+_PAUSE = 0.001  # seconds
+
 
 class ServerConnection(Connection):
     """The end that is called.
+
+    A peer that begins with HTTP gets its responses from `application` (see rpc_proto.http), and
+    becomes a caller like any other by CONNECT.
 
     Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
     `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
@@ -49,8 +66,10 @@ class ServerConnection(Connection):
     """
 
     __slots__ = (
+        "_application",
         "_given_up",
         "_handling_timeout",
+        "_http",
         "_idle_since",
         "_last_id",
         "_max_calls",
@@ -63,7 +82,12 @@ class ServerConnection(Connection):
     _config: ServerConfig
 
     def __init__(
-        self, config: ServerConfig | None = None, *, now: float, peer: Peer | None = None
+        self,
+        config: ServerConfig | None = None,
+        *,
+        now: float,
+        peer: Peer | None = None,
+        application: "Application | None" = None,
     ) -> None:
         config = config or ServerConfig()
         super().__init__(config, now)
@@ -77,13 +101,19 @@ class ServerConnection(Connection):
         self._refusals = 0.0
         self._refused_at = now
         self._idle_since = now
+        self._application = application
+        self._http: Any = None  # an HttpServer as long as HTTP is spoken; False afterwards
 
     # Getters
 
     @property
     def wants_data(self) -> bool:
         """Whether to read from the transport now; False is back-pressure on the peer."""
-        return self.outbound < self._high_water and self._one_way < self._max_calls
+        return (
+            self.outbound < self._high_water
+            and self._one_way < self._max_calls
+            and (not self._http or self._http.wants_data)
+        )
 
     @property
     def calls_in_flight(self) -> int:
@@ -357,6 +387,98 @@ class ServerConnection(Connection):
     def _last_call_id(self) -> int:
         return self._last_id
 
+    # HTTP, before the option handshake
+
+    def receive_eof(self, now: float) -> list[Event]:
+        """Take note that the peer sends nothing more; it may still read."""
+        if not self._http:
+            return super().receive_eof(now)
+        self._now = now
+        self._http.eof = True
+        self._note_exchange(self._http.abandon(), now)  # whoever asked has probably gone
+        self._settle(now)
+        return self._take_events()
+
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
+        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        if not self._http:
+            return super().connection_lost(now, reason)
+        self._now = now
+        self._end(Trigger.LOST, None, now)
+        return self._take_events()
+
+    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        if (
+            self._http is None
+            and self._line is not None
+            and not self._line.started
+            and len(data)
+            and 0x41 <= data[0] <= 0x5A  # a method begins so
+        ):
+            from .http.server import HttpServer
+
+            self._http = self._queue = HttpServer(
+                self._application, self.peer, self._config.max_http_body
+            )
+        if not self._http:
+            return super()._receive_early(data, now)
+        self._http.receive_data(data)
+        self._settle(now)
+        return self._take_events()
+
+    def _has_room(self) -> bool:
+        """Whether requests that wait can be served now."""
+        ready: bool = self._http.ready
+        return ready and self.outbound < self._high_water and Timer.HTTP not in self._timers
+
+    def _serve_http(self, now: float) -> None:
+        http = self._http
+        self.changed = True
+        for _ in range(_REQUESTS_AT_ONCE):
+            if not self._has_room():
+                break
+            self._note_exchange(http.step(now, self._send_line), now)
+            if http.promise is not None:
+                self._set_timer(Timer.HANDSHAKE, http.promise.deadline)
+                self._events.append(ResponsePromised(http.promise))
+        else:
+            if self._has_room():
+                self._set_timer(Timer.HTTP, now + _PAUSE)
+        if http.tunnel is not None:
+            self._leave_http()
+            self._events = self._receive_early(http.tunnel, now) + self._events
+            if http.eof and self.state is not State.CLOSED:
+                self._events = self.receive_eof(now) + self._events
+        elif http.closing or (http.eof and not http.ready):
+            error = http.refusal
+            if error is not None:
+                error = HandshakeError("invalid_argument", f"HTTP {error.status}: {error.message}")
+            self._end(Trigger.SERVED, error, now)
+
+    def _note_exchange(self, exchange: Any, now: float) -> None:
+        if exchange is not None:
+            self._events.append(HttpServed(*exchange))
+            if self.state is State.HANDSHAKE:
+                self._set_timer(Timer.HANDSHAKE, now + self._config.handshake_timeout)
+
+    def _leave_http(self) -> None:
+        self._http = False
+        self._queue = ()
+        self._timers.clear(Timer.HTTP)
+
+    def _give_up_http(self, status: int, message: str, now: float) -> None:
+        self._note_exchange(self._http.give_up(status, message, self._send_line), now)
+        self._settle(now)
+
+    def _handle_timer(self, timer: Timer, now: float) -> None:
+        if timer is not Timer.HANDSHAKE or not self._http:
+            super()._handle_timer(timer, now)
+        elif self._http.promise is not None:
+            self._http.expire(now)
+        else:
+            seconds = self._config.handshake_timeout
+            self._give_up_http(408, f"no request within {seconds:g} s", now)
+
     # Ends
 
     def _has_callers(self) -> bool:
@@ -364,6 +486,8 @@ class ServerConnection(Connection):
         return len(self.calls) > self._given_up
 
     def _settle(self, now: float) -> None:
+        if self._http:
+            self._serve_http(now)
         self._watch_writing(now)
         if self.state is State.DRAINING and not self._has_callers():
             self._end(Trigger.DRAINED, None, now)
@@ -387,6 +511,9 @@ class ServerConnection(Connection):
             if not call.ended:
                 self._end_call(call, reason)
         self._given_up = 0
+        if self._http:
+            self._note_exchange(self._http.abandon(), now)
+            self._leave_http()
 
     def _fail_handshake(self, error: HandshakeError, now: float) -> None:
         codecs = [codec if isinstance(codec, str) else codec.name for codec in self._config.codecs]
@@ -394,7 +521,10 @@ class ServerConnection(Connection):
         self._end(Trigger.REFUSED, error, now)
 
     def _shut_handshake(self, now: float) -> None:
-        self._fail_handshake(HandshakeError("unavailable", "the server is shutting down"), now)
+        if self._http:
+            self._give_up_http(503, "the server is shutting down", now)
+        else:
+            self._fail_handshake(HandshakeError("unavailable", "the server is shutting down"), now)
 
     def _check_idle(self, now: float) -> None:
         limit = self._config.idle_timeout

@@ -11,7 +11,7 @@ __all__ = ["TRANSITIONS", "State", "Trigger", "mermaid"]
 class State(Enum):
     """Where a connection is; the same for both ends."""
 
-    HANDSHAKE = "handshake"  # options are on their way
+    HANDSHAKE = "handshake"  # options are on their way, or HTTP is spoken
     OPEN = "open"  # calls begin and end
     DRAINING = "draining"  # no new calls; those in flight end
     CLOSING = "closing"  # the last bytes leave; what arrives is dropped
@@ -23,6 +23,7 @@ class Trigger(Enum):
 
     ACCEPTED = "options accepted"
     REFUSED = "options refused or late"
+    SERVED = "last HTTP response"
     SHUTDOWN = "shutdown()"
     GOAWAY = "GOAWAY received"
     HALF_CLOSED = "client sends no more"
@@ -35,6 +36,7 @@ class Trigger(Enum):
 TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.HANDSHAKE, Trigger.ACCEPTED): State.OPEN,
     (State.HANDSHAKE, Trigger.REFUSED): State.CLOSING,
+    (State.HANDSHAKE, Trigger.SERVED): State.CLOSING,
     (State.HANDSHAKE, Trigger.SHUTDOWN): State.CLOSING,
     (State.HANDSHAKE, Trigger.LOST): State.CLOSED,
     (State.OPEN, Trigger.SHUTDOWN): State.DRAINING,

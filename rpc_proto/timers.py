@@ -11,6 +11,7 @@ class Timer(Enum):
     __hash__ = object.__hash__  # an Enum's own is written in Python
 
     HANDSHAKE = auto()
+    HTTP = auto()
     LIVENESS = auto()
     IDLE = auto()
     WRITE = auto()

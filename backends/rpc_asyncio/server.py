@@ -48,6 +48,10 @@ class _ServerProtocol(ConnectionProtocol):
     def handle_events(self, events: list[Event]) -> None:
         self._server._handle_events(self, events)
 
+    def wake(self) -> None:
+        self.connection.changed = True
+        self.flush_soon()
+
 
 class Server(ServerBase):
     """Serves objects' methods; `await server.start(address)` opens it.

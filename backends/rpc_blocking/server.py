@@ -19,6 +19,7 @@ from rpc_common.tls import Tls
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
 from rpc_proto import Event as ConnectionEvent
 from rpc_proto.dispatch import Dispatcher
+from rpc_proto.http import Promise, Request, Response
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
@@ -245,6 +246,14 @@ class _Link:
             self.handle(self.connection.handle_timeout(max(at, monotonic())))
             self.flush()
 
+    def wake(self) -> None:
+        """Look soon, and not here: whoever settles a promise may hold another link's lock."""
+        self._server._keeper.call_at(monotonic(), lambda: self._visit(self._woken))
+
+    def _woken(self) -> None:
+        self.connection.changed = True
+        self.flush()
+
     def _leave(self) -> None:
         at = self.connection._received_at + LINGER
         if monotonic() >= at:
@@ -286,6 +295,7 @@ class Server(SyncServer):
         self._paths: list[str] = []
         self._closing = Lock()  # of the two above, when several threads stop the server
         self._lock = Lock()  # of the two sets of links, and between start and stop
+        self._applications = Lock()
         self._arrived: set[_Link] = set()  # those too whose TLS is not done
         self._gone = Condition(self._lock)
         self._stopped = Event()
@@ -378,6 +388,10 @@ class Server(SyncServer):
     def _admit(self, link: Link, now: float) -> None:
         with self._lock:  # of those that come at the same time only the last are too many
             super()._admit(link, now)
+
+    def _answer_http(self, request: Request, now: float) -> Response | Promise:
+        with self._applications:  # need not know of threads
+            return super()._answer_http(request, now)
 
     def _forget(self, link: _Link) -> None:
         with self._lock:

@@ -14,16 +14,19 @@ from rpc_proto import (
     ConnectionTerminated,
     Event,
     HandshakeError,
+    HttpServed,
     LocalProtocolError,
     Peer,
     RemoteProtocolError,
     RequestReceived,
+    ResponsePromised,
     ServerCall,
     ServerConfig,
     ServerConnection,
     parse_address,
 )
 from rpc_proto.dispatch import Dispatcher
+from rpc_proto.http import Promise, Request, Response, Router
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import reflect
 
@@ -40,6 +43,9 @@ class Link(Protocol):
 
     def wrote(self) -> None:
         """See to it that what a command wrote leaves."""
+
+    def wake(self) -> None:
+        """See to it that the connection is asked soon when it wants `handle_timeout`."""
 
 
 class Settings(TypedDict, total=False):
@@ -62,6 +68,8 @@ class ServerBase(ABC):
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
     them; `max_connections` bounds the connections. `introspection` offers `rpc.Introspection`;
     `debug` sends tracebacks to callers.
+
+    `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     """
 
     # What the driver's handlers raise when they are cancelled.
@@ -89,6 +97,7 @@ class ServerBase(ABC):
         )
         if introspection:
             self._dispatcher.register(Introspection(self._dispatcher), INTROSPECTION)
+        self.http = Router()
         self._max_connections = max_connections
         self._links: set[Any] = set()
         self._abandoned: set[ServerCall] = set()
@@ -152,7 +161,11 @@ class ServerBase(ABC):
 
     def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerConnection:
         address = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
-        return ServerConnection(self.config, now=now, peer=Peer(address, certificate or None))
+        peer = Peer(address, certificate or None)
+        return ServerConnection(self.config, now=now, peer=peer, application=self._answer_http)
+
+    def _answer_http(self, request: Request, now: float) -> Response | Promise:
+        return self.http(request, now)
 
     def _admit(self, link: Link, now: float) -> None:
         """Take note of a connection; one too many is told to go again."""
@@ -184,6 +197,10 @@ class ServerBase(ABC):
                     self._stop_handler(event.call)
             elif isinstance(event, ConnectionTerminated):
                 self._log_end(link.connection.peer.address, event)
+            elif isinstance(event, ResponsePromised):
+                event.promise.on_settled(link.wake)
+            elif isinstance(event, HttpServed) and event.error is not None:
+                self._log.error("%s failed", event.request, exc_info=event.error)
 
     def _log_end(self, peer: str, event: ConnectionTerminated) -> None:
         if isinstance(event.error, RemoteProtocolError):

@@ -55,6 +55,10 @@ class _ServerLink(Link):
         if server._ready and getcurrent() is self._hub:
             server._run_ready()
 
+    def wake(self) -> None:
+        self.connection.changed = True
+        self.flush_soon()
+
     def established(self, tls: Tls) -> None:
         certificate: Any = tls.certificate or None
         self.connection.peer = Peer(self.connection.peer.address, certificate)

@@ -23,9 +23,6 @@ from support.wire import CODECS, START, Wire, answer, line, open_server, options
 GARBAGE = {
     "random bytes": b"\x00\xff\xfe garbage",
     "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    "HTTP request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
     "newline": b"\n",
     "a frame": b"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01",
     "array": b"[1, 2]\n",

@@ -1,0 +1,160 @@
+"""What an HTTP application takes and returns (RFC 9110)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from rpc_proto.config import Peer
+
+__all__ = ["Application", "HttpError", "Promise", "Request", "Response"]
+
+_LONGEST_QUERY_FIELDS = 100
+
+
+class HttpError(Exception):
+    """An application, or the head of a request, that ends in this status."""
+
+    def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+
+class Request:
+    """One request.
+
+    `path` is decoded and has no query; `query` maps each name to its last value; `headers` maps
+    names in lower case to values, several of one name joined by ", " (RFC 9110, 5.3).
+    """
+
+    __slots__ = ("body", "headers", "method", "path", "peer", "query", "target")
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        peer: Peer | None = None,
+    ) -> None:
+        self.method = method
+        self.target = target
+        path, _, query = target.partition("?")
+        self.path = unquote(path)
+        try:
+            fields = parse_qsl(query, keep_blank_values=True, max_num_fields=_LONGEST_QUERY_FIELDS)
+        except ValueError:
+            raise HttpError(
+                400, f"a query may have {_LONGEST_QUERY_FIELDS} fields, not more"
+            ) from None
+        self.query = dict(fields)
+        self.headers = headers or {}
+        self.body = body
+        self.peer = peer or Peer()
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.target}>"
+
+
+class Response:
+    """One response: status, body as bytes, and headers besides Content-Length and Date.
+
+    Without an `ETag` or `Cache-Control` of its own it is sent with `Cache-Control: no-store`. With
+    an ETag it becomes a 304 for who has it already.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers = list(headers)
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status}, {len(self.body)} bytes>"
+
+    @classmethod
+    def text(
+        cls, text: str, status: int = 200, headers: Sequence[tuple[str, str]] = ()
+    ) -> "Response":
+        """Return plain text; a line end is added."""
+        kind = ("Content-Type", "text/plain; charset=utf-8")
+        return cls(status, text.encode("utf-8", "replace") + b"\n", [kind, *headers])
+
+    @classmethod
+    def html(
+        cls, text: str, status: int = 200, headers: Sequence[tuple[str, str]] = ()
+    ) -> "Response":
+        """Return a page."""
+        kind = ("Content-Type", "text/html; charset=utf-8")
+        return cls(status, text.encode("utf-8", "replace"), [kind, *headers])
+
+    @classmethod
+    def json(
+        cls, value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()
+    ) -> "Response":
+        """Return a value as JSON; ValueError or TypeError if it cannot be said in JSON."""
+        body = json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        return cls(status, body, [("Content-Type", "application/json"), *headers])
+
+
+class Promise:
+    """A response that is still to come, at the latest at `deadline` (absolute seconds).
+
+    Whoever gave it away calls `settle` once; if nobody has by the deadline, `late(now)` makes the
+    response. `on_abandoned` is called if the client went away before.
+    """
+
+    __slots__ = ("_late", "_on_settled", "abandoned", "deadline", "on_abandoned", "response")
+
+    def __init__(
+        self,
+        deadline: float,
+        late: Callable[[float], Response],
+        on_abandoned: Callable[[], None] | None = None,
+    ) -> None:
+        self.deadline = deadline
+        self.response: Response | None = None
+        self.abandoned = False
+        self.on_abandoned = on_abandoned
+        self._late = late
+        self._on_settled: Callable[[], None] | None = None
+
+    def settle(self, response: Response) -> None:
+        """Give the response; nothing happens if there is one already, or nobody waits any more."""
+        if self.response is None and not self.abandoned:
+            self.response = response
+            wake, self._on_settled = self._on_settled, None
+            if wake is not None:
+                wake()
+
+    def settle_late(self, now: float) -> None:
+        """Let the deadline's response stand, if the time has come."""
+        if self.response is None and now >= self.deadline:
+            self._on_settled = None
+            self.response = self._late(now)
+
+    def abandon(self) -> None:
+        """Take note that nobody waits any more."""
+        if self.response is None and not self.abandoned:
+            self.abandoned = True
+            self._on_settled = None
+            if self.on_abandoned is not None:
+                self.on_abandoned()
+
+    def on_settled(self, wake: Callable[[], None]) -> None:
+        """Call `wake()` from wherever it is settled, now if it is; the connection is then due."""
+        self._on_settled = wake
+        if self.response is not None and self._on_settled is not None:
+            self._on_settled = None
+            wake()
+
+
+Application = Callable[[Request, float], Response | Promise]
