@@ -10,8 +10,9 @@ from .config import Peer
 from .errors import CallError, LocalProtocolError
 from .frames import Flag
 from .headers import NO_METADATA
+from .propagation import merge, trace_context
 
-__all__ = ["ServerCall", "ambient_call", "current_call", "pick_deadline"]
+__all__ = ["ServerCall", "ambient_call", "current_call", "inherit"]
 
 _ONE_WAY = Flag.ONE_WAY
 
@@ -24,8 +25,9 @@ class ServerCall:
     monotonic clock, or None. `ended` tells that the caller has its outcome, so that whatever the
     handler still does is in vain; if it was not an answer, `error` says why.
 
-    `handler` belongs to the driver: what it runs the handler with. The rest is a Dispatcher's:
-    `target` is the Method while the call waits for its handler to end.
+    `handler` belongs to the driver: what it runs the handler with. `flows_on` is metadata for the
+    calls that the handler makes; None until somebody asks what of `metadata` that is. The rest is a
+    Dispatcher's: `target` is the Method while the call waits for its handler to end.
     """
 
     __slots__ = (
@@ -38,6 +40,7 @@ class ServerCall:
         "ended",
         "error",
         "flags",
+        "flows_on",
         "handler",
         "id",
         "kwargs",
@@ -77,6 +80,7 @@ class ServerCall:
         self.ended = False
         self.error: CallError | None = None
         self.reply_metadata = NO_METADATA
+        self.flows_on: Mapping[str, str] | None = None
         self.handler: Any = None
         self.target: Any = None
         self._on_cancel: list[Callable[[], Any]] | None = None
@@ -162,11 +166,14 @@ def current_call() -> ServerCall:
     return context
 
 
-def pick_deadline(timeout: float | None, default: float, now: float) -> float | None:
-    """Return the deadline of a call that starts now: the caller's timeout, or the default.
+def inherit(
+    timeout: float | None, default: float, now: float, metadata: Mapping[str, str] | None
+) -> tuple[float | None, Mapping[str, str] | None]:
+    """Return deadline and metadata of a call that starts now.
 
-    Inside a handler it is never later than the deadline of the call being served. ValueError for a
-    timeout that is no time.
+    The deadline is that of the caller's timeout, or of the default. Inside a handler it is never
+    later than the deadline of the call being served, and the trace context of that goes with the
+    metadata. ValueError for a timeout that is no time.
     """
     if timeout is None:
         timeout = default
@@ -177,5 +184,10 @@ def pick_deadline(timeout: float | None, default: float, now: float) -> float | 
     if ambient is not None and not ambient.answered:
         inherited = ambient.deadline
         if inherited is not None and (deadline is None or inherited < deadline):
-            return inherited
-    return deadline
+            deadline = inherited
+        flows_on = ambient.flows_on
+        if flows_on is None:
+            flows_on = ambient.flows_on = trace_context(ambient.metadata)
+        if flows_on:
+            metadata = merge(flows_on, metadata)
+    return deadline, metadata

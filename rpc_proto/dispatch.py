@@ -49,12 +49,23 @@ class Dispatcher:
 
     # Services
 
-    def register(self, service: Any, name: str | None = None) -> str:
-        """Add the methods of an object under a name and return that; ValueError if it is taken."""
+    def register(
+        self,
+        service: Any,
+        name: str | None = None,
+        wrap: Callable[[Method], Callable[..., Any]] | None = None,
+    ) -> str:
+        """Add the methods of an object under a name and return that; ValueError if it is taken.
+
+        `wrap(method)` returns what runs in place of its function, in all else just like that.
+        """
         methods = reflect(service, name)
         name = next(iter(methods)).rpartition(".")[0]
         if any(known.rpartition(".")[0] == name for known in self.methods):
             raise ValueError(f"a service named {name!r} is registered already")
+        if wrap is not None:
+            for method in methods.values():
+                method.function = wrap(method)
         # A new table each time, so that whoever reads the old one meanwhile is not disturbed.
         self.methods = {**self.methods, **methods}
         return name

@@ -360,8 +360,7 @@ class ServerConnection(Connection):
                 f"{self._max_calls} calls are in flight on this connection; that is the limit",
                 maybe_executed=False,
             )
-        if not call.one_way:
-            self._send_error(call.id, error)
+        self._answer_error(call, error)
         if self.state is State.OPEN:
             self._last_id = call.id
             self._count_refusal(now)

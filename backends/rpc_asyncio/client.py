@@ -22,7 +22,7 @@ from rpc_proto import (
     LocalProtocolError,
     State,
 )
-from rpc_proto.context import pick_deadline
+from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
 
 from .protocol import ConnectionProtocol
@@ -38,9 +38,9 @@ class _ClientProtocol(ConnectionProtocol):
 
     connection: ClientConnection
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, config: ClientConfig) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: ClientConnection) -> None:
         super().__init__(loop)
-        self.connection = ClientConnection(config, now=monotonic())
+        self.connection = connection
         self.handshake: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.idle = True  # no call waits, and the last answer came alone
@@ -107,17 +107,20 @@ class Client:
         token: str | None = None,
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
+        tracer_provider: Any = None,
     ) -> "Client":
         """Connect to tcp://host:port, tls://host:port or unix:///path.
 
         `timeout`, in seconds, covers name lookup, dialling, TLS and the option handshake together.
-        `codec` ("msgpack" by default) and `token` go before what `config` says. Raises Unavailable
-        when there is no connection, HandshakeError when the server refuses, and TimeoutError;
-        nothing stays open then.
+        `codec` ("msgpack" by default) and `token` go before what `config` says. An OpenTelemetry
+        `tracer_provider` gets a span for each call. Raises Unavailable when there is no connection,
+        HandshakeError when the server refuses, and TimeoutError; nothing stays open then.
         """
-        where, config, ssl = Dialling.check(address, codec, token, ssl, config)
+        where, config, ssl, new_connection = Dialling.check(
+            address, codec, token, ssl, config, tracer_provider
+        )
         loop = asyncio.get_running_loop()
-        protocol = _ClientProtocol(loop, config)
+        protocol = _ClientProtocol(loop, new_connection(config, now=monotonic()))
         try:
             async with asyncio.timeout(timeout):
                 if where.scheme == "unix":
@@ -262,12 +265,13 @@ class Client:
             self._refuse_stranger()
         now = monotonic()
         protocol = self._protocol
+        deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
         call = self._connection.start_call(
             method,
             args,
             kwargs,
             now=now,
-            deadline=pick_deadline(timeout, self._call_timeout, now),
+            deadline=deadline,
             metadata=metadata,
             returns=returns,
             one_way=one_way,

@@ -59,7 +59,9 @@ class Server(ServerBase):
     `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
     them; `max_connections` bounds the connections, `threads` the pool in which `def` handlers run.
-    `introspection` offers `rpc.Introspection`; `debug` sends tracebacks to callers.
+    `introspection` offers `rpc.Introspection`; `debug` sends tracebacks to callers. `access_log`
+    logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a
+    handler serves.
     """
 
     _cancellation = asyncio.CancelledError
@@ -118,6 +120,7 @@ class Server(ServerBase):
         if self._stopping:  # meanwhile
             self._close_listeners()
             raise LocalProtocolError("the server was stopped while it started")
+        self._log_listening(where)
         return str(where)
 
     async def serve_forever(self) -> None:
@@ -142,7 +145,7 @@ class Server(ServerBase):
         if self._loop is None:
             return
         self._check_owner()
-        self._stopping = True
+        self._begin_stop(grace)
         if self._gone is None:
             self._gone = self._loop.create_future()
         self._close_listeners()
@@ -228,6 +231,7 @@ class Server(ServerBase):
         else:
             # A thread cannot be stopped; its slot stays taken until it ends.
             self._abandoned.add(call)
+            self._log_abandoned(call)
 
     def _resume_soon(self) -> None:
         # Not here: this may be the last step of a Task, inside of which no other can begin.

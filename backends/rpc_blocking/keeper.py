@@ -172,17 +172,21 @@ class Keeper:
                     appointment.due = None
         return due
 
-    def _listen(self, listener: socket.socket, accept: Callback) -> None:
+    def _listen(self, listener: socket.socket, accept: Callback, short: bool = False) -> None:
         def ready() -> None:
+            nonlocal short
             try:
                 accept()
             except (BlockingIOError, ConnectionError):  # it went away before we came
                 pass
             except OSError as error:
-                self._log.error("no connection can be accepted: %s", error)
+                if not short:  # once, not after each pause
+                    self._log.error("no connection can be accepted for now: %s", error)
                 self._selector.unregister(listener)
-                again = lambda: self._listen(listener, accept)  # noqa: E731
+                again = lambda: self._listen(listener, accept, True)  # noqa: E731
                 self.call_at(monotonic() + _PAUSE, again)
+            else:
+                short = False
 
         if listener not in self._refused:  # during a pause
             self._selector.register(listener, EVENT_READ, ready)

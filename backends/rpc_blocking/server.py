@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, Unpack
 
 from rpc_common.forks import Forks
-from rpc_common.server import Link, Settings, SyncServer
+from rpc_common.server import Link, Settings, SyncServer, peer_address
 from rpc_common.sockets import LINGER, listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
@@ -90,7 +90,7 @@ class _Link:
                 while self._read():
                     pass
         except Exception:
-            server._log.exception("%s: the connection failed", self._peername)
+            server._log.exception("%s: the connection failed", peer_address(self._peername))
         finally:
             with self.lock:  # a handler that ends now must not write to what is being closed
                 try:
@@ -130,7 +130,7 @@ class _Link:
                     finally:  # what is wrong is told the peer, too
                         sock.sendall(tls.pending())
             except OSError as error:
-                self._server._log.debug("%s: TLS failed: %s", self._peername, error)
+                self._server._log.debug("%s: TLS failed: %s", peer_address(self._peername), error)
                 return False
             sock.settimeout(None)
         now = monotonic()
@@ -278,7 +278,8 @@ class Server(SyncServer):
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
     them; `max_connections` bounds the connections, each of which has a thread; `threads` bounds
     the pool in which handlers run, but for those marked as quick. `introspection` offers
-    `rpc.Introspection`; `debug` sends tracebacks to callers.
+    `rpc.Introspection`; `debug` sends tracebacks to callers. `access_log` logs each call that has
+    ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
 
     A thread cannot be stopped: when nobody waits for a handler any more, the caller has been
     told, `current_call().cancelled` is True, and its thread is taken until it ends.
@@ -337,7 +338,7 @@ class Server(SyncServer):
         self._check_owner()
         with self._closing:
             with self._lock:
-                self._stopping = True
+                self._begin_stop(grace)
             for listener in self._listeners:
                 self._keeper.refuse(listener)
                 listener.close()
@@ -381,7 +382,7 @@ class Server(SyncServer):
         try:
             Thread(target=link.serve, name="rpc-connection", daemon=True).start()
         except RuntimeError as error:  # no more threads can be had
-            self._log.error("%s: %s", peername, error)
+            self._log.error("%s: no thread for the connection: %s", peer_address(peername), error)
             sock.close()
             self._forget(link)
 
@@ -435,6 +436,7 @@ class Server(SyncServer):
             self._ended(call, None, Cancelled("cancelled before it ran"))
         else:
             self._abandoned.add(call)
+            self._log_abandoned(call)
 
     def _resume_soon(self) -> None:
         # Always in the pool: this thread may belong to another connection.

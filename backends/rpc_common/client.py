@@ -3,7 +3,7 @@
 import ssl as ssl_module
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from rpc_proto import (
@@ -20,7 +20,7 @@ from rpc_proto import (
     Unavailable,
     parse_address,
 )
-from rpc_proto.context import pick_deadline
+from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
 
 __all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome", "refusal"]
@@ -41,6 +41,7 @@ class Dialling(NamedTuple):
     where: Address
     config: ClientConfig
     ssl: ssl_module.SSLContext | None
+    new_connection: Callable[..., ClientConnection]
 
     @classmethod
     def check(
@@ -50,6 +51,7 @@ class Dialling(NamedTuple):
         token: str | None,
         ssl: ssl_module.SSLContext | None,
         config: ClientConfig | None,
+        tracer_provider: Any,
     ) -> Self:
         """Raise ValueError for what cannot be dialled."""
         where = parse_address(address)
@@ -57,7 +59,13 @@ class Dialling(NamedTuple):
             ssl = ssl or ssl_module.create_default_context()
         elif ssl is not None:
             raise ValueError(f"ssl goes with a tls:// address, not {address!r}")
-        return cls(where, (config or ClientConfig()).override(codec=codec, token=token), ssl)
+        new_connection: Callable[..., ClientConnection] = ClientConnection
+        if tracer_provider is not None:
+            from .otel import client_connection
+
+            new_connection = client_connection(tracer_provider, where)
+        config = (config or ClientConfig()).override(codec=codec, token=token)
+        return cls(where, config, ssl, new_connection)
 
 
 def explain(error: BaseException, address: str, timeout: float) -> BaseException:
@@ -135,15 +143,16 @@ class SyncClient(ABC):
         token: str | None = None,
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
+        tracer_provider: Any = None,
     ) -> Self:
         """Connect to tcp://host:port, tls://host:port or unix:///path.
 
         `timeout`, in seconds, covers name lookup, dialling, TLS and the option handshake together.
-        `codec` ("msgpack" by default) and `token` go before what `config` says. Raises Unavailable
-        when there is no connection, HandshakeError when the server refuses, and TimeoutError;
-        nothing stays open then.
+        `codec` ("msgpack" by default) and `token` go before what `config` says. An OpenTelemetry
+        `tracer_provider` gets a span for each call. Raises Unavailable when there is no connection,
+        HandshakeError when the server refuses, and TimeoutError; nothing stays open then.
         """
-        target = Dialling.check(address, codec, token, ssl, config)
+        target = Dialling.check(address, codec, token, ssl, config, tracer_provider)
         try:
             return cls._connect(target, address, timeout)
         except BaseException as error:
@@ -299,12 +308,13 @@ class SyncClient(ABC):
         metadata: Mapping[str, str] | None = None,
         one_way: bool = False,
     ) -> Call:
+        deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
         return self._connection.start_call(
             method,
             args,
             kwargs,
             now=now,
-            deadline=pick_deadline(timeout, self._call_timeout, now),
+            deadline=deadline,
             metadata=metadata,
             returns=returns,
             one_way=one_way,

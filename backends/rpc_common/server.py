@@ -3,7 +3,9 @@
 import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, Self, TypedDict
 
@@ -28,12 +30,19 @@ from rpc_proto import (
 from rpc_proto.dispatch import Dispatcher
 from rpc_proto.http import Promise, Request, Response, Router
 from rpc_proto.introspection import INTROSPECTION, Introspection
-from rpc_proto.services import reflect
+from rpc_proto.services import Method, reflect
 
-__all__ = ["Link", "ServerBase", "Settings", "SyncServer"]
+from .access import LoggedConnection
+
+__all__ = ["Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
 
 
 _RESUMED_AT_ONCE = 100
+
+
+def peer_address(peername: Any) -> str:
+    """Return how a peer is called, in `current_call().peer` and in the log."""
+    return f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
 
 
 class Link(Protocol):
@@ -59,6 +68,8 @@ class Settings(TypedDict, total=False):
     max_connections: int
     introspection: bool
     debug: bool
+    access_log: bool
+    tracer_provider: Any
 
 
 class ServerBase(ABC):
@@ -67,7 +78,8 @@ class ServerBase(ABC):
     `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
     them; `max_connections` bounds the connections. `introspection` offers `rpc.Introspection`;
-    `debug` sends tracebacks to callers.
+    `debug` sends tracebacks to callers. `access_log` logs each call that has ended; a
+    `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     """
@@ -88,6 +100,8 @@ class ServerBase(ABC):
         max_connections: int = 20_000,
         introspection: bool = True,
         debug: bool = False,
+        access_log: bool = False,
+        tracer_provider: Any = None,
     ) -> None:
         self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
         if max_connections < 1:
@@ -98,10 +112,20 @@ class ServerBase(ABC):
         if introspection:
             self._dispatcher.register(Introspection(self._dispatcher), INTROSPECTION)
         self.http = Router()
+        # Chosen once, so that who wants neither log nor spans pays for neither.
+        self._new_connection: Callable[..., ServerConnection] = ServerConnection
+        if access_log:
+            self._new_connection = partial(LoggedConnection, self._log.getChild("access"))
+        self._wrap: Callable[[Method], Callable[..., Any]] | None = None
+        if tracer_provider is not None:
+            from .otel import server_spans
+
+            self._wrap = server_spans(tracer_provider, self._cancellation)
         self._max_connections = max_connections
         self._links: set[Any] = set()
         self._abandoned: set[ServerCall] = set()
         self._stopping = False
+        self._told_stopped = False
 
     def _make_dispatcher(self, **settings: Any) -> Dispatcher:
         return Dispatcher(**settings)
@@ -118,7 +142,7 @@ class ServerBase(ABC):
             for method in reflect(service, name).values():
                 if method.is_async:
                     raise TypeError(f"{method.name} is a coroutine function: for rpc_asyncio")
-        return self._dispatcher.register(service, name)
+        return self._dispatcher.register(service, name, self._wrap)
 
     def unregister(self, name: str) -> None:
         """Take a service away, also while serving; its running calls go on."""
@@ -153,16 +177,51 @@ class ServerBase(ABC):
         if not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
 
+    # What an operator reads of it: the same lines in all drivers
+
+    def _log_listening(self, where: Address) -> None:
+        self._log.info("listening on %s", where)
+
+    def _begin_stop(self, grace: float) -> None:
+        """Take note that the server is to stop, perhaps not for the first time."""
+        if not self._stopping:
+            self._stopping = True
+            self._log.info(
+                "stopping within %g s: %d connections, %d calls running, %d queued",
+                grace,
+                len(self._links),
+                self._dispatcher.running,
+                len(self._dispatcher.queue),
+            )
+
     def _log_stopped(self) -> None:
-        if self._dispatcher.running:
-            self._log.warning("stopped with %d handlers still running", self._dispatcher.running)
+        if self._told_stopped:
+            return
+        self._told_stopped = True
+        dispatcher = self._dispatcher
+        if dispatcher.running:
+            self._log.warning("stopped with %d handlers still running", dispatcher.running)
+        self._log.info(
+            "stopped: %d calls served, %d failed, %d refused, %d cancelled",
+            dispatcher.served,
+            dispatcher.failed,
+            dispatcher.refused,
+            dispatcher.cancelled,
+        )
+
+    def _log_abandoned(self, call: ServerCall) -> None:
+        self._log.warning(
+            "%s goes on in vain and keeps its thread, as %d now do: %s",
+            call.target.name,
+            len(self._abandoned),
+            call.error,
+        )
 
     # Connections
 
     def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerConnection:
-        address = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
-        peer = Peer(address, certificate or None)
-        return ServerConnection(self.config, now=now, peer=peer, application=self._answer_http)
+        peer = Peer(peer_address(peername), certificate or None)
+        return self._new_connection(self.config, now=now, peer=peer, application=self._answer_http)
 
     def _answer_http(self, request: Request, now: float) -> Response | Promise:
         return self.http(request, now)
@@ -275,7 +334,9 @@ class SyncServer(ServerBase):
         Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
         address cannot be had.
         """
-        return str(self._listen(self._check_listening(address, ssl), ssl))
+        where = self._listen(self._check_listening(address, ssl), ssl)
+        self._log_listening(where)
+        return str(where)
 
     @abstractmethod
     def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:

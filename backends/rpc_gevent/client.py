@@ -50,9 +50,9 @@ class _ClientLink(Link):
 
     connection: ClientConnection
 
-    def __init__(self, hub: Any, sock: Any, tls: Tls | None, config: ClientConfig) -> None:
+    def __init__(self, hub: Any, sock: Any, tls: Tls | None, connection: ClientConnection) -> None:
         super().__init__(hub, sock, tls)
-        self.connection = ClientConnection(config, now=monotonic())
+        self.connection = connection
         self.handshake = AsyncResult()
         self.lost = Event()
         self.idle = True  # no call waits, and the last answer came alone
@@ -112,14 +112,15 @@ class Client(SyncClient):
 
     @classmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
-        where, config, ssl = target
+        where, config, ssl, new_connection = target
         link: _ClientLink | None = None
         limit = min(timeout, _LONGEST)
         try:
             with Timeout(limit, TimeoutError):
                 tls = Tls(ssl, server_side=False, hostname=where.host) if ssl else None
                 sock = take_over(dial(where, monotonic() + limit, socket, _look_up))
-                link = _ClientLink(get_hub(), sock, tls, config)
+                connection = new_connection(config, now=monotonic())
+                link = _ClientLink(get_hub(), sock, tls, connection)
                 link.open()
                 link.handshake.get()
         except BaseException:

@@ -64,6 +64,8 @@ class _ServerLink(Link):
         self.connection.peer = Peer(self.connection.peer.address, certificate)
 
     def lose(self, error: Exception | None = None) -> None:
+        if error is not None and self._tls is not None and not self._tls.established:
+            self._server._log.debug("%s: TLS failed: %s", self.connection.peer.address, error)
         super().lose(error)
         self._server._forget(self)
 
@@ -140,7 +142,8 @@ class Server(SyncServer):
     cancelling kills it. `config`: limits and timeouts of each connection. `token`, `authenticate`:
     short for the same fields there. At most `max_concurrency` handlers run at a time and
     `max_queued` calls wait for them; `max_connections` bounds the connections. `introspection`
-    offers `rpc.Introspection`; `debug` sends tracebacks to callers.
+    offers `rpc.Introspection`; `debug` sends tracebacks to callers. `access_log` logs each call
+    that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
     """
 
     _cancellation = GreenletExit
@@ -194,7 +197,7 @@ class Server(SyncServer):
         if self._hub is None:
             return
         self._check_owner()
-        self._stopping = True
+        self._begin_stop(grace)
         self._close_listeners()
         now = monotonic()
         for link in list(self._links):

@@ -15,7 +15,7 @@ from rpc_proto import (
     ServerConfig,
     current_call,
 )
-from rpc_proto.context import ambient_call, pick_deadline
+from rpc_proto.context import ambient_call, inherit
 from support.memory import Host, Pair
 
 
@@ -169,7 +169,7 @@ def test_callback_that_fails_does_not_keep_others_from_running() -> None:
 def picked(ambient: ServerCall | None, timeout: float | None, default: float = 60.0) -> Any:
     def inside() -> float | None:
         ambient_call.set(ambient)
-        return pick_deadline(timeout, default, 100.0)
+        return inherit(timeout, default, 100.0, None)[0]
 
     return copy_context().run(inside)
 
@@ -224,7 +224,7 @@ def test_deadline_of_a_call_that_was_cancelled_is_inherited() -> None:
 @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
 def test_timeout_that_is_no_time_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
-        pick_deadline(timeout, 60.0, 100.0)
+        inherit(timeout, 60.0, 100.0, None)
 
 
 def test_deadline_passes_down_a_chain_of_calls() -> None:
@@ -233,7 +233,7 @@ def test_deadline_passes_down_a_chain_of_calls() -> None:
 
     class Front:
         def ask(self) -> float:
-            deadline = pick_deadline(None, 60.0, second.now)
+            deadline, _ = inherit(None, 60.0, second.now, None)
             call = second.client.start_call("Seen.all", now=second.now, deadline=deadline)
             second.pump()
             return second.outcome(call)[2]

@@ -1,0 +1,203 @@
+"""OpenTelemetry spans for calls, by its semantic conventions for RPC; loaded only when asked for.
+
+A span is named as its method in the form "Service/method". What is an error is said as for
+gRPC, whose codes these are: to a caller every code but "ok", to a server those that are its fault.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from rpc_proto import (
+    Address,
+    Call,
+    CallCompleted,
+    CallError,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Event,
+    __version__,
+    current_call,
+)
+from rpc_proto.frames import Flag
+from rpc_proto.services import Method
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.context import attach
+    from opentelemetry.propagate import extract, inject
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+except ImportError as error:
+    raise ImportError("a tracer_provider needs: pip install 'rpc-proto[otel]'") from error
+
+__all__ = ["client_connection", "server_spans"]
+
+_SERVER_ERRORS = frozenset(
+    {"unknown", "deadline_exceeded", "unimplemented", "internal", "unavailable", "data_loss"}
+)
+
+
+def _tracer(provider: TracerProvider) -> Tracer:
+    return provider.get_tracer("rpc_proto", __version__)
+
+
+def _name(method: str) -> str:
+    """Return "Service/method", which is how the conventions write it."""
+    service, _, short = method.rpartition(".")
+    return f"{service}/{short}"
+
+
+def _describe(method: str) -> dict[str, str | int]:
+    return {"rpc.system.name": "rpc_proto", "rpc.method": method}
+
+
+def _set_outcome(span: Span, code: str, message: str, is_error: bool) -> None:
+    span.set_attribute("rpc.response.status_code", code)
+    if is_error:
+        span.set_attribute("error.type", code)
+        span.set_status(Status(StatusCode.ERROR, message))
+
+
+# The server's end: around the function of a method
+
+
+def server_spans(
+    provider: TracerProvider, cancellation: type[BaseException]
+) -> Callable[[Method], Callable[..., Any]]:
+    """Return what puts a span around a method's function, for Dispatcher.register.
+
+    `cancellation` is what the driver's handlers raise when they are cancelled.
+    """
+    tracer = _tracer(provider)
+
+    def wrap(method: Method) -> Callable[..., Any]:
+        function = method.function
+        span = partial(_serve, tracer, _name(method.name), cancellation)
+
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            with span():
+                return await function(*args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with span():
+                return function(*args, **kwargs)
+
+        return run_async if method.is_async else run
+
+    return wrap
+
+
+@contextmanager
+def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iterator[None]:
+    call = current_call()
+    attributes = _describe(name)
+    host, colon, port = call.peer.address.rpartition(":")
+    if colon:
+        attributes |= {"network.peer.address": host, "network.peer.port": int(port)}
+    context = extract(call.metadata)
+    span = tracer.start_span(name, context, SpanKind.SERVER, attributes)
+    context = trace.set_span_in_context(span, context)
+    attach(context)  # for good: a handler has a context of its own
+    carrier: dict[str, str] = {}
+    inject(carrier, context)
+    if carrier:  # a provider that does nothing adds nothing: then what came along flows on
+        call.flows_on = carrier
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        if call.error is not None:  # what the caller was told by then, whatever the handler did
+            failure = call.error
+        if failure is None:
+            _set_outcome(span, "ok", "", False)
+        elif isinstance(failure, CallError):
+            code = str(failure.code)
+            _set_outcome(span, code, str(failure.message), code in _SERVER_ERRORS)
+        elif isinstance(failure, cancellation):
+            _set_outcome(span, "cancelled", "", False)
+        else:
+            with suppress(Exception):  # an exception may be broken, too
+                span.record_exception(failure)
+            _set_outcome(span, "unknown", type(failure).__name__, True)
+        span.end()
+        del failure  # its traceback holds this frame
+
+
+# The client's end: in the connection, through which the calls of every driver go
+
+
+def client_connection(
+    provider: TracerProvider, where: Address
+) -> Callable[..., "ConnectionWithSpans"]:
+    """Return what makes connections to a server whose calls have spans."""
+    return partial(ConnectionWithSpans, _tracer(provider), where)
+
+
+class ConnectionWithSpans(ClientConnection):
+    """A client's connection with a span for each call, from its start to its last event."""
+
+    __slots__ = ("_server", "_spans", "_tracer")
+
+    def __init__(
+        self, tracer: Tracer, where: Address, config: ClientConfig | None, *, now: float
+    ) -> None:
+        super().__init__(config, now=now)
+        self._tracer = tracer
+        self._server: dict[str, str | int] = {"server.address": where.host or where.path}
+        if where.port:
+            self._server["server.port"] = where.port
+        self._spans: dict[Call, Span] = {}
+
+    def start_call(
+        self,
+        method: str,
+        *arguments: Any,
+        metadata: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Call:
+        name = _name(str(method))
+        carrier = dict(metadata or ())
+        current = trace.get_current_span().get_span_context()
+        # In a handler without a span of its own, what came with its call is the parent.
+        context = None if current.is_valid else extract(carrier)
+        attributes = _describe(name) | self._server
+        span = self._tracer.start_span(name, context, SpanKind.CLIENT, attributes)
+        inject(carrier, trace.set_span_in_context(span, context))
+        try:
+            call = super().start_call(method, *arguments, metadata=carrier, **options)
+        except Exception as error:
+            _end(span, error)
+            raise
+        if call.sent and call.flags & Flag.ONE_WAY:
+            _end(span, None)
+        else:
+            self._spans[call] = span
+        return call
+
+    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        return self._end_spans(super().receive_data(data, now))
+
+    def _take_events(self) -> list[Event]:
+        return self._end_spans(super()._take_events())
+
+    def _end_spans(self, events: list[Event]) -> list[Event]:
+        for event in events:
+            if isinstance(event, (CallCompleted, CallFailed)) and event.call in self._spans:
+                _end(self._spans.pop(event.call), getattr(event, "error", None))
+        return events
+
+
+def _end(span: Span, error: Exception | None) -> None:
+    if error is None:
+        _set_outcome(span, "ok", "", False)
+    elif isinstance(error, CallError):
+        _set_outcome(span, str(error.code), str(error.message), True)
+    else:
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+    span.end()
