@@ -106,7 +106,9 @@ def _add_serve(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="for running calls to end after a signal (default: 5)",
     )
-    add("--debug", action="store_true", help="send tracebacks to callers, show them here, log more")
+    add("--verbose", action="store_true", help="log what the server does, too, not only failures")
+    add("--access-log", action="store_true", help="log each call that has ended")
+    add("--debug", action="store_true", help="send tracebacks to callers and show them here")
     add(
         "--no-introspection",
         dest="introspection",

@@ -28,12 +28,18 @@ class Settings:
     token: str | None
     introspection: bool
     debug: bool
+    access_log: bool
     grace: float
     stop_with_stdin: bool
 
     def make(self, kind: type) -> Any:
         """Return a server of that class with the services registered."""
-        server = kind(token=self.token, introspection=self.introspection, debug=self.debug)
+        server = kind(
+            token=self.token,
+            introspection=self.introspection,
+            debug=self.debug,
+            access_log=self.access_log,
+        )
         for service, name in self.services:
             try:
                 server.register(service, name)

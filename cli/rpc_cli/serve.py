@@ -20,8 +20,7 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
 
 def serve(options: Namespace) -> int:
     """Serve as the options say, and return after a signal."""
-    if options.debug:
-        logging.basicConfig(level=logging.INFO)
+    _set_up_logging(options)
     listen = [
         (address, _tls_for(address, options)) for address in options.listen or [DEFAULT_ADDRESS]
     ]
@@ -36,10 +35,21 @@ def serve(options: Namespace) -> int:
         token=options.token,
         introspection=options.introspection,
         debug=options.debug,
+        access_log=options.access_log,
         grace=options.grace,
         stop_with_stdin=options.stop_with_stdin,
     )
     return BACKENDS[options.backend](settings)
+
+
+def _set_up_logging(options: Namespace) -> None:
+    """Log to standard error; without options only what is wrong, as Python does by itself."""
+    if options.verbose or options.access_log or options.debug:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if options.verbose or options.debug:
+        logging.getLogger().setLevel(logging.INFO)
+    if options.access_log:
+        logging.getLogger(f"rpc_{options.backend}.access").setLevel(logging.INFO)
 
 
 def _tls_for(address: str, options: Namespace) -> ssl.SSLContext | None:

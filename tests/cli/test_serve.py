@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -120,6 +121,33 @@ def test_without_debug_the_traceback_stays_with_the_server(run: Any, start: Any)
     )
     server.signal(signal.SIGTERM)
     assert "served.py" in server.end()[2]
+
+
+def test_verbose_logs_what_the_server_does(start: Any) -> None:
+    server = start("serve", "served:Other", ANYWHERE, "--verbose")
+    address = server.address()
+    server.signal(signal.SIGTERM)
+    code, _, errors = server.end()
+    assert code == 0
+    lines = [line.split(" INFO rpc_asyncio: ")[1] for line in errors.splitlines()]
+    assert [line.partition(" ")[0] for line in lines] == ["listening", "stopping", "stopped:"]
+    assert lines[0] == f"listening on {address}"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "blocking", "gevent"])
+def test_access_log_is_a_line_for_each_call_and_nothing_else(
+    run: Any, start: Any, backend: str
+) -> None:
+    server = start("serve", "served:Probe", ANYWHERE, "--access-log", "--backend", backend)
+    assert run("call", server.address(), "Probe.show")[0] == 0
+    server.signal(signal.SIGTERM)
+    code, _, errors = server.end()
+    assert code == 0
+    assert re.fullmatch(
+        rf"[-\d]+ [:,\d]+ INFO rpc_{backend}\.access: 127\.0\.0\.1:\d+ Probe\.show ok "
+        r"\d+\.\d{3} ms \d+ bytes\n",
+        errors,
+    )
 
 
 def test_no_introspection_is_said_by_services(run: Any, start: Any) -> None:

@@ -61,6 +61,13 @@ class Hop:
                 times += await client.call("Hop.times", onward[1:])
         return times
 
+    async def metadata(self, onward: list[str]) -> list[dict[str, str]]:
+        found = [dict(current_call().metadata)]
+        if onward:
+            async with await Client.connect(onward[0]) as client:
+                found += await client.call("Hop.metadata", onward[1:])
+        return found
+
     async def wait(self, onward: list[str], key: str) -> Any:
         if not onward:
             return await self._gate.wait(key)

@@ -102,6 +102,13 @@ class PlainHop:
                 times += client.call("Hop.times", onward[1:])
         return times
 
+    def metadata(self, onward: list[str]) -> list[dict[str, str]]:
+        found = [dict(current_call().metadata)]
+        if onward:
+            with self._client.connect(onward[0]) as client:
+                found += client.call("Hop.metadata", onward[1:])
+        return found
+
     def wait(self, onward: list[str], key: str) -> Any:
         if not onward:
             return self._gate.wait(key)

@@ -1,0 +1,250 @@
+"""What an operator reads: the same lines from the servers of all backends, and the access log."""
+
+import contextlib
+import importlib
+import logging
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conformance.backends import package
+from conformance.runtimes import GAVE_UP, Client, Runtime, until
+from conformance.services import Basic, Counters, Failing, with_coroutines
+from rpc_proto import CallError, DeadlineExceeded, ResourceExhausted, ServerConfig
+
+LINES = "The same log lines; an access log if asked for"
+
+
+class Logged:
+    """A server in this process whose lines are caught."""
+
+    def __init__(self, runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+        self.runtime = runtime
+        self.name = package(runtime.name)
+        self.counters = Counters()
+        self.server: Any = None
+        self.address = ""
+        self._host = importlib.import_module(f"conformance.host_{runtime.name}")
+        self._caplog = caplog
+
+    @contextlib.contextmanager
+    def serving(self, **options: Any) -> Iterator[None]:
+        self.server = importlib.import_module(self.name).Server(**options)
+        services = [Basic(self.counters), Failing()]
+        if self.runtime.name == "asyncio":
+            services = [with_coroutines(service) for service in services]
+        for service in (*services, self._host.Gate(self.counters)):
+            self.server.register(service)
+        self.address = self.runtime.do(lambda: self.server.start("tcp://127.0.0.1:0"))
+        try:
+            yield
+        finally:
+            self.runtime.do(lambda: self.server.stop(0.0))
+
+    @contextlib.contextmanager
+    def calling(self, **options: Any) -> Iterator[Client]:
+        with self.serving(**options), self.runtime.connect(self.address) as client:
+            yield client
+
+    def lines(self, level: int, logger: str = "") -> list[str]:
+        """Return the lines of just that level."""
+        name = self.name + logger
+        records = [entry for entry in self._caplog.records if entry.name == name]
+        return [entry.getMessage() for entry in records if entry.levelno == level]
+
+    def access(self, count: int) -> list[str]:
+        """Wait for so many lines of the access log; return them without what differs each time."""
+        until(lambda: len(self.lines(logging.INFO, ".access")) >= count)
+        lines = self.lines(logging.INFO, ".access")
+        assert len(lines) == count
+        form = re.compile(r"127\.0\.0\.1:\d+ (.*) \d+\.\d{3} ms (\d+) bytes")
+        matches = [form.fullmatch(line) for line in lines]
+        assert None not in matches, lines
+        return [f"{match[1]} {match[2]}" for match in matches if match]
+
+
+@pytest.fixture
+def logged(client_backend: Runtime, caplog: pytest.LogCaptureFixture) -> Logged:
+    caplog.set_level(logging.DEBUG, package(client_backend.name))
+    return Logged(client_backend, caplog)
+
+
+@pytest.mark.feature(LINES)
+def test_life_of_a_server_is_three_lines(logged: Logged):
+    with logged.serving():
+        with logged.runtime.connect(logged.address) as client:
+            client.call("Basic.echo")
+            with pytest.raises(CallError):
+                client.call("No.such")
+        until(lambda: not logged.server.stats["connections"])
+    assert logged.lines(logging.INFO) == [
+        f"listening on {logged.address}",
+        "stopping within 0 s: 0 connections, 0 calls running, 0 queued",
+        "stopped: 1 calls served, 0 failed, 1 refused, 0 cancelled",
+    ]
+    assert logged.lines(logging.WARNING) == []
+
+
+@pytest.mark.feature(LINES)
+def test_server_that_is_stopped_twice_says_so_once(logged: Logged):
+    with logged.serving():
+        logged.runtime.do(lambda: logged.server.stop(0.0))
+    assert len(logged.lines(logging.INFO)) == 3
+
+
+@pytest.mark.feature(LINES)
+def test_stopping_tells_what_is_going_on(logged: Logged, key):
+    with logged.serving(), logged.runtime.connect(logged.address) as client:
+        client.start("Gate.wait", key)
+        assert logged.counters.wait(f"started:{key}", 1, 10) == 1
+        logged.runtime.do(lambda: logged.server.stop(0.1))
+    assert logged.lines(logging.INFO)[1:] == [
+        "stopping within 0.1 s: 1 connections, 1 calls running, 0 queued",
+        "stopped: 0 calls served, 1 failed, 0 refused, 1 cancelled",
+    ]
+
+
+@pytest.mark.feature(LINES)
+def test_failure_of_a_handler_is_a_line_and_an_error_it_chose_is_none(logged: Logged):
+    with logged.calling() as client:
+        for method in ("Failing.bug", "Failing.own_code"):
+            with pytest.raises(CallError):
+                client.call(method)
+    assert logged.lines(logging.ERROR) == ["Failing.bug failed"]
+    assert logged.lines(logging.WARNING) == []
+
+
+@pytest.mark.feature(LINES)
+def test_stranger_is_worth_no_line_but_a_protocol_violation_is(logged: Logged):
+    with logged.serving():
+        port = int(logged.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+            stranger.sendall(b"\x16\x03\x01 not for us\r\n")
+            while stranger.recv(4096):
+                pass
+        until(lambda: logged.lines(logging.DEBUG))
+        assert logged.lines(logging.WARNING) == []
+        with logged.runtime.connect(logged.address) as client:
+            client.do(lambda real: real._connection._out.append(b"\xff" * 16))
+            with pytest.raises(CallError):
+                client.call("Basic.echo", timeout=10)
+        (line,) = logged.lines(logging.WARNING)
+        assert re.match(r"127\.0\.0\.1:\d+: protocol violation: ", line)
+
+
+@pytest.mark.feature(LINES)
+def test_authenticate_that_fails_is_a_line(logged: Logged):
+    def authenticate(token: Any, peer: Any) -> bool:
+        raise OSError("the directory is down")
+
+    with logged.serving(authenticate=authenticate), pytest.raises(Exception, match="could not be"):
+        logged.runtime.connect(logged.address)
+    (line,) = logged.lines(logging.ERROR)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+: authenticate\(\) failed", line)
+
+
+class Stuck:
+    """A handler that nothing ends but the test."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def wait(self) -> None:
+        self.opened.wait(30)
+
+
+def test_handler_that_keeps_a_thread_in_vain_is_a_line(logged: Logged):
+    if logged.runtime.name == "gevent":
+        pytest.skip("a greenlet can be killed")
+    stuck = Stuck()
+    config = ServerConfig(handling_timeout=0.1)
+    with logged.calling(config=config) as client:
+        logged.server.register(stuck)
+        with pytest.raises(DeadlineExceeded):
+            client.call("Stuck.wait")
+        until(lambda: logged.server.stats["abandoned"])
+        (line,) = logged.lines(logging.WARNING)
+        assert line.startswith("Stuck.wait goes on in vain and keeps its thread, as 1 now do: ")
+        stuck.opened.set()
+        until(lambda: not logged.server.stats["running"])
+
+
+# The access log
+
+
+@pytest.mark.feature(LINES)
+def test_access_log_is_off_unless_asked_for(logged: Logged):
+    with logged.calling() as client:
+        client.call("Basic.echo", 1)
+    assert logged.lines(logging.INFO, ".access") == []
+
+
+@pytest.mark.feature(LINES)
+def test_access_log_has_one_line_for_each_call_that_ended(logged: Logged):
+    with logged.calling(access_log=True) as client:
+        client.call("Basic.echo", 1)
+        client.call("Basic.zeros", 1000)
+        client.notify("Basic.echo", 1)
+        for method in ("Failing.own_code", "Failing.unencodable", "No.such"):
+            with pytest.raises(CallError):
+                client.call(method)
+        lines = sorted(logged.access(6))
+    assert [line.rpartition(" ")[0] for line in lines] == [
+        "Basic.echo ok",
+        "Basic.echo ok",
+        "Basic.zeros ok",
+        "Failing.own_code teapot",
+        "Failing.unencodable internal",
+        "No.such unimplemented",
+    ]
+    assert lines[0].endswith(" 0")  # one way
+    assert lines[1:3] == ["Basic.echo ok 17", "Basic.zeros ok 1016"]
+
+
+@pytest.mark.feature(LINES)
+def test_access_log_tells_how_calls_ended_that_got_no_result(logged: Logged, key):
+    config = ServerConfig(handling_timeout=0.3)
+    with logged.calling(access_log=True, config=config, max_queued=1, max_concurrency=1) as client:
+        given_up = client.start("Gate.wait", key)
+        assert logged.counters.wait(f"started:{key}", 1, 10) == 1
+        queued = client.start("Gate.wait", key)
+        until(lambda: logged.server.stats["queued"] == 1)
+        with pytest.raises(ResourceExhausted):
+            client.call("Basic.echo")
+        given_up.cancel()
+        assert given_up.outcome() == GAVE_UP
+        assert isinstance(queued.outcome(), DeadlineExceeded)
+        lines = logged.access(3)
+        until(lambda: not logged.server.stats["running"])
+    assert [line.rpartition(" ")[0] for line in lines] == [
+        "Basic.echo resource_exhausted",
+        "Gate.wait cancelled",
+        "Gate.wait deadline_exceeded",
+    ]
+
+
+@pytest.mark.feature(LINES)
+def test_connection_that_is_lost_ends_the_calls_in_the_access_log(logged: Logged, key):
+    with logged.serving(access_log=True):
+        client = logged.runtime.connect(logged.address)
+        client.start("Gate.wait", key)
+        assert logged.counters.wait(f"started:{key}", 1, 10) == 1
+        client.close()
+        (line,) = logged.access(1)
+        assert line in ("Gate.wait cancelled 0", "Gate.wait unavailable 0")
+        until(lambda: not logged.server.stats["running"])
+
+
+@pytest.mark.feature(LINES)
+def test_nobody_can_forge_a_line_of_the_access_log(logged: Logged):
+    forged = "No.such ok 0.001 ms 1 bytes\nERROR rpc: \x1b[31m\u2028\u202e"
+    with logged.calling(access_log=True) as client:
+        with pytest.raises(CallError):
+            client.call(forged)
+        (line,) = logged.access(1)
+    assert line.rpartition(" ")[0] == f"{forged!r} unimplemented"
+    assert line.isprintable()
