@@ -1,11 +1,12 @@
-"""Addresses as URLs: tcp://host:port, tls://host:port and unix:///path."""
+"""Addresses as URLs: tcp, tls, http and https with host and port, and unix:///path."""
 
 import re
 from typing import NamedTuple
 
 __all__ = ["Address", "parse_address"]
 
-_SCHEMES = ("tcp", "tls", "unix")
+_SCHEMES = ("tcp", "tls", "http", "https", "unix")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _LONGEST_HOST = 255
 _LONGEST_LABEL = 63
 _LONGEST_PATH = 107  # bytes: what fits into sockaddr_un with its final NUL
@@ -13,12 +14,32 @@ _HOST = re.compile(r"\[[0-9A-Fa-f:.%a-zA-Z_-]+\]|[A-Za-z0-9._-]+", re.ASCII)
 
 
 class Address(NamedTuple):
-    """A parsed address; `host` and `port` for tcp and tls, `path` for unix."""
+    """A parsed address; `path` for unix, `host` and `port` for all others.
+
+    With http and https a client asks for the RPC connection by HTTP CONNECT.
+    """
 
     scheme: str
     host: str = ""
     port: int = 0
     path: str = ""
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether TLS comes first."""
+        return self.scheme in ("tls", "https")
+
+    @property
+    def has_http(self) -> bool:
+        """Whether the connection begins with HTTP."""
+        return self.scheme in _DEFAULT_PORTS
+
+    @property
+    def authority(self) -> str:
+        """Host and port as HTTP writes them (RFC 9110, section 7.2)."""
+        # A zone means something on this machine only (RFC 6874, section 1).
+        host, _, _ = self.host.partition("%")
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def __str__(self) -> str:
         if self.scheme == "unix":
@@ -28,10 +49,15 @@ class Address(NamedTuple):
 
 
 def parse_address(url: str, *, listening: bool = False) -> Address:
-    """Parse an address; ValueError names the value and the rule. Port 0 is only for listening."""
+    """Parse an address; ValueError names the value and the rule.
+
+    Port 0 is only for listening. Who dials http or https may leave the port out, which then is 80
+    or 443, and end the address with a slash, as web addresses do.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
-        raise ValueError(f"address must begin with tcp://, tls:// or unix://, not {url[:80]!r}")
+        schemes = ", ".join(f"{known}://" for known in _SCHEMES[:-1])
+        raise ValueError(f"address must begin with {schemes} or unix://, not {url[:80]!r}")
     if scheme == "unix":
         if not rest.startswith("/") or "\0" in rest or len(rest.encode()) > _LONGEST_PATH:
             raise ValueError(
@@ -39,6 +65,11 @@ def parse_address(url: str, *, listening: bool = False) -> Address:
                 f"not {rest[:120]!r}"
             )
         return Address(scheme, path=rest)
+    default = _DEFAULT_PORTS.get(scheme)
+    if default is not None:
+        rest = rest.removesuffix("/")
+        if not listening and (":" not in rest or rest.endswith("]")):
+            rest = f"{rest}:{default}"
     host, separator, digits = rest.rpartition(":")
     if not separator or not host:
         raise ValueError(f"address must have a host and a port, not {url[:80]!r}")

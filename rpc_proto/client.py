@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .calls import IDS, Call, CallTable
 from .codecs import find_codec
@@ -27,6 +27,9 @@ from .headers import NO_METADATA, HeaderError
 from .states import State, Trigger
 from .typed import convert, decoder
 
+if TYPE_CHECKING:
+    from .http.tunnel import Tunnel
+
 __all__ = ["ClientConnection"]
 
 _OPEN = State.OPEN
@@ -46,14 +49,22 @@ class ClientConnection(Connection):
     taken or the peer reads too slowly, they wait in order. Each ends with exactly one
     `CallCompleted` or `CallFailed`; a one-way call ends when it is sent: either `start_call`
     returns it with `sent` True, or it waits and ends with an event.
+
+    With `connect`, "host:port", the connection begins with HTTP CONNECT to there, and the options
+    follow when that is accepted.
     """
 
-    __slots__ = ("_max_calls", "_serial")
+    __slots__ = ("_max_calls", "_options", "_serial", "_tunnel")
 
     _config: ClientConfig
 
-    def __init__(self, config: ClientConfig | None = None, *, now: float) -> None:
-        """Raise HandshakeError if the token is too long to be sent, ValueError for the codec."""
+    def __init__(
+        self, config: ClientConfig | None = None, *, now: float, connect: str | None = None
+    ) -> None:
+        """Raise HandshakeError if the token is too long to be sent.
+
+        ValueError is for the codec, or for a `connect` that is no host and port.
+        """
         config = config or ClientConfig()
         super().__init__(config, now)
         self.codec = find_codec(config.codec)
@@ -62,17 +73,24 @@ class ClientConnection(Connection):
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
         self._max_calls = 0
         ping = config.ping_interval
-        self._send_line(
-            encode_options(
-                Options(
-                    codec=self.codec.name,
-                    token=config.token,
-                    max_header=config.max_header,
-                    max_body=config.max_body,
-                    ping=None if ping is None else int(ping * 1000),
-                )
+        options = encode_options(
+            Options(
+                codec=self.codec.name,
+                token=config.token,
+                max_header=config.max_header,
+                max_body=config.max_body,
+                ping=None if ping is None else int(ping * 1000),
             )
         )
+        self._tunnel: Tunnel | None = None
+        if connect is None:
+            self._send_line(options)
+        else:
+            from .http import tunnel  # with h11, which few need
+
+            self._options = options  # nothing is sent before the server accepts
+            self._tunnel = tunnel.Tunnel(connect)
+            self._send_line(self._tunnel.request)
 
     # Getters
 
@@ -287,6 +305,28 @@ class ClientConnection(Connection):
             )
 
     # Receiving
+
+    def receive_eof(self, now: float) -> list[Event]:
+        """Take note that the server sends nothing more."""
+        if self._tunnel is None or self.state is not State.HANDSHAKE:
+            return super().receive_eof(now)
+        self._now = now
+        self._end(Trigger.LOST, self._tunnel.receive_eof(), now)
+        return self._take_events()
+
+    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        if self._tunnel is not None and self.state is State.HANDSHAKE:
+            try:
+                behind = self._tunnel.receive_data(data)
+            except HandshakeError as error:
+                self._fail_handshake(error, now)
+                return self._take_events()
+            if behind is None:
+                return []
+            self._tunnel = None
+            self._send_line(self._options)
+            data = behind
+        return super()._receive_early(data, now)
 
     def _receive_line(self, line: bytes, now: float) -> None:
         answer = parse_answer(line)

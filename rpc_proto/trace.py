@@ -72,9 +72,9 @@ class _Traced(Connection):
     _known: list[Any]  # the calls; their place is their name in the trace
     _places: dict[int, int]
 
-    def _begin(self, end: str, config: Any, now: float, address: str = "") -> None:
+    def _begin(self, end: str, config: Any, now: float, **given: str | None) -> None:
         settings = {name: value for name, value in vars(config).items() if _can_save(value)}
-        start = {"end": end, "now": now, "address": address, "settings": settings}
+        start = {"end": end, "now": now, **given, "settings": settings}
         self.trace = Trace(start, config)
         self._busy = False
         self._known = []
@@ -170,7 +170,7 @@ class TracedServerConnection(_Traced, ServerConnection):
         self, config: ServerConfig | None = None, *, now: float, peer: Peer | None = None
     ) -> None:
         super().__init__(config, now=now, peer=peer)
-        self._begin("server", self._config, now, self.peer.address)
+        self._begin("server", self._config, now, address=self.peer.address)
 
     def turn_away(self, code: str, message: str, now: float) -> list[Event]:
         told = {"code": code, "message": message}
@@ -198,9 +198,11 @@ class TracedServerConnection(_Traced, ServerConnection):
 class TracedClientConnection(_Traced, ClientConnection):
     """A ClientConnection with a `trace`."""
 
-    def __init__(self, config: ClientConfig | None = None, *, now: float) -> None:
-        super().__init__(config, now=now)
-        self._begin("client", self._config, now)
+    def __init__(
+        self, config: ClientConfig | None = None, *, now: float, connect: str | None = None
+    ) -> None:
+        super().__init__(config, now=now, connect=connect)
+        self._begin("client", self._config, now, connect=connect)
 
     def start_call(
         self,
@@ -240,9 +242,8 @@ def replay(trace: Trace, config: Any = None) -> Trace:
         config = config or ServerConfig(**start["settings"])
         again = TracedServerConnection(config, now=start["now"], peer=Peer(start["address"]))
     else:
-        again = TracedClientConnection(
-            config or ClientConfig(**start["settings"]), now=start["now"]
-        )
+        config = config or ClientConfig(**start["settings"])
+        again = TracedClientConnection(config, now=start["now"], connect=start.get("connect"))
     for step in trace.steps:
         _repeat(again, step)
     return again.trace

@@ -25,6 +25,7 @@ from rpc_proto import (
 from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
 
+from .dialling import dial_through
 from .protocol import ConnectionProtocol
 from .waiters import Waiter
 
@@ -108,30 +109,35 @@ class Client:
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
+        proxy: str | None = None,
     ) -> "Client":
         """Connect to tcp://host:port, tls://host:port or unix:///path.
 
-        `timeout`, in seconds, covers name lookup, dialling, TLS and the option handshake together.
-        `codec` ("msgpack" by default) and `token` go before what `config` says. An OpenTelemetry
-        `tracer_provider` gets a span for each call. Raises Unavailable when there is no connection,
-        HandshakeError when the server refuses, and TimeoutError; nothing stays open then.
+        With http://host:port and https://host:port the connection begins with HTTP CONNECT.
+        `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
+        handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
+        says. An OpenTelemetry `tracer_provider` gets a span for each call. `proxy` is the URL of
+        an HTTP proxy, http://user:password@host:port, or "env" for what http_proxy, https_proxy,
+        all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
+        when the server or the proxy refuses, and TimeoutError; nothing stays open then.
         """
-        where, config, ssl, new_connection = Dialling.check(
-            address, codec, token, ssl, config, tracer_provider
-        )
+        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy)
+        where = target.where
         loop = asyncio.get_running_loop()
-        protocol = _ClientProtocol(loop, new_connection(config, now=monotonic()))
+        protocol = _ClientProtocol(loop, target.new_connection(target.config, now=monotonic()))
         try:
             async with asyncio.timeout(timeout):
                 if where.scheme == "unix":
                     await loop.create_unix_connection(lambda: protocol, where.path)
                 else:
+                    goal: dict[str, Any] = {"host": where.host, "port": where.port}
+                    if target.proxy is not None:
+                        goal = {"sock": await dial_through(target.proxy, where, loop)}
                     await loop.create_connection(
                         lambda: protocol,
-                        where.host,
-                        where.port,
-                        ssl=ssl,
-                        server_hostname=where.host if ssl else None,
+                        ssl=target.ssl,
+                        server_hostname=where.host if target.ssl else None,
+                        **goal,
                     )
                 await protocol.handshake
         except BaseException as error:
@@ -139,11 +145,11 @@ class Client:
                 protocol._transport.abort()
             if protocol.handshake.done() and not protocol.handshake.cancelled():
                 protocol.handshake.exception()  # it has been seen
-            explained = explain(error, address, timeout)
+            explained = explain(error, target, timeout)
             if explained is error:
                 raise
             raise explained from error
-        return cls(protocol, config, address)
+        return cls(protocol, target.config, address)
 
     async def __aenter__(self) -> Self:
         return self

@@ -89,8 +89,8 @@ class Server(ServerBase):
     async def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
-        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
-        address cannot be had.
+        http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
+        called again for more addresses. Raises OSError when the address cannot be had.
         """
         where = self._check_listening(address, ssl)
         loop = asyncio.get_running_loop()

@@ -90,13 +90,13 @@ class Client(SyncClient):
 
     @classmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
-        where, config, ssl, new_connection = target
+        where, config, ssl, new_connection, proxy = target
         config = config.override(ping_interval=0)
         deadline = monotonic() + timeout
         sock = client = None
         try:
             connection = new_connection(config, now=monotonic())
-            sock = dial(where, deadline, socket, _look_up)
+            sock = dial(where, proxy, deadline, socket, _look_up)
             sock.settimeout(None)
             tls = Tls(ssl, server_side=False, hostname=where.host) if ssl is not None else None
             client = cls(Channel(sock, tls), connection, address)

@@ -4,6 +4,7 @@ import ssl as ssl_module
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from rpc_proto import (
@@ -22,6 +23,8 @@ from rpc_proto import (
 )
 from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
+
+from .proxies import Proxy, find_proxy
 
 __all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome", "refusal"]
 
@@ -42,6 +45,10 @@ class Dialling(NamedTuple):
     config: ClientConfig
     ssl: ssl_module.SSLContext | None
     new_connection: Callable[..., ClientConnection]
+    proxy: Proxy | None
+
+    def __str__(self) -> str:
+        return f"{self.where} through {self.proxy}" if self.proxy else str(self.where)
 
     @classmethod
     def check(
@@ -52,30 +59,34 @@ class Dialling(NamedTuple):
         ssl: ssl_module.SSLContext | None,
         config: ClientConfig | None,
         tracer_provider: Any,
+        proxy: str | None,
     ) -> Self:
         """Raise ValueError for what cannot be dialled."""
         where = parse_address(address)
-        if where.scheme == "tls":
+        through = find_proxy(proxy, where)
+        if where.has_tls:
             ssl = ssl or ssl_module.create_default_context()
         elif ssl is not None:
-            raise ValueError(f"ssl goes with a tls:// address, not {address!r}")
+            raise ValueError(f"ssl goes with a tls:// or https:// address, not {address!r}")
         new_connection: Callable[..., ClientConnection] = ClientConnection
         if tracer_provider is not None:
             from .otel import client_connection
 
             new_connection = client_connection(tracer_provider, where)
+        if where.has_http:
+            new_connection = partial(new_connection, connect=where.authority)
         config = (config or ClientConfig()).override(codec=codec, token=token)
-        return cls(where, config, ssl, new_connection)
+        return cls(where, config, ssl, new_connection, through)
 
 
-def explain(error: BaseException, address: str, timeout: float) -> BaseException:
+def explain(error: BaseException, target: Dialling, timeout: float) -> BaseException:
     """Return what `connect` raises when this kept it from connecting."""
     if isinstance(error, (HandshakeError, Unavailable)):
         return error
     if isinstance(error, TimeoutError):
-        return TimeoutError(f"no connection to {address} within {timeout:g} s")
+        return TimeoutError(f"no connection to {target} within {timeout:g} s")
     if isinstance(error, OSError):
-        return Unavailable(f"no connection to {address}: {error}", maybe_executed=False)
+        return Unavailable(f"no connection to {target}: {error}", maybe_executed=False)
     return error
 
 
@@ -144,19 +155,23 @@ class SyncClient(ABC):
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
+        proxy: str | None = None,
     ) -> Self:
         """Connect to tcp://host:port, tls://host:port or unix:///path.
 
-        `timeout`, in seconds, covers name lookup, dialling, TLS and the option handshake together.
-        `codec` ("msgpack" by default) and `token` go before what `config` says. An OpenTelemetry
-        `tracer_provider` gets a span for each call. Raises Unavailable when there is no connection,
-        HandshakeError when the server refuses, and TimeoutError; nothing stays open then.
+        With http://host:port and https://host:port the connection begins with HTTP CONNECT.
+        `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
+        handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
+        says. An OpenTelemetry `tracer_provider` gets a span for each call. `proxy` is the URL of
+        an HTTP proxy, http://user:password@host:port, or "env" for what http_proxy, https_proxy,
+        all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
+        when the server or the proxy refuses, and TimeoutError; nothing stays open then.
         """
-        target = Dialling.check(address, codec, token, ssl, config, tracer_provider)
+        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy)
         try:
             return cls._connect(target, address, timeout)
         except BaseException as error:
-            explained = explain(error, address, timeout)
+            explained = explain(error, target, timeout)
             if explained is error:
                 raise
             raise explained from error

@@ -167,8 +167,10 @@ class ServerBase(ABC):
 
     def _check_listening(self, address: str, ssl: ssl_module.SSLContext | None) -> Address:
         where = parse_address(address, listening=True)
-        if (where.scheme == "tls") is not (ssl is not None):
-            raise ValueError(f"a tls:// address and ssl go together; got {address!r}, ssl={ssl!r}")
+        if where.has_tls is not (ssl is not None):
+            raise ValueError(
+                f"tls:// and https:// addresses go with ssl; got {address!r}, ssl={ssl!r}"
+            )
         if self._stopping:
             raise LocalProtocolError("this server was stopped; make a new one")
         return where
@@ -331,8 +333,8 @@ class SyncServer(ServerBase):
     def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
-        Port 0 picks a free one. May be called again for more addresses. Raises OSError when the
-        address cannot be had.
+        http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
+        called again for more addresses. Raises OSError when the address cannot be had.
         """
         where = self._listen(self._check_listening(address, ssl), ssl)
         self._log_listening(where)

@@ -1,25 +1,78 @@
 """Dialling and listening for drivers that wait in place: `socket` is the runtime's own module."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Callable
+from socket import MSG_PEEK
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpc_proto import Address
 
-__all__ = ["LINGER", "dial", "listen"]
+from .proxies import Proxy
+
+if TYPE_CHECKING:
+    from rpc_proto.http.tunnel import Tunnel
+
+__all__ = ["LINGER", "dial", "listen", "read_answer"]
 
 # After its last words a server reads on, in seconds, until the peer has been silent for so long.
 LINGER = 0.2
 
+# Bytes of a proxy's answer to look at in one go.
+_READ_AHEAD = 4096
 
-def dial(where: Address, deadline: float, socket: Any, lookup: Callable[..., Any]) -> Any:
+
+def dial(
+    where: Address, proxy: Proxy | None, deadline: float, socket: Any, lookup: Callable[..., Any]
+) -> Any:
     """Return a connected socket of the module `socket`; OSError or TimeoutError if there is none.
 
     `lookup(host, port, deadline)` is getaddrinfo with a deadline. Each address of the host gets
-    its share of the time that is left.
+    its share of the time that is left. HandshakeError says why the proxy refuses.
     """
+    if proxy is None:
+        return _dial(where, deadline, socket, lookup)
+    sock = _dial(proxy.where, deadline, socket, lookup)
+    try:
+        tunnel = proxy.tunnel_to(where)
+        sock.settimeout(_left(deadline))
+        sock.sendall(tunnel.request)
+        while True:
+            sock.settimeout(_left(deadline))
+            if read_answer(sock, tunnel):
+                return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def read_answer(sock: Any, tunnel: Tunnel) -> bool:
+    """Read what a proxy says, and leave in the socket what is behind it; whether that was all.
+
+    It is for whoever reads next: TLS, or a server that refuses before it was asked anything.
+    """
+    try:
+        data = sock.recv(_READ_AHEAD, MSG_PEEK)
+    except BlockingIOError:
+        return False
+    if not data:
+        raise tunnel.receive_eof()
+    behind = tunnel.receive_data(data)
+    sock.recv(len(data) - len(behind or b""))
+    return behind is not None
+
+
+def _left(deadline: float) -> float:
+    left = deadline - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _dial(where: Address, deadline: float, socket: Any, lookup: Callable[..., Any]) -> Any:
     if where.scheme == "unix":
         return _connect(socket, socket.AF_UNIX, where.path, deadline)
     found = lookup(where.host, where.port, deadline)

@@ -112,15 +112,15 @@ class Client(SyncClient):
 
     @classmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
-        where, config, ssl, new_connection = target
+        where, config, ssl, new_connection, proxy = target
+        connection = new_connection(config, now=monotonic())
         link: _ClientLink | None = None
         limit = min(timeout, _LONGEST)
         try:
             with Timeout(limit, TimeoutError):
                 tls = Tls(ssl, server_side=False, hostname=where.host) if ssl else None
-                sock = take_over(dial(where, monotonic() + limit, socket, _look_up))
-                connection = new_connection(config, now=monotonic())
-                link = _ClientLink(get_hub(), sock, tls, connection)
+                sock = dial(where, proxy, monotonic() + limit, socket, _look_up)
+                link = _ClientLink(get_hub(), take_over(sock), tls, connection)
                 link.open()
                 link.handshake.get()
         except BaseException:

@@ -10,13 +10,25 @@ GOOD = {
     "tcp://[::1]:1": Address("tcp", "::1", 1),
     "tls://a-b.example.org:443": Address("tls", "a-b.example.org", 443),
     "tcp://example.org.:443": Address("tcp", "example.org.", 443),
+    "http://localhost:8080": Address("http", "localhost", 8080),
+    "https://[::1]:8443": Address("https", "::1", 8443),
     "unix:///run/rpc.sock": Address("unix", path="/run/rpc.sock"),
 }
 BAD = [
     "",
     "localhost:80",
     "file:///etc/passwd",
-    "http://localhost:80",
+    "http://",
+    "http:///",
+    "http://:80",
+    "http://localhost:",
+    "http://localhost:0",
+    "http://localhost//",
+    "http://localhost:80/path",
+    "http://localhost?query",
+    "https://user:secret@localhost:443",
+    "http://host\r\nX: y:80",
+    "ftp://localhost:80",
     "TCP://localhost:80",
     "tcp:localhost:80",
     "tcp://localhost",
@@ -52,6 +64,38 @@ BAD = [
 def test_address_is_parsed_and_written_again(url: str, address: Address) -> None:
     assert parse_address(url) == address
     assert str(address) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "full"),
+    [
+        ("http://localhost", "http://localhost:80"),
+        ("http://localhost/", "http://localhost:80"),
+        ("https://localhost", "https://localhost:443"),
+        ("https://[::1]/", "https://[::1]:443"),
+        ("https://[::1]:8443/", "https://[::1]:8443"),
+    ],
+)
+def test_web_address_may_leave_out_its_port_and_end_with_a_slash(url: str, full: str) -> None:
+    assert str(parse_address(url)) == full
+
+
+def test_who_listens_names_the_port() -> None:
+    with pytest.raises(ValueError, match="host and a port"):
+        parse_address("http://localhost", listening=True)
+    assert parse_address("http://localhost:0/", listening=True).port == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("tcp://localhost:80", "localhost:80"),
+        ("http://[::1]:80", "[::1]:80"),
+        ("tls://[fe80::1%eth0]:80", "[fe80::1]:80"),
+    ],
+)
+def test_authority_is_host_and_port_as_others_know_them(url: str, authority: str) -> None:
+    assert parse_address(url).authority == authority
 
 
 @pytest.mark.fault(58)

@@ -1,0 +1,81 @@
+"""HTTP proxies: which one to use, and what it is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from rpc_proto import Address, parse_address
+
+if TYPE_CHECKING:
+    from rpc_proto.http.tunnel import Tunnel
+
+__all__ = ["ENVIRONMENT", "Proxy", "find_proxy", "parse_proxy"]
+
+ENVIRONMENT = "env"  # instead of a URL: see the environment
+
+
+class Proxy:
+    """An HTTP proxy. Its credentials are in nothing that is shown."""
+
+    __slots__ = ("_credentials", "where")
+
+    def __init__(self, where: Address, credentials: bytes | None) -> None:
+        self.where = where
+        self._credentials = credentials
+
+    def __str__(self) -> str:
+        return f"the proxy {self.where}"
+
+    __repr__ = __str__
+
+    def tunnel_to(self, target: Address) -> Tunnel:
+        """Return what asks this proxy for a connection to there."""
+        from rpc_proto.http.tunnel import Tunnel  # with h11, which few need
+
+        return Tunnel(target.authority, peer=str(self), credentials=self._credentials)
+
+
+def parse_proxy(url: str) -> Proxy:
+    """Parse http://host:port or http://user:password@host:port; ValueError without a password.
+
+    User and password are percent-encoded where they need it (RFC 3986, section 3.2.1). The port is
+    80 unless it is given.
+    """
+    scheme, separator, rest = url.partition("://")
+    user_info, at, host = rest.rpartition("@")
+    if not separator or scheme != "http":
+        raise ValueError("a proxy is http://host:port or http://user:password@host:port")
+    where = parse_address(f"http://{host}")
+    if not at:
+        return Proxy(where, None)
+    # Variables of the environment may be of any bytes.
+    user, _, password = user_info.encode("utf-8", "surrogateescape").partition(b":")
+    name = unquote_to_bytes(user)
+    if b":" in name:
+        raise ValueError(f"the user of {where} cannot have a colon in the name (RFC 7617)")
+    return Proxy(where, name + b":" + unquote_to_bytes(password))
+
+
+def find_proxy(proxy: str | None, target: Address) -> Proxy | None:
+    """Return the proxy that `connect` was told to use, if any; ValueError for a wrong one."""
+    if proxy is None:
+        return None
+    if target.scheme == "unix":
+        raise ValueError(f"no proxy leads to {target}")
+    return _from_environment(target) if proxy == ENVIRONMENT else parse_proxy(proxy)
+
+
+def _from_environment(target: Address) -> Proxy | None:
+    import urllib.request as environment  # takes long
+
+    known = environment.getproxies_environment()
+    url = known.get("http" if target.scheme == "http" else "https") or known.get("all")
+    # `no_proxy` is a list of names, some of them with a port; IPv6 comes with and without brackets.
+    is_direct = environment.proxy_bypass_environment  # type: ignore[attr-defined]
+    if not url or is_direct(target.authority, known) or is_direct(target.host, known):
+        return None
+    try:
+        return parse_proxy(url if "://" in url else f"http://{url}")
+    except ValueError as error:
+        raise ValueError(f"in the environment: {error}") from None

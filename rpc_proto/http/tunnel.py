@@ -1,0 +1,111 @@
+"""The client's end of HTTP CONNECT (RFC 9110, section 9.3.6), at a server or at a proxy."""
+
+from base64 import b64encode
+
+import h11
+
+from rpc_proto.addresses import parse_address
+from rpc_proto.errors import HandshakeError
+
+__all__ = ["MAX_ANSWER", "Tunnel"]
+
+MAX_ANSWER = 32 * 1024  # bytes of the whole answer, informational ones before it included
+
+_BEGINNING = b"HTTP/1."
+_QUOTED = 120  # bytes or characters of an answer that an error quotes
+
+_CODES = {
+    401: "unauthenticated",
+    403: "permission_denied",
+    405: "unimplemented",
+    407: "unauthenticated",
+    501: "unimplemented",
+}
+
+
+class Tunnel:
+    """Asks for a tunnel, and reads the answer.
+
+    Write `request`, and nothing else; then give what arrives to `receive_data`, until that returns
+    what came through the tunnel already.
+    """
+
+    __slots__ = ("_has_credentials", "_http", "_peer", "_size", "_start", "_target", "request")
+
+    def __init__(
+        self, target: str, *, peer: str = "the server", credentials: bytes | None = None
+    ) -> None:
+        """`target` is "host:port", an IPv6 address in brackets; ValueError for anything else.
+
+        `peer` is what errors call the other end; `credentials` are "user:password" (RFC 7617).
+        """
+        self._target = parse_address(f"tcp://{target}").authority
+        self._peer = peer
+        self._has_credentials = credentials is not None
+        self._size = 0
+        self._start = bytearray()  # of the answer that is arriving, for telling what it is
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
+        headers = [(b"Host", self._target.encode())]
+        if credentials is not None:
+            headers.append((b"Proxy-Authorization", b"Basic " + b64encode(credentials)))
+        ask = h11.Request(method=b"CONNECT", target=self._target, headers=headers)
+        self.request: bytes = self._http.send(ask) + self._http.send(h11.EndOfMessage())
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> bytes | None:
+        """Return the bytes behind the answer when there is a tunnel, None as long as it is open.
+
+        Raises HandshakeError, which quotes the answer, when there will be no tunnel.
+        """
+        data = bytes(data)
+        if not data:  # to h11 this would be the end
+            return None
+        room = MAX_ANSWER - self._size
+        self._size += min(room, len(data))
+        self._look_at(data)
+        self._http.receive_data(data[:room])
+        try:
+            while (event := self._http.next_event()) is not h11.NEED_DATA:
+                # Content-Length and Transfer-Encoding of a success mean nothing, and h11 knows.
+                arrived = self._http.trailing_data[0]
+                if isinstance(event, h11.Response):
+                    self._check_status(event)
+                    return arrived + data[room:]
+                self._start.clear()  # that was an informational one
+                self._look_at(arrived)
+        except h11.RemoteProtocolError as error:
+            raise self._fail(f"breaks the rules of HTTP ({error}): {self._quote()}") from None
+        if self._size == MAX_ANSWER:
+            raise self._fail(f"is longer than {MAX_ANSWER} bytes: {self._quote()}")
+        return None
+
+    def receive_eof(self) -> HandshakeError:
+        """Return what is wrong if the peer sends nothing more now."""
+        when = f"within its answer, {self._quote()}," if self._start else "instead of an answer"
+        message = f"{self._peer} hung up {when} to CONNECT {self._target}"
+        return HandshakeError("unavailable", message)
+
+    def _look_at(self, data: bytes) -> None:
+        """Keep the beginning of an answer; HandshakeError as soon as that is no HTTP."""
+        self._start += data[: _QUOTED - len(self._start)]
+        if not _BEGINNING.startswith(self._start[: len(_BEGINNING)]):
+            raise self._fail(f"is no HTTP: {bytes(self._start)!r}")
+
+    def _check_status(self, answer: h11.Response) -> None:
+        status = answer.status_code
+        if 200 <= status < 300:
+            return
+        reason = answer.reason.decode("utf-8", "replace")[:_QUOTED]
+        message = f"{self._peer} answered CONNECT {self._target} with HTTP {status} "
+        message += "".join(char if char.isprintable() else "?" for char in reason)
+        if status == 407:
+            message += ": it "
+            message += "refuses these credentials" if self._has_credentials else "wants credentials"
+        raise HandshakeError(_CODES.get(status, "unavailable"), message.rstrip())
+
+    def _quote(self) -> str:
+        return repr(bytes(self._start.partition(b"\n")[0].rstrip()))
+
+    def _fail(self, what: str) -> HandshakeError:
+        return HandshakeError(
+            "invalid_argument", f"the answer of {self._peer} to CONNECT {self._target} {what}"
+        )
