@@ -315,9 +315,13 @@ class ClientConnection(Connection):
         return self._take_events()
 
     def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
-        if self._tunnel is not None and self.state is State.HANDSHAKE:
+        tunnel = self._tunnel
+        if tunnel is not None and self.state is State.HANDSHAKE:
+            if not tunnel.answering and data[:1] == b"{":
+                self._tunnel = None  # it is turned away by a server that has not read anything
+                return super()._receive_early(data, now)
             try:
-                behind = self._tunnel.receive_data(data)
+                behind = tunnel.receive_data(data)
             except HandshakeError as error:
                 self._fail_handshake(error, now)
                 return self._take_events()

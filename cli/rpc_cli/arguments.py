@@ -95,7 +95,8 @@ def _add_serve(parser: ArgumentParser) -> None:
         action="append",
         type=_listening,
         metavar="ADDRESS",
-        help="tcp://host:port, tls://host:port or unix:///path; may be repeated; port 0 takes "
+        help="tcp://host:port, tls://host:port or unix:///path, http:// and https:// being other "
+        "words for tcp:// and tls://; may be repeated; port 0 takes "
         f"a free one (default: {DEFAULT_ADDRESS})",
     )
     add("--backend", choices=tuple(BACKENDS), default="asyncio", help="the runtime to serve with")
@@ -176,9 +177,16 @@ def _add_connection(parser: ArgumentParser) -> None:
         "address",
         type=_address,
         metavar="ADDRESS",
-        help="tcp://host:port, tls://host:port or unix:///path",
+        help="tcp://host:port, tls://host:port, unix:///path; or http:// and https:// "
+        "with host and port, for HTTP CONNECT",
     )
     parser.add_argument("--codec", choices=BUILT_IN, default="msgpack")
+    parser.add_argument(
+        "--proxy",
+        metavar="URL|env",
+        help="an HTTP proxy to go through, http://user:password@host:port, or env for what "
+        "http_proxy, https_proxy, all_proxy and no_proxy say, which other users cannot see",
+    )
     _add_token(parser, "the token to show to the server")
     _add_tls(parser, ca="trust these instead of the system's certificates")
 

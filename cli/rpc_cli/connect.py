@@ -4,7 +4,8 @@ import ssl
 from argparse import Namespace
 
 from rpc_asyncio import Client
-from rpc_proto import ClientConfig
+from rpc_common.proxies import find_proxy
+from rpc_proto import ClientConfig, parse_address
 
 from .errors import UsageError
 from .tls import client_context
@@ -16,10 +17,17 @@ CONNECT_TIMEOUT = 10.0  # seconds
 
 def client_tls(options: Namespace) -> ssl.SSLContext | None:
     """Return the TLS context that the options ask for; UsageError if they do not go together."""
-    if options.address.startswith("tls://"):
+    where = parse_address(options.address)
+    try:
+        find_proxy(options.proxy, where)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if where.has_tls:
         return client_context(options.tls_ca, options.tls_cert, options.tls_key)
     if options.tls_ca or options.tls_cert or options.tls_key:
-        raise UsageError(f"--tls-* options go with a tls:// address, not {options.address}")
+        raise UsageError(
+            f"--tls-* options go with a tls:// address or an https:// one, not {options.address}"
+        )
     return None
 
 
@@ -32,4 +40,5 @@ async def connect(
         timeout=timeout,
         ssl=tls,
         config=ClientConfig(codec=options.codec, token=options.token),
+        proxy=options.proxy,
     )

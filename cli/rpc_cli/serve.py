@@ -9,6 +9,8 @@ import traceback
 from argparse import Namespace
 from typing import Any
 
+from rpc_proto import parse_address
+
 from .errors import CommandError, UsageError
 from .runtimes import BACKENDS, Settings
 from .tls import server_context
@@ -53,7 +55,7 @@ def _set_up_logging(options: Namespace) -> None:
 
 
 def _tls_for(address: str, options: Namespace) -> ssl.SSLContext | None:
-    if not address.startswith("tls://"):
+    if not parse_address(address, listening=True).has_tls:
         return None
     return server_context(options.tls_ca, options.tls_cert, options.tls_key)
 

@@ -51,6 +51,11 @@ class Tunnel:
         ask = h11.Request(method=b"CONNECT", target=self._target, headers=headers)
         self.request: bytes = self._http.send(ask) + self._http.send(h11.EndOfMessage())
 
+    @property
+    def answering(self) -> bool:
+        """Whether any byte of an answer has come."""
+        return self._size > 0
+
     def receive_data(self, data: bytes | bytearray | memoryview) -> bytes | None:
         """Return the bytes behind the answer when there is a tunnel, None as long as it is open.
 
@@ -97,7 +102,7 @@ class Tunnel:
         reason = answer.reason.decode("utf-8", "replace")[:_QUOTED]
         message = f"{self._peer} answered CONNECT {self._target} with HTTP {status} "
         message += "".join(char if char.isprintable() else "?" for char in reason)
-        if status == 407:
+        if status in (401, 407):  # some proxies mix them up
             message += ": it "
             message += "refuses these credentials" if self._has_credentials else "wants credentials"
         raise HandshakeError(_CODES.get(status, "unavailable"), message.rstrip())

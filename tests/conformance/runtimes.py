@@ -61,7 +61,7 @@ class Runtime(abc.ABC):
     name: str
 
     def __init__(self) -> None:
-        self._client_kind = importlib.import_module(package(self.name)).Client
+        self.kind = importlib.import_module(package(self.name)).Client
 
     @abc.abstractmethod
     def spawn(self, function: Callable[[], Any]) -> "Future[Any]":
@@ -83,7 +83,7 @@ class Runtime(abc.ABC):
         return outcome
 
     def connect(self, address: str, **options: Any) -> "Client":
-        kind = self._client_kind
+        kind = self.kind
         return Client(self, self.do(lambda: kind.connect(address, **options)))
 
 
@@ -153,10 +153,11 @@ class AsyncioRuntime(Runtime):
     """Clients on an event loop in a thread."""
 
     name = "asyncio"
+    make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.SelectorEventLoop()
+        self._loop = self.make_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
         self._thread.start()
 
