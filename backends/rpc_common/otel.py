@@ -144,9 +144,9 @@ class ConnectionWithSpans(ClientConnection):
     __slots__ = ("_server", "_spans", "_tracer")
 
     def __init__(
-        self, tracer: Tracer, where: Address, config: ClientConfig | None, *, now: float
+        self, tracer: Tracer, where: Address, config: ClientConfig | None, **options: Any
     ) -> None:
-        super().__init__(config, now=now)
+        super().__init__(config, **options)
         self._tracer = tracer
         self._server: dict[str, str | int] = {"server.address": where.host or where.path}
         if where.port:
