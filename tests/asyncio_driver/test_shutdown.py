@@ -64,7 +64,7 @@ async def test_unknown_host_is_unavailable():
     "address",
     [
         "127.0.0.1:80",
-        "http://127.0.0.1:80",
+        "ftp://127.0.0.1:80",
         "tcp://127.0.0.1:0",
         "tcp://a\r\nb:1",
         "tcp://a..b:1",

@@ -115,11 +115,11 @@ async def test_tls_client_to_a_plain_port_fails_clearly(authority):
 
 async def test_addresses_and_contexts_go_together(authority):
     server = Server()
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="go with ssl"):
         await server.start(TLS)
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="go with ssl"):
         await server.start("tcp://127.0.0.1:0", ssl=authority.server_context())
-    with pytest.raises(ValueError, match="ssl goes with a tls:// address"):
+    with pytest.raises(ValueError, match="ssl goes with a tls:// or https:// address"):
         await Client.connect("tcp://127.0.0.1:1", ssl=authority.client_context())
     await server.stop()
 

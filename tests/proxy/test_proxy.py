@@ -38,14 +38,31 @@ class Tinyproxy:
     """A running proxy; `tunnels` counts the CONNECTs that it has let through."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
-        self.port = free_port()
         self._log = folder / "tinyproxy.log"
-        config = folder / "tinyproxy.conf"
-        lines = [f"Port {self.port}", "Listen 127.0.0.1", "MaxClients 50", *settings]
-        config.write_text("\n".join([*lines, f'LogFile "{self._log}"', "LogLevel Connect"]) + "\n")
+        self._config = folder / "tinyproxy.conf"
+        self._settings = settings
+        self._start()
+        until(self._is_ready)
+
+    def _start(self) -> None:
+        self.port = free_port()
+        lines = [
+            f"Port {self.port}",
+            "Listen 127.0.0.1",
+            "MaxClients 50",
+            f'LogFile "{self._log}"',
+            "LogLevel Info",
+            *self._settings,
+        ]
+        self._config.write_text("\n".join(lines) + "\n")
+        self._log.write_text("")
         assert TINYPROXY is not None
-        self._process = subprocess.Popen([TINYPROXY, "-d", "-c", config])
-        until(self._answers)
+        self._process = subprocess.Popen([TINYPROXY, "-d", "-c", self._config])
+
+    def _is_ready(self) -> bool:
+        if self._process.poll() is not None:  # somebody else has taken the port meanwhile
+            self._start()
+        return "Accepting connections" in self._log.read_text()
 
     def url(self, user_info: str = "") -> str:
         return f"http://{user_info}127.0.0.1:{self.port}"
@@ -57,11 +74,6 @@ class Tinyproxy:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(PATIENCE)
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 @pytest.fixture(scope="module")
