@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types layers unit fuzz faults stress matrix bench clean
+.PHONY: demo test check lint types layers unit fuzz faults stress matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -42,6 +42,10 @@ stress: $(VENV)/.dev
 matrix: $(VENV)/.dev
 	FEATURE_MATRIX=$(VENV)/matrix.json $(BIN)/python -m pytest tests/conformance -n 2
 	$(BIN)/python docs/matrix.py $(VENV)/matrix.json
+
+# The same suite, every case of it over HTTP CONNECT (about 2 minutes).
+conformance-http: $(VENV)/.dev
+	CONFORMANCE_TRANSPORT=http $(BIN)/python -m pytest tests/conformance -n 2
 
 # Our rates against the floor of the same runtime, interleaved in one run (about 10 minutes).
 bench: $(VENV)/.bench

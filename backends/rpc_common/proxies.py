@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 from rpc_proto import Address, parse_address
 
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["ENVIRONMENT", "Proxy", "find_proxy", "parse_proxy"]
 
 ENVIRONMENT = "env"  # instead of a URL: see the environment
-
-_RULE = "a proxy is http://host:port or http://user:password@host:port"
 
 
 class Proxy:
@@ -38,24 +37,18 @@ class Proxy:
 
 
 def parse_proxy(url: str) -> Proxy:
-    """Parse http://host:port or http://user:password@host:port.
+    """Parse http://host:port or http://user:password@host:port; ValueError without a password.
 
-    Raises ValueError, which shows neither user nor password, for anything else. Both are
-    percent-encoded where they need it (RFC 3986, section 3.2.1). The port is 80 unless it is given.
+    User and password are percent-encoded where they need it (RFC 3986, section 3.2.1). The port is
+    80 unless it is given.
     """
     scheme, separator, rest = url.partition("://")
     user_info, at, host = rest.rpartition("@")
     if not separator or scheme != "http":
-        raise ValueError(_RULE)
-    try:
-        where = parse_address(f"http://{host}")
-    except ValueError as error:
-        # Where there is no @, what looks like a port may be a password.
-        raise ValueError(f"{_RULE}: {error}" if at else _RULE) from None
+        raise ValueError("a proxy is http://host:port or http://user:password@host:port")
+    where = parse_address(f"http://{host}")
     if not at:
         return Proxy(where, None)
-    from urllib.parse import unquote_to_bytes
-
     # Variables of the environment may be of any bytes.
     user, _, password = user_info.encode("utf-8", "surrogateescape").partition(b":")
     name = unquote_to_bytes(user)

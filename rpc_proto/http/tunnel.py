@@ -78,8 +78,7 @@ class Tunnel:
                 self._start.clear()  # that was an informational one
                 self._look_at(arrived)
         except h11.RemoteProtocolError as error:
-            rule = str(error)[:_QUOTED]
-            raise self._fail(f"breaks the rules of HTTP ({rule}): {self._quote()}") from None
+            raise self._fail(f"breaks the rules of HTTP ({error}): {self._quote()}") from None
         if self._size == MAX_ANSWER:
             raise self._fail(f"is longer than {MAX_ANSWER} bytes: {self._quote()}")
         return None

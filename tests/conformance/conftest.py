@@ -1,9 +1,9 @@
 """The pairs of backends, the combinations of codec and transport, and the record of what ran.
 
-Every case runs for every pair of backends that this machine has. Codec and transport come in six
+Every case runs for every pair of backends that this machine has. Codec and transport come in ten
 combinations. Only a few cases, in `test_calls.py`, take all of them (`every_link`): there the bytes
 themselves matter. The others (`link`) take one for each pair, which follows from the case and the
-pair, so that a run is the same each time and all six are met many times over. A case that needs
+pair, so that a run is the same each time and all ten are met many times over. A case that needs
 plain TCP says so (`tcp_link`). Cases about one end only run once for each backend
 (`client_backend`, `server_backend`).
 

@@ -101,6 +101,9 @@ class HostProcess:
         self._addresses: dict[str, str] = {
             address.partition(":")[0]: address for address in json.loads(self._process.line())
         }
+        for transport, beneath in (("http", "tcp"), ("https", "tls")):  # one port, all faces
+            rest = self._addresses[beneath].partition(":")[2]
+            self._addresses[transport] = f"{transport}:{rest}"
         self.alive = True
 
     def address(self, transport: str = "tcp") -> str:

@@ -1,6 +1,7 @@
 """What a test runs with: a pair of backends, a codec and a transport; and what the tests share."""
 
 import contextlib
+import os
 import ssl
 from collections.abc import Iterator
 from itertools import product
@@ -14,7 +15,10 @@ from conformance.proxy import Proxy, proxied
 from conformance.runtimes import RUNTIMES, Client, Runtime
 from support.certificates import Authority
 
-COMBINATIONS = list(product(("msgpack", "json"), ("tcp", "unix", "tls")))
+# CONFORMANCE_TRANSPORT=http lets every case run over that one instead of one by turns.
+TRANSPORTS = ("tcp", "unix", "tls", "http", "https")
+ONLY = os.environ.get("CONFORMANCE_TRANSPORT")
+COMBINATIONS = list(product(("msgpack", "json"), (ONLY,) if ONLY else TRANSPORTS))
 
 
 class Combination(NamedTuple):
@@ -62,7 +66,7 @@ class Link:
             yield proxy, client
 
     def connect_to(self, address: str, **options: Any) -> Client:
-        if address.startswith("tls:"):
+        if address.startswith(("tls:", "https:")):
             options.setdefault("ssl", self._suite.trusting)
         options.setdefault("codec", self.codec)
         return self._suite.runtime(self.pair.client).connect(address, **options)

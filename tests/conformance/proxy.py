@@ -44,7 +44,7 @@ class Proxy:
         self._forwarding: list[threading.Thread] = []
         self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
-        scheme = "tls" if self._target.scheme == "tls" else "tcp"
+        scheme = "tcp" if self._target.scheme == "unix" else self._target.scheme
         self.address = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()

@@ -309,7 +309,6 @@ def test_proxy_whose_name_is_unknown_is_unavailable(client_backend):
         "proxy.invalid:3128",
         "https://alice:secret@proxy.invalid:3128",
         "socks5://alice:secret@proxy.invalid:1080",
-        "http://alice:secret",
         "http://alice:secret@",
         "http://alice:secret@proxy.invalid:0",
         "http://alice:secret@proxy\r\nX: y:80",
