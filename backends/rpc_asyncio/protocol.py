@@ -2,11 +2,13 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from rpc_common.memory import keep_large_blocks
+from rpc_common.sockets import LINGER
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
@@ -40,6 +42,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     __slots__ = (
         "_buffer",
+        "_eof",
+        "_finished",
         "_large_buffer",
         "_loop",
         "_reading",
@@ -54,6 +58,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     )
 
     connection: Connection
+    _lingers = False  # whether to wait for the peer's end before the socket is closed
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -64,6 +69,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._timer_at = 0.0
         self._reading = True
         self._writable = True
+        self._eof = False  # the peer sends nothing more
+        self._finished = False  # nor does this end
         self.flush_scheduled = False
         self._tls = False
         self.closed = False
@@ -94,7 +101,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._buffer = self._large_buffer if large else self._large_buffer[:_READ_SIZE]
 
     def eof_received(self) -> bool:
+        self._eof = True
         self.handle_events(self.connection.receive_eof(monotonic()))
+        self.connection.changed = True  # one that is closing waited for this
         self.flush()
         return not self._tls  # TLS over asyncio has no half-closed state
 
@@ -159,7 +168,22 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         if self.connection.state is State.CLOSED:
             self._transport.abort()
         elif self.connection.state is State.CLOSING and self._writable:
-            self._transport.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        transport = self._transport
+        if self._lingers and not self._eof and not self._tls and not transport.is_closing():
+            if not self._finished and not transport.get_write_buffer_size():
+                self._finished = True
+                with suppress(OSError):  # the peer was quicker
+                    transport.write_eof()
+            # Closing while the peer still sends would make the kernel reset the connection, and the
+            # last bytes with it. The peer's end comes, or it falls silent, or its time is over.
+            at = self.connection._received_at + LINGER
+            if at > monotonic():
+                self._set_timer(at)
+                return
+        transport.close()
 
     def _turn_reading(self) -> None:
         if not self._transport.is_closing():

@@ -26,6 +26,7 @@ class _ServerProtocol(ConnectionProtocol):
     __slots__ = ("_server",)
 
     connection: ServerConnection
+    _lingers = True
 
     def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
