@@ -347,7 +347,7 @@ class Connection(ABC):
         if (
             self.outbound >= self._high_water
             and Timer.WRITE not in self._timers
-            and self.state in (State.OPEN, State.DRAINING)
+            and self.state not in (State.CLOSING, State.CLOSED)
         ):
             self._set_timer(Timer.WRITE, now + self._config.write_timeout)
 

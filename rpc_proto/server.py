@@ -53,6 +53,8 @@ _CANCEL = int(FrameType.CANCEL)
 _REQUESTS_AT_ONCE = 16
 _PAUSE = 0.001  # seconds
 
+_PATIENCE = 1.0  # seconds, with a peer that is turned away as soon as it speaks
+
 
 class ServerConnection(Connection):
     """The end that is called.
@@ -74,6 +76,7 @@ class ServerConnection(Connection):
         "_last_id",
         "_max_calls",
         "_one_way",
+        "_refusal",
         "_refusals",
         "_refused_at",
         "peer",
@@ -103,6 +106,7 @@ class ServerConnection(Connection):
         self._idle_since = now
         self._application = application
         self._http: Any = None  # an HttpServer as long as HTTP is spoken; False afterwards
+        self._refusal: HandshakeError | None = None  # for a peer that has said nothing yet
 
     # Getters
 
@@ -123,11 +127,20 @@ class ServerConnection(Connection):
     # Commands
 
     def turn_away(self, code: str, message: str, now: float) -> list[Event]:
-        """Refuse the peer before it has shown its options: when there are too many, say."""
+        """Refuse the peer before it has shown its options: when there are too many, say.
+
+        Its first byte tells whether it hears so in JSON or as a 503; it has a second for that.
+        """
         if self.state is not State.HANDSHAKE:
             raise LocalProtocolError("only a peer in the option handshake can be turned away")
         self._now = now
-        self._fail_handshake(HandshakeError(code, message), now)
+        self._refusal = HandshakeError(code, message)
+        if self._http:
+            self._give_up_http(503, message, now)
+        elif self._line is not None and self._line.started:
+            self._fail_handshake(self._refusal, now)
+        else:
+            self._set_timer(Timer.HANDSHAKE, now + _PATIENCE)
         return self._take_events()
 
     def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
@@ -419,11 +432,15 @@ class ServerConnection(Connection):
             self._http = self._queue = HttpServer(
                 self._application, self.peer, self._config.max_http_body
             )
-        if not self._http:
-            return super()._receive_early(data, now)
-        self._http.receive_data(data)
-        self._settle(now)
-        return self._take_events()
+        if self._http:
+            self._http.receive_data(data)
+            if self._refusal is not None:
+                self._give_up_http(503, self._refusal.message, now)
+            self._settle(now)
+            return self._take_events()
+        if self._refusal is not None and self._line is not None and len(data):
+            self._fail_handshake(self._refusal, now)
+        return super()._receive_early(data, now)
 
     def _has_room(self) -> bool:
         """Whether requests that wait can be served now."""
@@ -440,6 +457,7 @@ class ServerConnection(Connection):
             if http.promise is not None:
                 self._set_timer(Timer.HANDSHAKE, http.promise.deadline)
                 self._events.append(ResponsePromised(http.promise))
+                http.expire(now)  # it may be due already
         else:
             if self._has_room():
                 self._set_timer(Timer.HTTP, now + _PAUSE)
@@ -470,10 +488,15 @@ class ServerConnection(Connection):
         self._settle(now)
 
     def _handle_timer(self, timer: Timer, now: float) -> None:
-        if timer is not Timer.HANDSHAKE or not self._http:
+        if timer is Timer.HANDSHAKE and self._refusal is not None:
+            self._fail_handshake(self._refusal, now)
+        elif timer is not Timer.HANDSHAKE or not self._http:
             super()._handle_timer(timer, now)
         elif self._http.promise is not None:
             self._http.expire(now)
+        elif self._http.ready or self.outbound >= self._high_water:
+            # It waits for us, or first has to read, for which there is Timer.WRITE.
+            self._set_timer(timer, now + self._config.handshake_timeout)
         else:
             seconds = self._config.handshake_timeout
             self._give_up_http(408, f"no request within {seconds:g} s", now)

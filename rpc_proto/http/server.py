@@ -1,5 +1,6 @@
 """The server's side of HTTP/1.1 (RFC 9112): requests, applications, responses, and CONNECT."""
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
@@ -8,7 +9,8 @@ import h11
 
 from rpc_proto.config import Peer
 
-from .head import MAX_HEAD, HeadReader
+from .body import BodyReader
+from .head import HOST, MAX_HEAD, HeadReader
 from .messages import Application, HttpError, Promise, Request, Response
 
 __all__ = ["RPC_PATH", "Exchange", "HttpServer"]
@@ -16,6 +18,9 @@ __all__ = ["RPC_PATH", "Exchange", "HttpServer"]
 RPC_PATH = "/rpc"  # of a CONNECT that names a path, not a host and a port
 
 _CLIENT_CLOSED = 499  # for the log: what others write of a client that did not wait
+
+_AUTHORITY = re.compile(rf"(?=[^:]){HOST}:([0-9]{{1,5}})")
+_ABSOLUTE = re.compile(rf"(?i:https?)://((?=[^:/?]){HOST}(?::[0-9]*)?)(/[^?#]*)?(\?[^#]*)?")
 
 _CONNECT_ONLY = [("Allow", "CONNECT")]
 
@@ -48,10 +53,11 @@ class HttpServer:
         self._peer = peer
         self._max_body = max_body
         self._head = HeadReader()
-        self._request: h11.Request | None = None  # whose body is arriving
-        self._complete = False  # the request, which then waits for its response
-        self._body: list[bytes] = []
-        self._size = 0
+        self._buffer = self._head.buffer  # of all that has come and is not understood yet
+        self._request: h11.Request | None = None  # whose body is arriving, or that is answered
+        self._target = ""  # its path and query
+        self._host: str | None = None  # which it named in its target
+        self._body: BodyReader | None = None
         self._connection = _make_connection()
         self._error: Exception | None = None  # what made a promise fail
         self._stuck = False  # until there are more bytes
@@ -59,7 +65,7 @@ class HttpServer:
     @property
     def idle(self) -> bool:
         """Whether not a byte of a request has come since the last response."""
-        return self._request is None and not len(self._head)
+        return self._request is None and not self._buffer
 
     @property
     def ready(self) -> bool:
@@ -71,55 +77,52 @@ class HttpServer:
     @property
     def wants_data(self) -> bool:
         """Whether to read on; False while more requests wait for their turn than there may."""
-        return len(self._head) <= MAX_HEAD or not (self.ready or self.promise is not None)
+        return len(self._buffer) <= MAX_HEAD or not (self.ready or self.promise is not None)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes."""
-        if self.closing:
-            return
-        if self._request is None or self._complete:
-            self._head.feed(data)
-        else:
-            self._connection.receive_data(bytes(data))
-        self._stuck = False
+        if not self.closing:
+            self._buffer += data
+            self._stuck = False
 
     def step(self, now: float, send: Callable[[bytes], None]) -> Exchange | None:
         """Do the next thing; the exchange that this finished, if it did."""
         try:
             if self.promise is not None:
                 return self._fulfil(self.promise, send)
-            if self._request is None and not self._begin():
+            if self._request is None and not self._begin(send):
                 self._stuck = True
                 return None
-            assert self._request is not None
-            if self._request.method == b"CONNECT":
+            if self._body is None:
                 return self._connect(send)
-            if self._connection.they_are_waiting_for_100_continue:
-                self._say(h11.InformationalResponse(status_code=100, headers=[]), send)
-            request = self._receive_body()
-            if request is None:
-                self._stuck = True
-                return None
-            return self._answer(request, now, send)
+            if not self._body.complete:
+                self._stuck = self._body.read()
+                if not self._body.complete:
+                    return None
+            return self._answer(now, send)
         except h11.RemoteProtocolError as error:
             return self._refuse(HttpError(error.error_status_hint, str(error)), send)
         except HttpError as error:  # of the head or the body: where the next begins is unknown
             return self._refuse(error, send)
 
     def expire(self, now: float) -> None:
-        """Settle the promise whose time has come."""
+        """Settle the promise if its time has come."""
         assert self.promise is not None
         try:
             self.promise.settle_late(now)
+            if self.promise.response is None and now >= self.promise.deadline:
+                raise TypeError("a promise was settled with None")
         except Exception as error:
             self._error = error
             self.promise.settle(_failure())
 
     def abandon(self) -> Exchange | None:
         """Tell the application that nobody waits for what it promised, if it did."""
-        promise, self.promise = self.promise, None
+        promise = self.promise
         if promise is None or promise.response is not None:
             return None
+        self.promise = None
+        self.closing = True
         error: Exception | None = None
         try:
             promise.abandon()
@@ -140,7 +143,7 @@ class HttpServer:
 
     # Requests
 
-    def _begin(self) -> bool:
+    def _begin(self, send: Callable[[bytes], None]) -> bool:
         """Take the head of the next request; whether it is there."""
         head = self._head.take()
         if head is None:
@@ -150,61 +153,42 @@ class HttpServer:
         assert isinstance(event, h11.Request)
         self._request = event
         fields = dict(event.headers)
+        chunked = b"transfer-encoding" in fields
+        length = int(fields.get(b"content-length", b"0"))
+        target = event.target.decode()
         if event.method == b"CONNECT":
-            if fields.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in fields:
+            if length or chunked:
                 raise HttpError(400, "CONNECT has no body (RFC 9110, 9.3.6)")
+            _check_authority(target)
             return True
-        if int(fields.get(b"content-length", b"0")) > self._max_body:
-            raise HttpError(413, f"a body may have {self._max_body} bytes")
-        rest = self._head.rest()
-        if rest:
-            self._connection.receive_data(rest)
+        self._target, self._host = _read_target(target, event.method)
+        self._body = BodyReader(self._buffer, None if chunked else length, self._max_body)
+        if self._connection.they_are_waiting_for_100_continue and not self._body.complete:
+            self._say(h11.InformationalResponse(status_code=100, headers=[]), send)
         return True
 
-    def _receive_body(self) -> Request | None:
-        """Return the request once its body is complete."""
-        while True:
-            event = self._connection.next_event()
-            if isinstance(event, h11.EndOfMessage):
-                break
-            if event is h11.NEED_DATA:
-                return None
-            assert isinstance(event, h11.Data)
-            self._size += len(event.data)
-            if self._size > self._max_body:
-                raise HttpError(413, f"a body may have {self._max_body} bytes")
-            self._body.append(bytes(event.data))
-        self._complete = True
-        self._head.feed(self._connection.trailing_data[0])
+    def _connect(self, send: Callable[[bytes], None]) -> Exchange:
+        send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        self.tunnel = bytes(self._buffer)
+        self._buffer.clear()
+        return Exchange(self._described(), 200, 0, None)
+
+    def _make_request(self) -> Request:
         assert self._request is not None
+        assert self._body is not None
         headers: dict[str, str] = {}
         for name, value in self._request.headers:
             field, text = name.decode(), value.decode("latin-1")
             headers[field] = f"{headers[field]}, {text}" if field in headers else text
-        target = self._request.target.decode()
-        if not target.startswith("/") and target != "*":  # absolute form: RFC 9112, 3.2.2
-            scheme, separator, rest = target.partition("://")
-            if not separator or scheme.lower() not in ("http", "https"):
-                raise HttpError(400, f"the target must be a path or a URL, not {target[:80]!r}")
-            target = "/" + rest.partition("/")[2]
+        if self._host is not None:
+            headers["host"] = self._host  # whatever stood there: RFC 9112, 3.2.2
         method = self._request.method.decode()
-        return Request(method, target, headers, b"".join(self._body), self._peer)
-
-    def _connect(self, send: Callable[[bytes], None]) -> Exchange:
-        assert self._request is not None
-        target = self._request.target.decode()
-        if target.startswith("/") and target != RPC_PATH:
-            raise HttpError(404, f"calls are at {RPC_PATH}, not at {target[:80]}")
-        self._connection.next_event()  # the end of the request: it has no body
-        self._say(h11.Response(status_code=200, headers=[], reason=b"Connected"), send)
-        self.tunnel = self._head.rest()
-        return Exchange(f"CONNECT {target}", 200, 0, None)
+        return Request(method, self._target, headers, bytes(self._body.data), self._peer)
 
     # Responses
 
-    def _answer(
-        self, request: Request, now: float, send: Callable[[bytes], None]
-    ) -> Exchange | None:
+    def _answer(self, now: float, send: Callable[[bytes], None]) -> Exchange | None:
+        request = self._make_request()
         error: Exception | None = None
         try:
             outcome = self._apply(request, now)
@@ -245,33 +229,40 @@ class HttpServer:
     def _respond(
         self, response: Response, send: Callable[[bytes], None], error: Exception | None = None
     ) -> Exchange:
+        try:
+            head, body = self._encode(response)
+        except Exception as wrong:  # what cannot be sent
+            error = wrong
+            head, body = self._encode(_failure())
+        self._say(head, send)
         request = self._request
+        if body and not (request is not None and request.method == b"HEAD"):
+            self._say(h11.Data(data=body), send)
+        self._say(h11.EndOfMessage(), send)
+        exchange = Exchange(self._described(), head.status_code, len(body), error)
+        self._next()
+        return exchange
+
+    def _encode(self, response: Response) -> tuple[h11.Response, bytes]:
+        """Return what to say; an exception if that cannot be said."""
         status, body, headers = response.status, response.body, list(response.headers)
+        if not isinstance(body, bytes):
+            raise TypeError(f"the body of a response must be bytes, not {type(body).__name__}")
         known = {name.lower(): value for name, value in headers}
+        if known.keys() & {"content-length", "transfer-encoding"}:
+            raise ValueError("how a response is framed is not for an application to say")
+        request = self._request
         if status == 200 and request is not None and _is_fresh(request, known.get("etag")):
             status, body = 304, b""
         if not known.keys() & {"cache-control", "etag"}:
             headers.append(("Cache-Control", "no-store"))
         if status not in (204, 304):
             headers.append(("Content-Length", str(len(body))))
+        elif body:
+            raise ValueError(f"a response with status {status} has no body")
         if self.closing:
             headers.append(("Connection", "close"))
-        out: list[bytes] = []
-        try:
-            self._say(
-                h11.Response(status_code=status, headers=headers, reason=_reason(status)),
-                out.append,
-            )
-        except h11.LocalProtocolError as wrong:  # a header that cannot be sent
-            return self._respond(_failure(), send, wrong)
-        if body and not (request is not None and request.method == b"HEAD"):
-            self._say(h11.Data(data=body), out.append)
-        self._say(h11.EndOfMessage(), out.append)
-        for part in out:
-            send(part)
-        exchange = Exchange(self._described(), status, len(body), error)
-        self._next()
-        return exchange
+        return h11.Response(status_code=status, headers=headers, reason=_reason(status)), body
 
     def _described(self) -> str:
         request = self._request
@@ -284,20 +275,38 @@ class HttpServer:
 
     def _next(self) -> None:
         """Get ready for the next request, if there can be one."""
-        old = self._connection
-        if old.our_state is not h11.DONE or old.their_state is not h11.DONE:
+        if self._connection.our_state is not h11.DONE:
             self.closing = True
         self._connection = _make_connection()
         self._request = None
-        self._complete = False
-        self._body = []
-        self._size = 0
+        self._body = None
         self._stuck = self.closing
 
 
 def _make_connection() -> h11.Connection:
     # One for each request, so that each head is looked at before this sees it.
     return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+
+
+def _check_authority(target: str) -> None:
+    """Refuse the target of a CONNECT that leads to no calls (RFC 9110, 9.3.6)."""
+    if target.startswith("/"):
+        if target != RPC_PATH:
+            raise HttpError(404, f"calls are at {RPC_PATH}, not at {target[:80]}")
+        return
+    authority = _AUTHORITY.fullmatch(target)
+    if authority is None or not 0 < int(authority[1]) < 65536:
+        raise HttpError(400, f"CONNECT is to host:port or to {RPC_PATH}, not to {target[:80]!r}")
+
+
+def _read_target(target: str, method: bytes) -> tuple[str, str | None]:
+    """Return path and query, and the host if it is there, in any form of RFC 9112, 3.2."""
+    if (target.startswith("/") and "#" not in target) or (target == "*" and method == b"OPTIONS"):
+        return target, None
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        raise HttpError(400, f"the target must be a path or a URL, not {target[:80]!r}")
+    return (absolute[2] or "/") + (absolute[3] or ""), absolute[1]
 
 
 def _explain(error: HttpError) -> Response:

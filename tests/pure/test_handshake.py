@@ -208,10 +208,25 @@ def test_codec_of_the_user_is_agreed_by_its_name() -> None:
 
 def test_peer_is_turned_away_before_its_options() -> None:
     server = ServerConnection(now=START)
-    events = server.turn_away("resource_exhausted", "too many connections", START)
+    assert server.turn_away("resource_exhausted", "too many connections", START) == []
+    events = server.receive_data(line(options()), START)
     assert isinstance(termination(events), HandshakeError)
     assert server_line(server.data_to_send())["error"]["code"] == "resource_exhausted"
     assert server.state is State.CLOSING
+
+
+def test_silent_peer_that_is_turned_away_is_told_so_after_a_second() -> None:
+    server = ServerConnection(now=START)
+    server.turn_away("resource_exhausted", "too many connections", START)
+    assert server.next_timeout() == START + 1
+    assert isinstance(termination(server.handle_timeout(START + 1)), HandshakeError)
+    assert server_line(server.data_to_send())["error"]["code"] == "resource_exhausted"
+
+
+def test_peer_that_has_begun_is_turned_away_at_once() -> None:
+    server = ServerConnection(now=START)
+    server.receive_data(b"{", START)
+    assert isinstance(termination(server.turn_away("unavailable", "full", START)), HandshakeError)
 
 
 def test_peer_that_is_in_cannot_be_turned_away() -> None:

@@ -292,12 +292,89 @@ def test_many_requests_at_once_are_served_in_parts_and_wait_for_a_peer_that_does
     assert now < 0.1
 
 
+@pytest.mark.fault(46)
+def test_a_peer_that_asks_and_never_reads_is_dropped_at_the_write_timeout():
+    connection, pages = serve(
+        lambda request, now: Response.text("x" * 100_000),
+        high_water=1024 * 1024,
+        handshake_timeout=2.0,
+        write_timeout=30.0,
+    )
+    events = connection.receive_data(get("/") * 2000, 0.0)
+    while connection.state is not State.CLOSED:
+        now = connection.next_timeout()
+        assert connection.outbound < 1024 * 1024 + 101_000
+        events += connection.handle_timeout(now)
+    assert not connection.wants_data or connection.outbound == 0
+    assert 30.0 <= now < 31.0
+    assert len(pages.requests) == 11
+    assert "did not read" in str(events[-1].error)
+
+
+def test_a_peer_that_reads_slowly_gets_every_response():
+    connection, _ = serve(
+        lambda request, now: Response.text("x" * 100_000), high_water=1024, handshake_timeout=2.0
+    )
+    events = connection.receive_data(get("/") * 10, 0.0)
+    for second in range(0, 100, 10):
+        for at in range(second, second + 10):
+            events += connection.handle_timeout(float(at))
+        connection.data_to_send()
+    assert [status for _, status in exchanges(events)] == [200] * 10
+
+
+def test_one_byte_chunks_take_no_more_memory_than_their_body():
+    from tracemalloc import get_traced_memory, start, stop
+
+    connection, pages = serve()
+    connection.receive_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST, 0.0)
+    now = 0.0
+    start()
+    for _ in range(100):
+        connection.receive_data(b"1\r\na\r\n" * 1000, now)
+        while (now := max(now, connection.next_timeout())) < 1.0:
+            connection.handle_timeout(now)
+        now = 0.0
+    _, most = get_traced_memory()
+    stop()
+    connection.receive_data(b"0\r\n\r\n", 0.0)
+    assert pages.requests[0].body == b"a" * 100_000
+    assert most < 400_000
+
+
+def test_tiny_chunks_are_read_in_parts():
+    connection, _ = serve()
+    connection.receive_data(
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST + b"1\r\na\r\n" * 5000, 0.0
+    )
+    assert 0.0 < connection.next_timeout() < 0.1
+
+
 def test_requests_that_wait_for_an_earlier_one_are_bounded():
     connection, _ = serve(lambda request, now: Promise(9.0, lambda now: Response.text("late")))
     connection.receive_data(get("/"), 0.0)
     assert connection.wants_data
     connection.receive_data(get("/") * 2000, 0.0)
     assert not connection.wants_data
+
+
+# Those who are too many
+
+
+def test_a_peer_that_is_turned_away_hears_it_in_its_own_language():
+    connection, pages = serve()
+    connection.turn_away("resource_exhausted", "9 connections are the limit here", 0.0)
+    events = connection.receive_data(get("/") * 2, 0.5)
+    assert exchanges(events) == [("-", 503)]
+    assert pages.requests == []
+    assert connection.data_to_send().endswith(b"\r\n\r\n9 connections are the limit here\n")
+    assert connection.state is State.CLOSING
+
+
+def test_a_peer_that_speaks_already_is_turned_away_at_once():
+    connection, _ = serve()
+    connection.receive_data(b"GET", 0.0)
+    assert exchanges(connection.turn_away("unavailable", "full", 0.0)) == [("-", 503)]
 
 
 # Promises
@@ -363,6 +440,29 @@ def test_a_promise_is_given_back_when_the_client_goes(end):
     assert connection.data_to_send() == b""
 
 
+def test_requests_behind_a_promise_are_not_served_when_the_client_has_gone():
+    connection, _, told = promised()
+    connection.receive_data(get("/never"), 0.0)
+    events = connection.receive_eof(1.0)
+    assert exchanges(events) == [("GET /", 499)]
+    assert told == [1]
+    assert connection.state is State.CLOSING
+    assert connection.data_to_send() == b""
+
+
+def test_a_promise_that_is_settled_when_the_client_half_closes_is_sent():
+    connection, promise, _ = promised()
+    promise.settle(Response.text("now"))
+    assert exchanges(connection.receive_eof(1.0)) == [("GET /", 200)]
+
+
+def test_promises_that_are_due_at_once_are_answered_at_once():
+    connection, _ = serve(lambda request, now: Promise(now, lambda now: Response.text("x")))
+    events = connection.receive_data(get("/") * 3, 7.0)
+    assert [status for _, status in exchanges(events)] == [200, 200, 200]
+    assert connection.next_timeout() > 7.0
+
+
 def test_a_promise_is_broken_when_the_server_stops():
     connection, _, _ = promised()
     connection.shutdown(1.0, grace=5.0)
@@ -391,15 +491,28 @@ def test_an_application_that_raises_gets_500_and_its_error_is_told_here_only():
         lambda request, now: "text",
         lambda request, now: Promise(float("inf"), lambda now: Response()),
         lambda request, now: Response(200, b"", [("X", "a\r\nSet-Cookie: b")]),
+        lambda request, now: Response(200, b"", [("X", "\u20ac")]),
+        lambda request, now: Response(200, b"", [("X", 5)]),
+        lambda request, now: Response(200, "text"),
+        lambda request, now: Response(204, b"text"),
+        lambda request, now: Response(101),
+        lambda request, now: Response(99),
+        lambda request, now: Response(200, b"text", [("Content-Length", "5")]),
+        lambda request, now: Response(200, b"text", [("transfer-encoding", "chunked")]),
+        lambda request, now: Promise(now, lambda now: None),
+        lambda request, now: Promise(now, lambda now: "text"),
         lambda request, now: Response.json(float("nan")),
     ],
 )
 def test_an_application_that_answers_nonsense_gets_500(answer):
     connection, _ = serve(answer)
-    (event,) = connection.receive_data(get("/"), 0.0)
+    *_, event = connection.receive_data(get("/"), 0.0)
     assert event.status == 500
     assert event.error is not None
-    assert b"Set-Cookie" not in connection.data_to_send()
+    sent = connection.data_to_send()
+    assert sent.startswith(b"HTTP/1.1 500 ")
+    assert b"Set-Cookie" not in sent
+    assert connection.state is State.HANDSHAKE
 
 
 def test_an_application_says_what_is_wrong_by_raising():

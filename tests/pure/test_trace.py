@@ -158,6 +158,7 @@ def test_violation_repeats() -> None:
 def test_peer_that_is_turned_away_repeats() -> None:
     server = TracedServerConnection(now=START)
     server.turn_away("unavailable", "full", START)
+    server.receive_data(line(options()), START)
     server.data_to_send()
     assert replay(server.trace).steps == server.trace.steps
 
