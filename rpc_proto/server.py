@@ -129,16 +129,14 @@ class ServerConnection(Connection):
     def turn_away(self, code: str, message: str, now: float) -> list[Event]:
         """Refuse the peer before it has shown its options: when there are too many, say.
 
-        Its first byte tells whether it hears so in JSON or as a 503; it has a second for that.
+        What it says tells whether it hears so in JSON or as a 503; it has a second for that.
         """
         if self.state is not State.HANDSHAKE:
             raise LocalProtocolError("only a peer in the option handshake can be turned away")
         self._now = now
         self._refusal = HandshakeError(code, message)
-        if self._http:
-            self._give_up_http(503, message, now)
-        elif self._line is not None and self._line.started:
-            self._fail_handshake(self._refusal, now)
+        if self._http or (self._line is not None and self._line.started):
+            self._turn_away(self._refusal, now)
         else:
             self._set_timer(Timer.HANDSHAKE, now + _PATIENCE)
         return self._take_events()
@@ -432,10 +430,10 @@ class ServerConnection(Connection):
             self._http = self._queue = HttpServer(
                 self._application, self.peer, self._config.max_http_body
             )
+            if self._refusal is not None:
+                self._http.unavailable = self._refusal.message
         if self._http:
             self._http.receive_data(data)
-            if self._refusal is not None:
-                self._give_up_http(503, self._refusal.message, now)
             self._settle(now)
             return self._take_events()
         if self._refusal is not None and self._line is not None and len(data):
@@ -463,6 +461,8 @@ class ServerConnection(Connection):
                 self._set_timer(Timer.HTTP, now + _PAUSE)
         if http.tunnel is not None:
             self._leave_http()
+            if self._refusal is not None:
+                self._fail_handshake(self._refusal, now)
             self._events = self._receive_early(http.tunnel, now) + self._events
             if http.eof and self.state is not State.CLOSED:
                 self._events = self.receive_eof(now) + self._events
@@ -489,7 +489,7 @@ class ServerConnection(Connection):
 
     def _handle_timer(self, timer: Timer, now: float) -> None:
         if timer is Timer.HANDSHAKE and self._refusal is not None:
-            self._fail_handshake(self._refusal, now)
+            self._turn_away(self._refusal, now)
         elif timer is not Timer.HANDSHAKE or not self._http:
             super()._handle_timer(timer, now)
         elif self._http.promise is not None:
@@ -543,10 +543,13 @@ class ServerConnection(Connection):
         self._end(Trigger.REFUSED, error, now)
 
     def _shut_handshake(self, now: float) -> None:
+        self._turn_away(HandshakeError("unavailable", "the server is shutting down"), now)
+
+    def _turn_away(self, refusal: HandshakeError, now: float) -> None:
         if self._http:
-            self._give_up_http(503, "the server is shutting down", now)
+            self._give_up_http(503, refusal.message, now)
         else:
-            self._fail_handshake(HandshakeError("unavailable", "the server is shutting down"), now)
+            self._fail_handshake(refusal, now)
 
     def _check_idle(self, now: float) -> None:
         limit = self._config.idle_timeout

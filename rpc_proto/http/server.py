@@ -48,6 +48,7 @@ class HttpServer:
         self.tunnel: bytes | None = None
         self.closing = False
         self.refusal: HttpError | None = None  # why, if that is the peer's fault
+        self.unavailable: str | None = None  # why there is nothing but CONNECT, if so
         self.eof = False
         self._application = application
         self._peer = peer
@@ -95,6 +96,8 @@ class HttpServer:
                 return None
             if self._body is None:
                 return self._connect(send)
+            if self.unavailable is not None:
+                raise HttpError(503, self.unavailable)
             if not self._body.complete:
                 self._stuck = self._body.read()
                 if not self._body.complete:

@@ -365,9 +365,29 @@ def test_a_peer_that_is_turned_away_hears_it_in_its_own_language():
     connection, pages = serve()
     connection.turn_away("resource_exhausted", "9 connections are the limit here", 0.0)
     events = connection.receive_data(get("/") * 2, 0.5)
-    assert exchanges(events) == [("-", 503)]
+    assert exchanges(events) == [("GET /", 503)]
     assert pages.requests == []
     assert connection.data_to_send().endswith(b"\r\n\r\n9 connections are the limit here\n")
+    assert connection.state is State.CLOSING
+
+
+def test_a_peer_that_connects_is_turned_away_as_a_caller():
+    connection, _ = serve()
+    connection.turn_away("resource_exhausted", "full", 0.0)
+    events = connection.receive_data(b"CONNECT x:1 HTTP/1.1\r\n" + HOST, 0.5)
+    assert exchanges(events) == [("CONNECT x:1", 200)]
+    assert b'\r\n\r\n{"magic":1380991824,"error":{"code":"resource_exhausted"' in (
+        connection.data_to_send()
+    )
+    assert connection.state is State.CLOSING
+
+
+@pytest.mark.fault(40)
+def test_a_peer_that_is_turned_away_and_dribbles_has_a_second():
+    connection, _ = serve()
+    connection.turn_away("unavailable", "full", 0.0)
+    connection.receive_data(b"GET / HTTP/1.1\r\n", 0.5)
+    assert exchanges(connection.handle_timeout(1.0)) == [("-", 503)]
     assert connection.state is State.CLOSING
 
 

@@ -294,6 +294,7 @@ def test_server_may_refuse_the_options_right_behind_its_success() -> None:
 def test_server_may_turn_a_peer_away_before_it_has_read_anything(size: int) -> None:
     server = ServerConnection(now=START)
     server.turn_away("resource_exhausted", "full", START)
+    server.handle_timeout(START + 1)
     data = server.data_to_send()
     client = connecting()
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
