@@ -1,0 +1,77 @@
+"""How many calls may be repeated, and how long to wait before asking a second node."""
+
+from math import inf
+
+__all__ = ["HedgeDelay", "RetryBudget"]
+
+_BURST = 10.0  # seconds of the minimum that can be saved up
+_ENOUGH_CALLS = 20
+_STEP = 0.1  # by which the estimate of a delay moves
+_SHORTEST = 0.0001  # seconds
+
+
+class RetryBudget:
+    """A bucket of tokens: a call puts `ratio` of one in, a second `minimum`; a retry takes one out.
+
+    It holds what the minimum gives in ten seconds, at least one, and begins with a second's. So
+    between any two times there are at most ratio * calls + minimum * (seconds + 10) retries (one
+    more without a minimum): an outage is not made worse by a multiple of the load.
+    """
+
+    def __init__(self, now: float, *, ratio: float = 0.2, minimum: float = 10.0) -> None:
+        if not 0 <= ratio < inf or not 0 <= minimum < inf:
+            raise ValueError(
+                f"ratio and minimum must be numbers from 0 up, not {ratio!r} and {minimum!r}"
+            )
+        self.ratio = ratio
+        self.minimum = minimum
+        self._most = max(1.0, minimum * _BURST)
+        self._tokens = min(minimum, self._most)
+        self._filled = now
+
+    def deposit(self) -> None:
+        """Count a call that is no retry."""
+        tokens = self._tokens + self.ratio
+        self._tokens = tokens if tokens < self._most else self._most
+
+    def withdraw(self, now: float) -> bool:
+        """Take the token of a retry; False when there is none, and the call fails as it is."""
+        if now > self._filled:
+            gained = (now - self._filled) * self.minimum
+            self._tokens = min(self._most, self._tokens + gained)
+            self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class HedgeDelay:
+    """The time that all but a few calls have taken: whoever waits longer may ask a second node.
+
+    `quantile` is the share of calls that are faster. Each call moves the estimate by a small part,
+    up or down, such that both are in balance at the quantile. It holds two numbers and follows a
+    change within some hundred calls.
+    """
+
+    def __init__(self, quantile: float = 0.95) -> None:
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile must be between 0 and 1, not {quantile!r}")
+        self.quantile = quantile
+        self.calls = 0
+        self._delay = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """How long to wait; None until 20 calls have ended."""
+        return self._delay if self.calls >= _ENOUGH_CALLS else None
+
+    def observe(self, seconds: float) -> None:
+        """Take notice of a call that succeeded."""
+        self.calls += 1
+        if self.calls <= _ENOUGH_CALLS:
+            self._delay = max(self._delay, seconds, _SHORTEST)  # about the quantile of so few
+        elif seconds > self._delay:
+            self._delay *= 1 + _STEP * self.quantile
+        else:
+            self._delay = max(_SHORTEST, self._delay * (1 - _STEP * (1 - self.quantile)))

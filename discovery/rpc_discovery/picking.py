@@ -1,0 +1,131 @@
+"""What all balancers do: find out who may be picked, and with what weight."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
+
+from .endpoints import Endpoint
+
+__all__ = ["Balancer"]
+
+_FLOOR = 0.1  # the share of its weight that a node begins its slow start with
+_STEPS = 20  # in which it gets the rest
+_ENOUGH = 0.5  # the share of a zone that has to be in service to serve it alone
+_TRIES = 4  # to come upon an endpoint that is not to be avoided, before all are looked at
+
+
+class Balancer:
+    """Picks an endpoint for each call. To add one: a subclass with `choose`, and `arrange` if it
+    prepares anything.
+
+    `rng` returns random numbers from 0 to 1, 1 excluded, such as `random.random`.
+
+    A node that arrives gets a tenth of its weight at first, and in `slow_start` seconds, in 20
+    steps, all of it; 0 switches that off.
+
+    With a `zone`, nodes whose metadata have the same "zone" get all calls as long as those in
+    service have at least half the weight of all of them; ejected ones are not in service. Below
+    that the other nodes get the rest: of a zone with the share s in service, 1 - 2s of the calls
+    leave it, so no node gets more than twice what it gets when all are well. If none is in
+    service, all calls leave.
+    """
+
+    weighted = True  # whether weights matter, apart from 0: such nodes get nothing
+
+    def __init__(
+        self, *, rng: Callable[[], float], zone: str | None = None, slow_start: float = 30.0
+    ) -> None:
+        if not 0 <= slow_start < inf:
+            raise ValueError(f"slow_start must be from 0 seconds up, not {slow_start!r}")
+        self.rng = rng
+        self.zone = zone
+        self.slow_start = slow_start
+        self.known: Sequence[Endpoint] = ()
+        self.endpoints: list[Endpoint] = []
+        self.weights: list[float] = []
+        self._due = inf
+
+    def rebuild(self, endpoints: Iterable[Endpoint], now: float) -> None:
+        """Take these endpoints, ejected ones included, instead of those before.
+
+        To be called when nodes come or go, are ejected or return, or their weights change. The
+        work is done at the next pick, once for any number of changes.
+        """
+        self.known = tuple(endpoints)
+        self._due = -inf
+
+    def pick(
+        self, now: float, key: str | None = None, avoid: Collection[Endpoint] = ()
+    ) -> Endpoint | None:
+        """Return an endpoint for a call, or None if no node in service has a weight.
+
+        `avoid` holds those that were tried already: they are returned only when nothing else is
+        left, in other zones neither. `key` matters to balancers that keep calls together.
+        """
+        if now >= self._due:
+            self._weigh(now)
+        if not self.endpoints:
+            return None
+        if avoid:
+            return self._untried(now, key, avoid)
+        return self.choose(now, key, avoid)
+
+    def arrange(self, now: float) -> None:
+        """Prepare for picks among `endpoints`, at least one, with `weights`, all over 0.
+
+        Called before a pick when they have changed, and for each step of a slow start.
+        """
+
+    def choose(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
+        """Return one of `endpoints`. It may look at `avoid`, but need not."""
+        raise NotImplementedError
+
+    def _weigh(self, now: float) -> None:
+        """Find out who may be picked, and with what weight at this time."""
+        weighted, slow_start = self.weighted, self.slow_start
+        endpoints: list[Endpoint] = []
+        weights: list[float] = []
+        near: list[bool] = []
+        zone_weight = near_weight = 0.0
+        self._due = inf
+        for endpoint in self.known:
+            node = endpoint.node
+            weight = node.weight if weighted or not node.weight else 1.0
+            if not weight:
+                continue
+            is_near = self.zone is not None and node.metadata.get("zone") == self.zone
+            if is_near:
+                zone_weight += weight
+            if endpoint.ejected_until is not None:
+                continue
+            if is_near:
+                near_weight += weight
+            if now - endpoint.since < slow_start:
+                weight *= max(_FLOOR, (now - endpoint.since) / slow_start)
+                self._due = now + slow_start / _STEPS
+            endpoints.append(endpoint)
+            weights.append(weight)
+            near.append(is_near)
+        if near_weight and not all(near):
+            share = min(1.0, near_weight / zone_weight / _ENOUGH)
+            inside = sum(weight for weight, is_near in zip(weights, near, strict=True) if is_near)
+            outside = sum(weights) - inside
+            scale = (1 - share) / share * inside / outside
+            weights = [
+                w if is_near else w * scale for w, is_near in zip(weights, near, strict=True)
+            ]
+        self.endpoints = [e for e, weight in zip(endpoints, weights, strict=True) if weight]
+        self.weights = [weight for weight in weights if weight]
+        if self.endpoints:
+            self.arrange(now)
+
+    def _untried(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
+        """Return an endpoint that was not tried, if there is one."""
+        if len(avoid) < len(self.endpoints) or any(e not in avoid for e in self.endpoints):
+            for _ in range(_TRIES):
+                endpoint = self.choose(now, key, avoid)
+                if endpoint not in avoid:
+                    return endpoint
+        left = [e for e in self.endpoints if e not in avoid] or [
+            e for e in self.known if e not in avoid and e.node.weight and e.ejected_until is None
+        ]
+        return left[int(self.rng() * len(left))] if left else self.choose(now, key, ())
