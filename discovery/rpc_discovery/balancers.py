@@ -150,7 +150,8 @@ class ConsistentHash(Balancer):
         present = [e.node.weight for e in self.known if e.node.weight]
         density = min(_POINTS * len(present), _MOST_POINTS) / sum(present)
         known, self._known_points = self._known_points, {}
-        owners: dict[int, int] = {}
+        places: list[int] = []
+        holders: list[int] = []
         # In the order of their addresses, so that all callers agree where two points are the same.
         for address, i in sorted((e.node.address, i) for i, e in enumerate(self.endpoints)):
             points = known.get(address) or _points(address, 1)
@@ -159,9 +160,12 @@ class ConsistentHash(Balancer):
             if count > len(points):
                 points = _points(address, count)
             self._known_points[address] = points
-            owners.update(dict.fromkeys(points[:count], i))
-        if not owners:
-            owners = {_points(e.node.address, 1)[0]: i for i, e in enumerate(self.endpoints)}
+            places += points[:count]
+            holders += [i] * count
+        if not places:
+            places = [_points(e.node.address, 1)[0] for e in self.endpoints]
+            holders = list(range(len(places)))
+        owners = dict(zip(places, holders, strict=True))
         self._owners = owners
         self._circle = sorted(owners)
         first = self._circle[0]
