@@ -28,7 +28,7 @@ _LOW = _CIRCLE - 1
 _LOW_16 = int.from_bytes(_LOW.to_bytes(4, "little") * 16, "little")
 _MIX = 0x9E3779B97F4A7C15
 _POINTS = 96  # of a node of the mean weight
-_MOST_POINTS = 2**16  # of all nodes
+_MOST_POINTS = 50_000  # of all nodes
 _FEW = 4  # calls in flight that are never too many
 _WALK = 1000  # points that are looked at for a node with room
 
@@ -127,14 +127,14 @@ class ConsistentHash(Balancer):
     Nodes have points on a circle, as many as their weight demands, and a key has two. Of those the
     one counts that is nearer to the node's point that follows it: that is the node. (Multi-probe
     consistent hashing: as even as a circle with three times the points.) When a node comes or
-    goes, only its own keys move; with unequal weights, or over 682 nodes, about as many again.
+    goes, only its own keys move; with unequal weights, or over 520 nodes, about as many again.
 
     A node is full when its calls in flight are `load` times its share of all of this caller's, by
     weight, but not with fewer than 4. Its calls then go to the next node that has room. `inf` sets
     no bound.
 
     A call without a key goes to a random point. Next to heavy nodes, one with less than 1/96 of the
-    mean weight (1/6 with 10,000 nodes) may be without keys.
+    mean weight (1/5 with 10,000 nodes) may be without keys.
     """
 
     def __init__(self, *, load: float = 1.25, **settings: Any) -> None:

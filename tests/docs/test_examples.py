@@ -74,3 +74,13 @@ def test_a_trio_client_calls_a_real_server():
 def test_the_conversation_without_a_network_is_true():
     (code,) = re.findall(r"```python\n(from rpc_proto.*?)```", EMBEDDING, flags=re.S)
     exec(inspect.cleandoc(code), {})
+
+
+def test_the_examples_of_balancing_run_one_after_the_other():
+    page = (ROOT / "docs" / "discovery.md").read_text()
+    (section,) = re.findall(r"^## Balancing\n(.*?)(?=^## |\Z)", page, flags=re.S | re.M)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", section, flags=re.S):
+        exec(code, names)
+    assert names["again"] is not names["endpoint"]
+    assert type(names["cheapest"]).__name__ == "Cheapest"
