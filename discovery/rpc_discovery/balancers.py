@@ -52,8 +52,9 @@ class LeastLoaded(Random):
 
     That is the one with the lower latency * (1 + in flight * mean weight / weight), where the
     latency is that of `Endpoint`, times exp(-age / DECAY): one that was slow once is tried again.
-    As long as one of the two has no latency, both count as equally fast. Equal ones are used by
-    weight.
+    As long as one of the two has no latency, both count as equally fast. If one is drawn twice, its
+    neighbour gets the call only when it is more than twice as good: so nodes that are about equal
+    are used roughly by weight, and a bad one is avoided even if there are only two.
     """
 
     def arrange(self, now: float) -> None:
@@ -67,7 +68,8 @@ class LeastLoaded(Random):
         rng, sums, total, last = self.rng, self._sums, self._total, self._last
         i = bisect(sums, rng() * total, 0, last)
         j = bisect(sums, rng() * total, 0, last)
-        if i == j:
+        twice = i == j
+        if twice:
             j = i - 1
         one, other = self.endpoints[i], self.endpoints[j]
         load = 1.0 + one.in_flight * self._burden[i]
@@ -75,6 +77,8 @@ class LeastLoaded(Random):
         if one.latency and other.latency:
             load *= one.latency * exp((one.updated - now) / DECAY)
             other_load *= other.latency * exp((other.updated - now) / DECAY)
+        if twice:
+            other_load += other_load
         return one if load <= other_load else other
 
 

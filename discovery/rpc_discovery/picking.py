@@ -17,6 +17,8 @@ class Balancer:
     """Picks an endpoint for each call. To add one: a subclass with `choose`, and `arrange` if it
     prepares anything.
 
+    Not for several threads at once: whoever shares it has a lock.
+
     `rng` returns random numbers from 0 to 1, 1 excluded, such as `random.random`.
 
     A node that arrives gets a tenth of its weight at first, and in `slow_start` seconds, in 20

@@ -147,10 +147,25 @@ def test_slow_node_gets_fewer_calls() -> None:
     assert min(had[one] for one in among[1:]) > 20_000 / 10 / 2
 
 
+@pytest.mark.parametrize("weights", [[1, 1], [1, 2], [1, 1, 4], [1] * 10])
+def test_nodes_about_equally_fast_are_used_roughly_by_weight(weights: list[float]) -> None:
+    among = endpoints(weights)
+    seconds = dict.fromkeys(among, 0.01)  # give or take a half
+    had = busy(seconds, balancer("least_loaded", among), 20_000, 1)
+    for one, weight in zip(among, weights, strict=True):
+        assert had[one] == pytest.approx(20_000 * weight / sum(weights), rel=0.4)
+
+
+def test_slow_node_of_two_gets_few_calls() -> None:
+    slow, quick = among = endpoints([1, 1])
+    had = busy({slow: 0.1, quick: 0.01}, balancer("least_loaded", among), 5000, 1)
+    assert had[slow] < 5000 / 2 / 10
+
+
 def test_silent_node_holds_only_a_few_calls() -> None:
     among = endpoints([1] * 10)
     seconds = dict.fromkeys(among, 0.01) | {among[0]: 1e6}
-    assert busy(seconds, balancer("least_loaded", among), 5000, 40)[among[0]] < 12
+    assert busy(seconds, balancer("least_loaded", among), 5000, 40)[among[0]] < 16
 
 
 def test_node_that_fails_quickly_attracts_nothing() -> None:
