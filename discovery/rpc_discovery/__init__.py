@@ -12,22 +12,44 @@ from .balancers import (
 from .budget import HedgeDelay, RetryBudget
 from .ejection import OutlierEjection
 from .endpoints import Endpoint
-from .nodes import Node, View
+from .links import HttpRequest, RegistryFailed, RegistryReached
+from .nodes import Node, View, hash_signatures
 from .picking import Balancer
+from .registration import Registration
+from .watching import FileView, RegistryWatch, StaleChanged, StaticDiscovery, ViewChanged
 
 __all__ = [
     "BALANCERS",
     "Balancer",
     "ConsistentHash",
     "Endpoint",
+    "FileView",
     "HedgeDelay",
+    "HttpRequest",
     "LeastLoaded",
     "Node",
     "OutlierEjection",
     "Random",
+    "Registration",
+    "Registry",
+    "RegistryFailed",
+    "RegistryReached",
+    "RegistryWatch",
     "RetryBudget",
     "RoundRobin",
+    "StaleChanged",
+    "StaticDiscovery",
     "View",
+    "ViewChanged",
     "WeightedRoundRobin",
     "find_balancer",
+    "hash_signatures",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Registry":  # only who runs one needs HTTP
+        from .registry import Registry
+
+        return Registry
+    raise AttributeError(name)

@@ -6,26 +6,39 @@ from typing import Any
 
 from rpc_proto import parse_address
 
-__all__ = ["Node", "View"]
+__all__ = ["MOST_NODES", "Node", "View", "hash_signatures"]
 
 _LONGEST_NAME = 256
+_LONGEST_HASH = 64
 _MOST_SERVICES = 1000
 _MOST_METADATA = 64
-_MOST_NODES = 10_000
+MOST_NODES = 10_000
 
 
-def _check_text(what: str, text: Any) -> None:
-    if not isinstance(text, str) or not text or len(text) > _LONGEST_NAME or not text.isprintable():
+def _check_text(what: str, text: Any, longest: int = _LONGEST_NAME) -> None:
+    if not isinstance(text, str) or not text or len(text) > longest or not text.isprintable():
         raise ValueError(
-            f"{what} must be 1 to {_LONGEST_NAME} printable characters, not {str(text)[:40]!r}"
+            f"{what} must be 1 to {longest} printable characters, not {str(text)[:40]!r}"
         )
+
+
+def hash_signatures(signatures: Mapping[str, str]) -> str:
+    """Return 12 characters that tell a service's methods from any others, by name and signature.
+
+    `signatures` maps the name of each method to its signature as text.
+    """
+    from hashlib import sha256
+
+    lines = "".join(f"{name}{signatures[name]}\n" for name in sorted(signatures))
+    return sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 class Node:
     """One server: where it is, what it offers, and how much of the load it wants.
 
-    `address` as in `rpc_proto.parse_address`; `services` are names; `weight` is from 0 (none) to
-    1000, compared with that of other nodes; `metadata` maps strings to strings. ValueError for
+    `address` as in `rpc_proto.parse_address`; `services` maps names to hashes of their methods (see
+    `hash_signatures`), "" where that is not known: names alone will do; `weight` is from 0 (none)
+    to 1000, compared with that of other nodes; `metadata` maps strings to strings. ValueError for
     anything else, so that what a registry or a stranger says can do no harm.
     """
 
@@ -34,13 +47,19 @@ class Node:
     def __init__(
         self,
         address: str,
-        services: Iterable[str] = (),
+        services: Iterable[str] | Mapping[str, str] = (),
         *,
         weight: float = 1.0,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.address = str(parse_address(address))
-        self.services = frozenset(services)
+        if not self.address.isprintable():
+            raise ValueError(f"address must be printable characters, not {self.address[:80]!r}")
+        if isinstance(services, str):
+            raise ValueError(f"services must be several names, not the text {services[:40]!r}")
+        self.services: Mapping[str, str] = MappingProxyType(
+            dict(services) if isinstance(services, Mapping) else dict.fromkeys(services, "")
+        )
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
         self.weight = weight
         if len(self.services) > _MOST_SERVICES or len(self.metadata) > _MOST_METADATA:
@@ -48,8 +67,10 @@ class Node:
                 f"a node has at most {_MOST_SERVICES} services and {_MOST_METADATA} metadata, "
                 f"not {len(self.services)} and {len(self.metadata)}"
             )
-        for service in self.services:
+        for service, signatures in self.services.items():
             _check_text("a service", service)
+            if signatures != "":
+                _check_text(f"the hash of {service}", signatures, _LONGEST_HASH)
         for name, value in self.metadata.items():
             _check_text("the name of metadata", name)
             _check_text("metadata", value)
@@ -59,9 +80,16 @@ class Node:
             raise ValueError(f"weight must be from 0 to 1000, not {weight!r}")
 
     def _key(self) -> tuple[Any, ...]:
-        return self.address, self.services, self.weight, frozenset(self.metadata.items())
+        return (
+            self.address,
+            frozenset(self.services.items()),
+            self.weight,
+            frozenset(self.metadata.items()),
+        )
 
     def __eq__(self, other: object) -> bool:
+        if self is other:  # nearly always so: views share the nodes that did not change
+            return True
         return isinstance(other, Node) and self._key() == other._key()
 
     def __hash__(self) -> int:
@@ -84,8 +112,8 @@ class View:
         self._nodes: dict[str, Node] = {}
         for node in nodes:
             self._nodes[node.address] = node
-            if len(self._nodes) > _MOST_NODES:
-                raise ValueError(f"a view has at most {_MOST_NODES} nodes")
+            if len(self._nodes) > MOST_NODES:
+                raise ValueError(f"a view has at most {MOST_NODES} nodes")
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -99,11 +127,6 @@ class View:
     def offering(self, service: str) -> list[Node]:
         """Return the nodes that offer a service, in a steady order."""
         return [node for node in self._nodes.values() if service in node.services]
-
-    def merged(self, other: "View") -> "View":
-        """Return the nodes of both; where both know an address, the higher revision is right."""
-        older, newer = (self, other) if self.revision <= other.revision else (other, self)
-        return View((*older, *newer), newer.revision)
 
     def changes(self, newer: "View") -> tuple[list[Node], list[Node]]:
         """Return what to add and what to take away to get from this view to a newer one."""

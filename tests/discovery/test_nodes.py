@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpc_discovery import Node, View
+from rpc_discovery import Node, View, hash_signatures
 
 
 @pytest.mark.fault(58)
@@ -36,6 +36,26 @@ def test_bad_service_name_is_refused(name):
         Node("tcp://a:1", [name])
 
 
+def test_text_in_place_of_services_is_refused():
+    with pytest.raises(ValueError, match="services must be several names, not the text 'Arith'"):
+        Node("tcp://a:1", "Arith")
+
+
+@pytest.mark.parametrize("signatures", [7, "x" * 65, "a\r\n"])
+def test_bad_hash_of_a_service_is_refused(signatures):
+    with pytest.raises(ValueError, match="the hash of Arith must be 1 to 64 printable"):
+        Node("tcp://a:1", {"Arith": signatures})
+
+
+def test_nodes_differ_when_the_methods_of_a_service_do():
+    one = hash_signatures({"add": "(a: int, b: int) -> int", "neg": "(a: int) -> int"})
+    same = hash_signatures({"neg": "(a: int) -> int", "add": "(a: int, b: int) -> int"})
+    other = hash_signatures({"add": "(a: float, b: float) -> float", "neg": "(a: int) -> int"})
+    assert one == same != other
+    assert Node("tcp://a:1", {"Arith": one}) == Node("tcp://a:1", {"Arith": same})
+    assert Node("tcp://a:1", {"Arith": one}) != Node("tcp://a:1", {"Arith": other})
+
+
 def test_bad_metadata_is_refused():
     with pytest.raises(ValueError, match="metadata must be"):
         Node("tcp://a:1", metadata={"zone": "\x1b[31m"})
@@ -59,15 +79,6 @@ def test_view_knows_who_offers_a_service():
     view = View([Node("tcp://a:1", ["S"]), Node("tcp://b:1", ["T"]), Node("tcp://c:1", ["S"])])
     assert [node.address for node in view.offering("S")] == ["tcp://a:1", "tcp://c:1"]
     assert view.offering("U") == []
-
-
-def test_merged_view_has_all_nodes_and_the_newer_description():
-    old = View([Node("tcp://a:1", ["S"]), Node("tcp://b:1", ["S"])], revision=1)
-    new = View([Node("tcp://a:1", ["T"])], revision=2)
-    for merged in (old.merged(new), new.merged(old)):
-        assert merged.revision == 2
-        assert [node.address for node in merged.offering("T")] == ["tcp://a:1"]
-        assert [node.address for node in merged.offering("S")] == ["tcp://b:1"]
 
 
 def test_changes_between_two_views_are_additions_and_removals():

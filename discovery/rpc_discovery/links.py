@@ -1,0 +1,250 @@
+"""What registration and watching share: one request at a time with each of several registries."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+from rpc_proto import parse_address
+
+from .documents import MAX_ANSWER
+
+__all__ = ["HttpRequest", "Link", "RegistryFailed", "RegistryReached", "RegistryUser", "Rng"]
+
+Rng = Callable[[], float]  # a number from 0 up to 1, as random.random gives
+
+_MOST_REGISTRIES = 16
+_FIRST_BACKOFF = 0.5  # seconds; doubled with each failure in a row
+_SHORTEST_PAUSE = 0.05  # seconds
+_LATE = 1.0  # seconds that a transport may be late with its report
+_URL = re.compile(r"(https?)://([^/?#@\s]+?)(/[A-Za-z0-9._~/-]*)?", re.ASCII)
+
+
+class HttpRequest(NamedTuple):
+    """One request to send; its outcome goes to `response` or `failed` with the same id.
+
+    `timeout`, in seconds, is for all of it, from the connection to the last byte of the answer.
+    An answer of more than `max_answer` bytes is cut off and reported as failed. Redirects are
+    answers like any other.
+    """
+
+    id: int
+    registry: str
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    timeout: float
+    max_answer: int = MAX_ANSWER
+
+
+class RegistryFailed(NamedTuple):
+    """A registry gave no good answer for the first time in a row; it is tried again for ever."""
+
+    registry: str
+    reason: str
+
+
+class RegistryReached(NamedTuple):
+    """A registry gave a good answer, the first one ever or after a failure."""
+
+    registry: str
+
+
+class Link:
+    """What is known of one registry. Times in absolute seconds."""
+
+    def __init__(self, url: str, now: float) -> None:
+        self.url = url
+        self.base = _parse_registry(url)
+        self.due_at: float | None = now  # when to send the next request, unless one is on its way
+        self.request: HttpRequest | None = None  # which is on its way
+        self.handed_out = False  # to the transport
+        self.gives_up_at = 0.0
+        self.answered_at: float | None = None  # the last good answer
+        self.failures = 0  # in a row
+        self.error = ""  # of the last failure
+
+
+LinkType = TypeVar("LinkType", bound=Link)
+
+
+class RegistryUser(Generic[LinkType]):
+    """Sends one request at a time to each registry and waits longer after each failure in a row.
+
+    Inputs: `handle_timeout(now)` at `next_timeout()`, `response(...)` and `failed(...)` for each
+    request of `requests_to_send()`. They return events, and never raise, whatever a registry says.
+    After each input `next_timeout()` is None or later than its `now`.
+    """
+
+    def __init__(
+        self,
+        links: Iterable[LinkType],
+        *,
+        token: str | None,
+        timeout: float,
+        rng: Rng,
+    ) -> None:
+        self.links: dict[str, LinkType] = {}
+        for link in links:
+            if link.base in {known.base for known in self.links.values()}:
+                raise ValueError(f"registry {link.url!r} is given twice")
+            self.links[link.url] = link
+        if not 0 < len(self.links) <= _MOST_REGISTRIES:
+            raise ValueError(f"1 to {_MOST_REGISTRIES} registries, not {len(self.links)}")
+        if token is not None and not (token.isascii() and token.isprintable() and token):
+            raise ValueError("token must be printable ASCII and not empty")
+        if not 0 < timeout <= 3600:
+            raise ValueError(f"timeout must be from 0 to 3600 s, not {timeout!r}")
+        self.ignored = 0  # reports that nobody waited for
+        self.failed_requests = 0
+        self._authorization = (("Authorization", f"Bearer {token}"),) if token else ()
+        self._timeout = timeout
+        self._rng = rng
+        self._serial = 0
+        self._events: list[object] = []
+
+    # Outputs
+
+    def requests_to_send(self) -> list[HttpRequest]:
+        """Return the requests to send now, each once."""
+        requests = []
+        for link in self.links.values():
+            if link.request is not None and not link.handed_out:
+                link.handed_out = True
+                requests.append(link.request)
+        return requests
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        times = [link.gives_up_at if link.request else link.due_at for link in self.links.values()]
+        return min((at for at in (*times, self._also_at()) if at is not None), default=None)
+
+    # Inputs
+
+    def handle_timeout(self, now: float) -> list[object]:
+        """Do what is due; too early a call does nothing."""
+        for link in self.links.values():
+            if link.request is not None and link.gives_up_at <= now:
+                self._fail(link, f"no answer within {link.request.timeout:g} s", now)
+        return self._finish(now)
+
+    def response(self, request_id: int, status: int, body: bytes, now: float) -> list[object]:
+        """Take the answer to a request."""
+        link = self._find(request_id)
+        if link is not None:
+            sent, link.request = link.request, None
+            assert sent is not None
+            try:
+                pause = self._accept(link, sent, status, body, now)
+            except ValueError as error:
+                self._fail(link, str(error), now)
+            else:
+                if link.failures or link.answered_at is None:
+                    self._events.append(RegistryReached(link.url))
+                link.failures = 0
+                link.error = ""
+                link.answered_at = now
+                if link.due_at is not None:
+                    link.due_at = now + pause
+        return self._finish(now)
+
+    def failed(self, request_id: int, error: str, now: float) -> list[object]:
+        """Take note that a request got no answer, or that nobody knows whether it was sent."""
+        link = self._find(request_id)
+        if link is not None:
+            self._fail(link, str(error)[:200], now)
+        return self._finish(now)
+
+    # For subclasses
+
+    def _compose(self, link: LinkType, now: float) -> HttpRequest:
+        """Return the next request for a registry."""
+        raise NotImplementedError
+
+    def _accept(
+        self, link: LinkType, sent: HttpRequest, status: int, body: bytes, now: float
+    ) -> float:
+        """Take a response; the seconds until the next request. ValueError if it is not good."""
+        raise NotImplementedError
+
+    def _longest_backoff(self) -> float:
+        raise NotImplementedError
+
+    def _also_at(self) -> float | None:
+        """Return when something else is due."""
+        return None
+
+    def _conclude(self, now: float) -> None:
+        """Do what follows from any input, before requests are sent."""
+
+    # The rest
+
+    def _find(self, request_id: int) -> LinkType | None:
+        for link in self.links.values():
+            if link.request is not None and link.request.id == request_id:
+                return link
+        self.ignored += 1
+        return None
+
+    def _fail(self, link: LinkType, error: str, now: float) -> None:
+        if not link.failures:
+            self._events.append(RegistryFailed(link.url, error))
+        link.request = None
+        link.error = error
+        self.failed_requests += 1
+        if link.due_at is not None:
+            longest = min(self._longest_backoff(), _FIRST_BACKOFF * 2.0 ** min(link.failures, 30))
+            link.due_at = now + max(_SHORTEST_PAUSE, longest * self._rng())
+        link.failures += 1
+
+    def _finish(self, now: float) -> list[object]:
+        self._conclude(now)
+        for link in self.links.values():
+            if link.request is None and link.due_at is not None and link.due_at <= now:
+                link.request = self._compose(link, now)
+                link.gives_up_at = now + link.request.timeout + _LATE
+                link.handed_out = False
+        events, self._events = self._events, []
+        return events
+
+    def _request(
+        self,
+        link: LinkType,
+        method: str,
+        query: str = "",
+        *,
+        timeout: float,
+        headers: tuple[tuple[str, str], ...] = (),
+        body: bytes = b"",
+    ) -> HttpRequest:
+        self._serial += 1
+        return HttpRequest(
+            self._serial,
+            link.url,
+            method,
+            f"{link.base}/nodes{query}",
+            (*headers, *self._authorization),
+            body,
+            timeout,
+        )
+
+
+def explain(status: int, body: bytes) -> str:
+    """Return what to say of an answer that is not the one that was hoped for."""
+    said = "".join(c if c.isprintable() else " " for c in body[:200].decode("utf-8", "replace"))
+    return f"HTTP status {status}: {said.strip()}"
+
+
+def _parse_registry(url: str) -> str:
+    """Return the URL with its path; ValueError names the value and the rule.
+
+    Without a path it is that of a registry that was given no other prefix.
+    """
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        raise ValueError(f"a registry must be http(s)://host:port, not {url[:80]!r}")
+    scheme, host, path = parts.groups()
+    if not re.search(r":[0-9]+\Z", host):
+        host += ":443" if scheme == "https" else ":80"
+    parse_address(f"tcp://{host}")
+    return f"{scheme}://{host}{(path or '').rstrip('/') or '/registry'}"

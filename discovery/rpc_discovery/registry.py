@@ -1,0 +1,445 @@
+"""The registry: an HTTP application that knows which nodes there are (docs/discovery.md)."""
+
+from collections import deque
+from functools import partial
+from heapq import heapify, heappop, heappush
+from math import ceil, inf
+from typing import Any
+
+from rpc_proto import parse_address
+from rpc_proto.http import HttpError, Promise, Request, Response, Router
+
+from .documents import (
+    LONGEST_TTL,
+    LONGEST_WAIT,
+    MAX_ANSWER,
+    SHORTEST_TTL,
+    USUAL_TTL,
+    describe_node,
+    encode,
+    is_epoch,
+    parse_json,
+    parse_node,
+)
+from .nodes import MOST_NODES, Node
+
+__all__ = ["Registry"]
+
+MAX_BODY = 64 * 1024  # bytes of a registration
+
+_TICK = 0.25  # seconds: so much later than its time a node may go, and two waves of answers apart
+_MOST_CHANGES = 1000  # that can be told without a whole listing
+_KEPT_ANSWERS = 8 * MAX_ANSWER  # bytes of answers that are kept until the next revision
+_REMEMBERED = 600.0  # seconds that a node which went is remembered, to see whether it flaps
+_FRAME = 200  # bytes of a listing besides its nodes
+
+
+class Entry:
+    """One node that is registered. Times in seconds."""
+
+    __slots__ = ("expires_at", "flaps", "looked_at", "node", "renewed_at", "text", "ttl")
+
+    def __init__(self, node: Node, text: bytes, ttl: float, now: float, flaps: int) -> None:
+        self.node = node
+        self.text = text  # as the listings show it
+        self.ttl = ttl
+        self.renewed_at = now
+        self.expires_at = now + ttl
+        self.flaps = flaps  # how many times it went and came back
+        self.looked_at = inf  # when the timer will see whether it has expired
+
+
+class Registry:
+    """Knows nodes as long as they renew themselves, and tells who asks.
+
+    `registry(request, now)` is an application as rpc_proto.http describes it, for all paths at and
+    below `prefix`: `mount` adds them to a server's router. Besides, `handle_timeout(now)` wants to
+    be called at `next_timeout()`; ask for that again after each request.
+
+    `epoch` tells one life of a registry from another, because revisions begin anew: 1 to 64
+    letters and digits that no earlier one had, drawn by whoever has a random source. `token` is
+    what writers must show, with `protect_reads` readers too. A listing never has more than
+    `max_answer` bytes: a node that would make it longer, or that is one more than `max_nodes`,
+    is refused.
+
+    Memory: about 2 KiB and the description for each node and each waiting reader, 8 MiB of answers,
+    and the names of at most `max_nodes` nodes that went.
+    """
+
+    def __init__(
+        self,
+        epoch: str,
+        *,
+        prefix: str = "/registry",
+        token: str | None = None,
+        protect_reads: bool = False,
+        max_nodes: int = MOST_NODES,
+        max_waiting: int = 2000,
+        max_answer: int = MAX_ANSWER,
+    ) -> None:
+        if not is_epoch(epoch):
+            raise ValueError(f"epoch must be 1 to 64 letters and digits, not {epoch[:80]!r}")
+        if not prefix.startswith("/") or prefix.endswith("/"):
+            raise ValueError(f"prefix must begin with / and not end with it, not {prefix!r}")
+        if token == "" or (protect_reads and token is None):
+            raise ValueError("a registry that is protected needs a token that is not empty")
+        self.epoch = epoch
+        self.prefix = prefix
+        self.revision = 0
+        self.entries: dict[str, Entry] = {}
+        self._token = token
+        self._protect_reads = protect_reads
+        self._max_nodes = max_nodes
+        self._max_waiting = max_waiting
+        self._max_answer = max_answer
+        self._size = _FRAME  # bytes of the listing of all
+        self._expiries: list[tuple[float, str]] = []  # a heap; a node's last one counts
+        self._departed: dict[str, tuple[float, int]] = {}  # when, and how many flaps before
+        self._changed: deque[str] = deque(maxlen=_MOST_CHANGES)  # one address for each revision
+        self._answers: dict[tuple[str | None, int | None], Response] = {}  # of this revision
+        self._answers_size = 0
+        self._receipts: dict[int, Response] = {}  # of this revision, by status
+        self._waiting: dict[int, tuple[Promise, str | None, int | None]] = {}
+        self._serial = 0
+        self._touched: set[str] = set()  # services whose nodes changed since the last wave
+        self._told = 0  # the revision of the last wave of answers
+        self._told_at = -inf
+        self._tell_at: float | None = None
+        self._router = Router()
+        self._router.add(f"{prefix}/nodes", self._list)
+        self._router.add(f"{prefix}/nodes", self._register, ["POST"])
+        self._router.add(f"{prefix}/nodes", self._remove, ["DELETE"])
+        self._router.add(f"{prefix}/status", self._report)
+
+    # The application
+
+    def __call__(self, request: Request, now: float) -> Response | Promise:
+        """Answer a request; HttpError for one that is refused."""
+        self.handle_timeout(now)
+        return self._router(request, now)
+
+    def mount(self, router: Router) -> None:
+        """Let a server's router send here what is for the registry."""
+        for path in ("nodes", "status"):
+            methods = ("GET", "POST", "DELETE") if path == "nodes" else ("GET",)
+            router.add(f"{self.prefix}/{path}", self, methods)
+
+    # Time
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        due = [self._expiries[0][0]] if self._expiries else []
+        if self._tell_at is not None:
+            due.append(self._tell_at)
+        return min(due, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Take away the nodes that have expired, and tell who waits for it."""
+        expiries = self._expiries
+        while expiries and expiries[0][0] <= now:
+            at, address = heappop(expiries)
+            entry = self.entries.get(address)
+            if entry is None or entry.looked_at != at:
+                continue
+            if entry.expires_at <= now:
+                self._depart(address, now)
+            else:
+                self._look_later(entry)
+        if self._tell_at is not None and self._tell_at <= now:
+            self._tell(now)
+
+    def _look_later(self, entry: Entry) -> None:
+        """Look at this entry when it expires; a renewal moves that time, not the heap."""
+        entry.looked_at = ceil(entry.expires_at / _TICK) * _TICK
+        heappush(self._expiries, (entry.looked_at, entry.node.address))
+        if len(self._expiries) > 2 * len(self.entries) + 64:
+            self._expiries = [(e.looked_at, a) for a, e in self.entries.items()]
+            heapify(self._expiries)
+
+    # Writing
+
+    def _register(self, request: Request, now: float) -> Response:
+        self._authorise(request, writing=True)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # what the page of a stranger cannot send unasked
+            raise HttpError(415, f"Content-Type must be application/json, not {kind[:80]!r}")
+        if len(request.body) > MAX_BODY:
+            raise HttpError(413, f"a registration may have {MAX_BODY} bytes")
+        try:
+            value = parse_json(request.body)
+            node = parse_node(value)
+            ttl = _check_ttl(value.get("ttl", USUAL_TTL))
+        except ValueError as error:
+            raise HttpError(400, str(error)) from None
+        known = self.entries.get(node.address)
+        if known is not None and known.node == node:
+            known.ttl, known.renewed_at, known.expires_at = ttl, now, now + ttl
+            if known.expires_at < known.looked_at - _TICK:  # a shorter ttl than before
+                self._look_later(known)
+            return self._receipt(200)
+        self._admit(node, ttl, now)
+        return self._receipt(201 if known is None else 200)
+
+    def _admit(self, node: Node, ttl: float, now: float, flaps: int = 0) -> None:
+        """Take a node in, or a new description of one; HttpError if there is no room for it."""
+        address = node.address
+        known = self.entries.get(address)
+        if known is None and len(self.entries) >= self._max_nodes:
+            raise HttpError(507, f"there are {self._max_nodes} nodes; that is the limit")
+        text = encode(describe_node(node))
+        size = self._size + len(text) + 1 - (len(known.text) + 1 if known else 0)
+        if size > self._max_answer:
+            raise HttpError(
+                507,
+                f"the description has {len(text)} bytes, and with it the listing would have "
+                f"{size}; the limit is {self._max_answer}",
+            )
+        if known is not None:
+            flaps = known.flaps
+            self._touched.update(known.node.services)
+        elif address in self._departed:
+            flaps = self._departed.pop(address)[1] + 1
+        self._size = size
+        entry = self.entries[address] = Entry(node, text, ttl, now, flaps)
+        self._look_later(entry)
+        self._change(node, now)
+
+    def _remove(self, request: Request, now: float) -> Response:
+        self._authorise(request, writing=True)
+        try:
+            address = str(parse_address(request.query.get("address", "")))
+        except ValueError as error:
+            raise HttpError(400, f"?address=: {error}") from None
+        if address not in self.entries:
+            raise HttpError(404, f"{address} is not registered")
+        self._depart(address, now)
+        return Response(204)
+
+    def _depart(self, address: str, now: float) -> None:
+        entry = self.entries.pop(address)
+        self._size -= len(entry.text) + 1
+        departed = self._departed
+        departed[address] = (now, entry.flaps)
+        while len(departed) > self._max_nodes or departed[next(iter(departed))][0] < (
+            now - _REMEMBERED
+        ):
+            del departed[next(iter(departed))]
+        self._change(entry.node, now)
+
+    def _change(self, node: Node, now: float) -> None:
+        """Begin a new revision; those who wait hear of the first change at once, then in waves."""
+        self.revision += 1
+        self._changed.append(node.address)
+        self._touched.update(node.services)
+        self._answers.clear()
+        self._answers_size = 0
+        self._receipts.clear()
+        if now - self._told_at >= _TICK:
+            self._tell(now)
+        else:
+            self._tell_at = self._told_at + _TICK
+
+    def _receipt(self, status: int) -> Response:
+        receipt = self._receipts.get(status)
+        if receipt is None:
+            told = {"epoch": self.epoch, "revision": self.revision}
+            receipt = self._receipts[status] = Response.json(told, status)
+        return receipt
+
+    # Reading
+
+    def _list(self, request: Request, now: float) -> Response | Promise:
+        self._authorise(request)
+        query = request.query
+        service = query.get("service")
+        wait = _read_number("wait", query.get("wait", "0"), LONGEST_WAIT)
+        revision = None
+        if "revision" in query:
+            revision = int(_read_number("revision", query["revision"], 2**53, whole=True))
+        same = query.get("epoch", self.epoch) == self.epoch
+        current = same and revision is not None and self._told <= revision <= self.revision
+        since = revision if same and "epoch" in query else None
+        if not wait or not current or (self._tell_at is None and revision != self.revision):
+            return self._answer(service, since)
+        if len(self._waiting) >= self._max_waiting:  # a server that stops settles them itself
+            self._waiting = {
+                serial: reader for serial, reader in self._waiting.items() if not reader[0].response
+            }
+        if len(self._waiting) >= self._max_waiting:
+            raise HttpError(
+                503, f"{self._max_waiting} readers wait; that is the limit", [("Retry-After", "5")]
+            )
+        self._serial += 1
+        promise = Promise(
+            now + wait,
+            partial(self._answer_late, self._serial),
+            partial(self._forget, self._serial),
+        )
+        self._waiting[self._serial] = (promise, service, since)
+        return promise
+
+    def _answer_late(self, serial: int, now: float) -> Response:
+        _, service, since = self._waiting.pop(serial)
+        self.handle_timeout(now)
+        return self._answer(service, since)
+
+    def _forget(self, serial: int) -> None:
+        self._waiting.pop(serial, None)
+
+    def _tell(self, now: float) -> None:
+        """Answer all who wait for what has changed."""
+        self._tell_at = None
+        self._told_at = now
+        self._told = self.revision
+        touched, self._touched = self._touched, set()
+        for serial, (promise, service, since) in list(self._waiting.items()):
+            if service is None or service in touched:
+                del self._waiting[serial]
+                promise.settle(self._answer(service, since))
+
+    def _answer(self, service: str | None, since: int | None) -> Response:
+        """Return a listing, or what changed since a revision; made once for each revision."""
+        answer = self._answers.get((service, since))
+        if answer is None:
+            etag = f'"{self.epoch}-{self.revision}"'
+            body = self._tell_changes(service, since) or self._tell_all(service)
+            answer = Response(200, body, [("Content-Type", "application/json"), ("ETag", etag)])
+            if self._answers_size > _KEPT_ANSWERS:
+                self._answers.clear()
+                self._answers_size = 0
+            self._answers[service, since] = answer
+            self._answers_size += len(body) + len(service or "") + _FRAME
+        return answer
+
+    def _tell_all(self, service: str | None) -> bytes:
+        texts = [
+            entry.text
+            for entry in self.entries.values()
+            if service is None or service in entry.node.services
+        ]
+        return b'{"epoch":"%s","revision":%d,"nodes":[%s]}\n' % (
+            self.epoch.encode(),
+            self.revision,
+            b",".join(texts),
+        )
+
+    def _tell_changes(self, service: str | None, since: int | None) -> bytes | None:
+        """Return what changed; None if that is not known or is too much."""
+        if since is None or not 0 <= self.revision - since <= len(self._changed):
+            return None
+        first = len(self._changed) - (self.revision - since)
+        changed = dict.fromkeys(self._changed[i] for i in range(first, len(self._changed)))
+        nodes: list[bytes] = []
+        gone: list[str] = []
+        for address in changed:
+            entry = self.entries.get(address)
+            if entry is not None and (service is None or service in entry.node.services):
+                nodes.append(entry.text)
+            else:
+                gone.append(address)
+        body = b'{"epoch":"%s","revision":%d,"since":%d,"nodes":[%s],"gone":%s}\n' % (
+            self.epoch.encode(),
+            self.revision,
+            since,
+            b",".join(nodes),
+            encode(gone),
+        )
+        return body if len(body) <= self._max_answer else None
+
+    # Pages
+
+    @property
+    def waiting(self) -> int:
+        """How many readers wait for a change."""
+        return len(self._waiting)
+
+    def _report(self, request: Request, now: float) -> Response:
+        from .registry_page import report_registry
+
+        self._authorise(request)
+        return Response.json(report_registry(self, request.query.get("service"), now))
+
+    def _authorise(self, request: Request, *, writing: bool = False) -> None:
+        if self._token is not None and (writing or self._protect_reads):
+            from hmac import compare_digest
+
+            shown = request.headers.get("authorization", "").encode("latin-1", "replace")
+            if not compare_digest(shown, f"Bearer {self._token}".encode()):
+                raise HttpError(
+                    401,
+                    f"{request.path} needs the token, as Authorization: Bearer TOKEN",
+                    [("WWW-Authenticate", 'Bearer realm="rpc-proto"')],
+                )
+
+    # Surviving a restart
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """Return all that a restart must not lose, as JSON can hold it: ages, not times."""
+        return {
+            "format": 1,
+            "revision": self.revision,
+            "nodes": [
+                {
+                    **describe_node(entry.node),
+                    "ttl": entry.ttl,
+                    "age": max(0.0, now - entry.renewed_at),
+                    "flaps": entry.flaps,
+                }
+                for entry in self.entries.values()
+            ],
+        }
+
+    def restore(self, snapshot: Any, now: float) -> None:
+        """Take in what an earlier life saved; each node has one ttl from now to renew itself.
+
+        Only into a registry that is empty. ValueError, and nothing is taken in, if it is not right.
+        """
+        if self.entries:
+            raise ValueError(f"there are {len(self.entries)} nodes already")
+        if not isinstance(snapshot, dict) or snapshot.get("format") != 1:
+            raise ValueError("a snapshot must be an object of format 1")
+        revision, saved = snapshot.get("revision"), snapshot.get("nodes")
+        if type(revision) is not int or not 0 <= revision < 2**53 or not isinstance(saved, list):
+            raise ValueError("a snapshot must have a revision from 0 to 2**53 and a list of nodes")
+        found: list[tuple[Node, float, float, int]] = []
+        for place, value in enumerate(saved):
+            try:
+                node = parse_node(value)
+                ttl = _check_ttl(value.get("ttl"))
+                age = _check_range("age", value.get("age"), 0, 2**53)
+                flaps = int(_check_range("flaps", value.get("flaps"), 0, 2**53))
+            except ValueError as error:
+                raise ValueError(f"nodes[{place}]: {error}") from None
+            found.append((node, ttl, age, flaps))
+        spare = Registry(self.epoch, max_nodes=self._max_nodes, max_answer=self._max_answer)
+        try:
+            for node, ttl, _, flaps in found:
+                spare._admit(node, ttl, now, flaps)
+        except HttpError as error:
+            raise ValueError(error.message) from None
+        self.revision = revision
+        for node, ttl, age, flaps in found:
+            self._admit(node, ttl, now, flaps)
+            self.entries[node.address].renewed_at = now - age
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r:.40}")
+    return value
+
+
+def _check_ttl(value: Any) -> float:
+    return float(_check_range("ttl", value, SHORTEST_TTL, LONGEST_TTL))
+
+
+def _read_number(name: str, text: str, high: float, *, whole: bool = False) -> float:
+    """Return a number of a query; HttpError if it is none, or out of its bounds."""
+    try:
+        value: float = int(text) if whole and text.isascii() else float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= high:
+        unit = "a whole number" if whole else "a number"
+        raise HttpError(400, f"?{name}= must be {unit} from 0 to {high:g}, not {text[:40]!r}")
+    return value

@@ -1,0 +1,383 @@
+"""What is known of the nodes, from registries, files or a list (docs/discovery.md, "Views")."""
+
+from collections import deque
+from collections.abc import Iterable
+from math import inf
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from .documents import LONGEST_WAIT, MAX_ANSWER, is_epoch, parse_json, parse_node, parse_view
+from .links import HttpRequest, Link, RegistryUser, Rng, explain
+from .nodes import MOST_NODES, Node, View
+
+__all__ = ["FileView", "RegistryWatch", "StaleChanged", "StaticDiscovery", "ViewChanged"]
+
+_PAUSE = 0.1  # seconds from an answer that changed something to the next question, at the least
+_LONGEST_BACKOFF = 5.0  # seconds
+
+
+class ViewChanged(NamedTuple):
+    """There is a new view. A node that describes itself anew is in both lists."""
+
+    view: View
+    added: list[Node]
+    removed: list[Node]
+
+
+class StaleChanged(NamedTuple):
+    """The view has been unconfirmed since that time, for that reason; or, if None, it is good."""
+
+    since: float | None
+    reason: str
+
+
+class StaticDiscovery:
+    """Nodes that never change, as `Node` or as addresses."""
+
+    def __init__(self, nodes: Iterable[Node | str]) -> None:
+        self.view = View([Node(node) if isinstance(node, str) else node for node in nodes], 1)
+        self.ready = True
+        self.stale_since: float | None = None
+
+
+class FileView:
+    """The nodes of a JSON file: whoever watches it says what it holds.
+
+    As long as it cannot be read or is not right, the last good view stays.
+    """
+
+    def __init__(self) -> None:
+        self.view = View()
+        self.ready = False
+        self.stale_since: float | None = None
+        self.rejected = 0
+
+    def loaded(self, data: bytes, now: float) -> list[object]:
+        """Take what the file holds now."""
+        try:
+            view = parse_view(data, self.view.revision + 1)
+        except ValueError as error:
+            return self.failed(str(error), now)
+        events: list[object] = []
+        if self.stale_since is not None:
+            self.stale_since = None
+            events.append(StaleChanged(None, ""))
+        added, removed = self.view.changes(view)
+        if added or removed or not self.ready:
+            self.view, self.ready = view, True
+            events.append(ViewChanged(view, added, removed))
+        return events
+
+    def failed(self, error: str, now: float) -> list[object]:
+        """Take note that the file could not be read."""
+        self.rejected += 1
+        if self.stale_since is not None:
+            return []
+        self.stale_since = now
+        return [StaleChanged(now, error)]
+
+
+class _WatchLink(Link):
+    """What one registry said last."""
+
+    def __init__(self, url: str, now: float) -> None:
+        super().__init__(url, now)
+        self.epoch = ""  # "" before the first listing
+        self.revision = 0
+        self.nodes: dict[str, Node] = {}
+        self.removed: dict[str, float] = {}  # when it took nodes away that another one still shows
+        self.asked_at = 0.0
+        self.waits = 0.0  # how long the registry was asked to wait with its answer
+
+
+class _ShrinkGuard:
+    """Holds nodes back from going when a registry most probably errs and they live.
+
+    That is when more than `share` of them go within `grace` seconds, as after it lost touch with
+    the nodes, or when it began anew. Held nodes go after `grace` seconds, or once most are back;
+    after a new beginning, once all are.
+    """
+
+    def __init__(self, grace: float, share: float) -> None:
+        self.held: dict[str, Node] = {}
+        self.until: float | None = None
+        self.times = 0  # how often it held anything
+        self._grace = grace
+        self._share = share
+        self._most = 0  # nodes before they went
+        self._anew = False  # whether it holds because a registry began anew
+        # How many nodes there were until when, falling: the first is the most within `grace`.
+        self._sizes: deque[tuple[float, int]] = deque()
+
+    def apply(
+        self, current: dict[str, Node], target: dict[str, Node], anew: bool, now: float
+    ) -> None:
+        """Add to `target`, which is to take the place of `current`, what is held back."""
+        sizes = self._sizes
+        if self.until is None:
+            while sizes and sizes[0][0] <= now - self._grace:
+                sizes.popleft()
+            while sizes and sizes[-1][1] <= len(current):
+                sizes.pop()
+            sizes.append((now, len(current)))
+            self._most = sizes[0][1]
+        going = [(address, node) for address, node in current.items() if address not in target]
+        self._anew = bool(going) and (self._anew or anew)
+        wrong = self._anew or len(target) < self._most * (1 - self._share)
+        if self.until is None and wrong and self._grace:
+            self.until = now + self._grace
+            self.times += 1
+        elif self.until is not None and (now >= self.until or not wrong):
+            self.until = None
+            self.held = {}
+            sizes.clear()
+        if self.until is None:
+            self._anew = False
+        else:
+            self.held = dict(going[: MOST_NODES - len(target)])
+            target.update(self.held)
+
+
+class RegistryWatch(RegistryUser[_WatchLink]):
+    """The nodes that one or several registries know, kept up to date without anybody asking.
+
+    `view` is the last good one, whatever happens to the registries; `stale_since` says since when
+    nothing confirms it, None while it is good. With `wait` each registry is asked to answer when
+    something changes (long poll), else every `refresh` seconds. See `RegistryUser` for inputs and
+    outputs; events are `ViewChanged`, `StaleChanged`, `RegistryReached` and `RegistryFailed`.
+
+    Several registries are merged: a node that any of them knows is there, as the first of them in
+    the given order describes it. A registry that fails counts with its last listing, but behind
+    those that answer, and a node that one of these took away since then is gone.
+
+    A listing is rejected as a whole, and the registry counts as failing, if it is longer than
+    1 MiB, has more than 10,000 nodes, or is not what a listing is; a node in it whose values are
+    refused (a poisoned address, say) is left out and counted in `refused_nodes`. That bounds the
+    memory, too: at most the nodes of one such listing for each registry, and a view of 10,000.
+    """
+
+    def __init__(
+        self,
+        registries: Iterable[str],
+        *,
+        now: float,
+        rng: Rng,
+        service: str | None = None,
+        wait: float = 30.0,
+        refresh: float = 5.0,
+        grace: float = 30.0,
+        share: float = 0.5,
+        token: str | None = None,
+        timeout: float = 5.0,
+    ) -> None:
+        if not 0 <= wait <= LONGEST_WAIT:
+            raise ValueError(f"wait must be from 0 to {LONGEST_WAIT:g} s, not {wait!r}")
+        if not 0.1 <= refresh <= 3600:
+            raise ValueError(f"refresh must be from 0.1 to 3600 s, not {refresh!r}")
+        if not 0 <= grace <= 3600 or not 0 < share < 1:
+            raise ValueError(
+                f"grace must be from 0 to 3600 s and share between 0 and 1, not {grace!r} and "
+                f"{share!r}"
+            )
+        links = [_WatchLink(url, now) for url in registries]
+        super().__init__(links, token=token, timeout=timeout, rng=rng)
+        self.view = View()
+        self.ready = False  # whether any registry has answered
+        self.stale_since: float | None = None
+        self.stale_reason = ""
+        self.rejected = 0  # listings, as a whole
+        self.refused_nodes = 0
+        self._service = service
+        self._wait = wait
+        self._refresh = refresh
+        self._guard = _ShrinkGuard(grace, share)
+        self._shown: dict[str, Node] = {}
+        self._dirty = False
+        self._anew = False  # whether a registry began anew since the last merge
+        self._finish(now)
+
+    # Getters
+
+    def age(self, now: float) -> float:
+        """Return how many seconds ago a registry last answered; infinite before the first time."""
+        answered = [
+            link.answered_at for link in self.links.values() if link.answered_at is not None
+        ]
+        return max(0.0, now - max(answered)) if answered else inf
+
+    @property
+    def held(self) -> int:
+        """How many nodes are shown only because too many went at once."""
+        return len(self._guard.held)
+
+    @property
+    def times_held(self) -> int:
+        """How often too many nodes went at once."""
+        return self._guard.times
+
+    # Questions
+
+    def _compose(self, link: _WatchLink, now: float) -> HttpRequest:
+        query: dict[str, Any] = {} if self._service is None else {"service": self._service}
+        headers: tuple[tuple[str, str], ...] = (("Accept", "application/json"),)
+        # After a failure, the first thing to know is whether the registry is there.
+        link.waits = self._wait if link.epoch and not link.failures else 0.0
+        link.asked_at = now
+        if link.epoch:
+            query |= {"epoch": link.epoch, "revision": link.revision}
+            headers = (*headers, ("If-None-Match", f'"{link.epoch}-{link.revision}"'))
+        if link.waits:
+            query["wait"] = f"{link.waits:g}"
+        text = f"?{urlencode(query)}" if query else ""
+        timeout = self._timeout + link.waits
+        return self._request(link, "GET", text, timeout=timeout, headers=headers)
+
+    def _longest_backoff(self) -> float:
+        return _LONGEST_BACKOFF
+
+    # Answers
+
+    def _accept(
+        self, link: _WatchLink, sent: HttpRequest, status: int, body: bytes, now: float
+    ) -> float:
+        known = (link.epoch, link.revision)
+        if status == 200:
+            try:
+                self._read(link, body, now)
+            except ValueError:
+                self.rejected += 1
+                raise
+        elif status != 304 or not link.epoch:
+            raise ValueError(explain(status, body))
+        if link.failures or link.answered_at is None:
+            self._dirty = True  # its word counts again
+        if known != (link.epoch, link.revision):
+            return _PAUSE * (1 + self._rng()) if self._wait else self._later()
+        if link.waits and now - link.asked_at >= link.waits / 2:
+            return _PAUSE * self._rng() + 0.001
+        # It answered at once although nothing changed: it was not asked to wait, or does not.
+        return _PAUSE if self._wait and link.failures else self._later()
+
+    def _later(self) -> float:
+        return self._refresh * (1 - 0.2 * self._rng())
+
+    def _read(self, link: _WatchLink, body: bytes, now: float) -> None:
+        """Take a listing or what changed; ValueError, and nothing is taken, if it is not right."""
+        if len(body) > MAX_ANSWER:
+            raise ValueError(f"the answer has {len(body)} bytes; the limit is {MAX_ANSWER}")
+        value = parse_json(body)
+        if not isinstance(value, dict):
+            raise ValueError(f"the answer must be an object, not {value!r:.40}")
+        epoch: Any = value.get("epoch")
+        revision, since = value.get("revision"), value.get("since")
+        listed, gone = value.get("nodes"), value.get("gone", [])
+        if not is_epoch(epoch):
+            raise ValueError(f"epoch must be 1 to 64 letters and digits, not {epoch!r:.40}")
+        if type(revision) is not int or not 0 <= revision <= 2**53:
+            raise ValueError(f"revision must be from 0 to 2**53, not {revision!r:.40}")
+        if not isinstance(listed, list) or not isinstance(gone, list):
+            raise ValueError("nodes and gone must be lists")
+        if len(listed) > MOST_NODES:
+            raise ValueError(f"the answer has {len(listed)} nodes; the limit is {MOST_NODES}")
+        if not all(isinstance(described, dict) for described in listed):
+            raise ValueError("each node must be an object")
+        if epoch == link.epoch and revision < link.revision:
+            raise ValueError(f"revision {revision} is older than {link.revision}, seen before")
+        if since is not None and (epoch, since) != (link.epoch, link.revision):
+            raise ValueError(f"changes since {since!r:.40} do not follow {link.revision}")
+        if (epoch, revision) == (link.epoch, link.revision):
+            return
+        found: dict[str, Node] = {} if since is None else dict(link.nodes)
+        for address in gone:
+            found.pop(str(address), None)
+        refused = 0
+        for described in listed:
+            try:
+                node = parse_node(described)
+            except ValueError:
+                refused += 1
+                found.pop(str(described.get("address")), None)
+                continue
+            old = link.nodes.get(node.address)
+            found[node.address] = old if old == node and old is not None else node
+        if len(found) > MOST_NODES:
+            raise ValueError(f"with the changes there are more than {MOST_NODES} nodes")
+        self.refused_nodes += refused
+        if epoch != link.epoch:
+            self._anew = self._anew or bool(link.epoch)
+        for address in link.nodes:
+            if address not in found:
+                link.removed[address] = now
+        link.epoch, link.revision, link.nodes = epoch, revision, found
+        self._dirty = True
+
+    def _fail(self, link: _WatchLink, error: str, now: float) -> None:
+        self._dirty = self._dirty or not link.failures
+        super()._fail(link, error, now)
+
+    # The view
+
+    def _also_at(self) -> float | None:
+        return self._guard.until
+
+    def _conclude(self, now: float) -> None:
+        until = self._guard.until
+        if self._dirty or (until is not None and now >= until):
+            self._dirty = False
+            self._show(now)
+        self._judge(now)
+
+    def _show(self, now: float) -> None:
+        """Merge what the registries said into the view."""
+        links = [link for link in self.links.values() if link.epoch]
+        if not links:
+            return
+        target = self._merge(links)
+        if len(target) > MOST_NODES:
+            self.rejected += 1
+            return
+        anew, self._anew = self._anew, False
+        self._guard.apply(self._shown, target, anew, now)
+        self._shown = target
+        view = View(target.values(), self.view.revision + 1)
+        added, removed = self.view.changes(view)
+        if added or removed or not self.ready:
+            self.view, self.ready = view, True
+            self._events.append(ViewChanged(view, added, removed))
+
+    def _merge(self, links: list[_WatchLink]) -> dict[str, Node]:
+        answering = [link for link in links if not link.failures]
+        merged: dict[str, Node] = {}
+        for link in answering:
+            for address, node in link.nodes.items():
+                merged.setdefault(address, node)
+        for link in links:
+            if link.failures:
+                at = link.answered_at or 0.0
+                for address, node in link.nodes.items():
+                    if not any(other.removed.get(address, -inf) > at for other in answering):
+                        merged.setdefault(address, node)
+            others = [other for other in links if other is not link]
+            link.removed = {
+                address: at
+                for address, at in link.removed.items()
+                if address not in link.nodes and any(address in other.nodes for other in others)
+            }
+        return merged
+
+    def _judge(self, now: float) -> None:
+        """Say when nothing confirms the view any more, and when something does again."""
+        links = self.links.values()
+        reason = ""
+        since = self.stale_since
+        if self.ready and all(link.failures for link in links):
+            reason = "; ".join(f"{link.url}: {link.error}" for link in links)[:400]
+            since = now - self.age(now) if since is None else since
+        elif self._guard.until is not None:
+            reason = f"{self.held} nodes went at once and are shown nevertheless"
+            since = now if since is None else since
+        if not reason:
+            since = None
+        if (since is None) != (self.stale_since is None):
+            self._events.append(StaleChanged(since, reason))
+        self.stale_since, self.stale_reason = since, reason
