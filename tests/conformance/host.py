@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from conformance.pages import Pages
 from conformance.services import PLAIN, Counters
 from rpc_proto import ServerConfig
 
@@ -59,6 +60,7 @@ class Host(abc.ABC):
         self.server = kind(config=config, **self._options.get("server", {}))
         for service in services:
             self.server.register(service)
+        Pages(self.counters, self.server.http)
 
     def plain_services(self) -> list[Any]:
         return [make(self.counters) for make in PLAIN]
