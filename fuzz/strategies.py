@@ -46,7 +46,7 @@ from support.wire import (
 )
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4000"))
-SHARES = 24  # targets that divide EXAMPLES among themselves
+SHARES = 33  # targets that divide EXAMPLES among themselves
 
 
 def spread(share: float = 1.0, least: int = 25) -> settings:
@@ -264,6 +264,70 @@ def mutated(draw: st.DrawFn, streams: st.SearchStrategy[bytes]) -> bytes:
         else:
             del data[at:]
     return bytes(data)
+
+
+# HTTP
+
+_fields = st.sampled_from(
+    [
+        b"X: y",
+        b"Connection: close",
+        b"Connection: keep-alive",
+        b"Expect: 100-continue",
+        b"If-None-Match: *",
+        b"Upgrade: h2c",
+        b"Content-Length: 3",
+        b"Transfer-Encoding: gzip",
+        b"X : y",
+        b" folded",
+        b"Host: y",
+    ]
+)
+_targets = st.sampled_from(
+    [b"/a", b"/big", b"/later", b"/fails", b"/rpc", b"/a?b=c&d", b"http://y/a", b"/%0d%0a", b"*"]
+)
+_bodies = st.sampled_from([b"", b"abc", b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"x" * 101])
+
+
+def _http_request(
+    method: bytes, target: bytes, fields: list[bytes], body: bytes, shape: str, version: bytes
+) -> bytes:
+    if shape == "length" and body:
+        fields = [*fields, b"Content-Length: %d" % len(body)]
+    elif shape == "chunked":
+        fields = [*fields, b"Transfer-Encoding: chunked"]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in (body[:2], body[2:]) if one)
+        body += b"0\r\n\r\n"
+    else:
+        body = b""
+    head = [b"%b %b HTTP/1.%b" % (method, target, version), b"Host: x", *fields, b"", b""]
+    return b"\r\n".join(head) + body
+
+
+_http_requests = st.builds(
+    _http_request,
+    st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS"]),
+    _targets,
+    st.lists(_fields, max_size=2),
+    _bodies,
+    st.sampled_from(["none", "length", "chunked"]),
+    st.sampled_from([b"1", b"1", b"1", b"0"]),
+)
+_connects = st.sampled_from(
+    [
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n",
+        b"CONNECT /rpc HTTP/1.0\n\n",
+        b"CONNECT /no HTTP/1.0\r\n\r\n",
+    ]
+)
+
+
+@lru_cache
+def http_streams() -> st.SearchStrategy[bytes]:
+    """Requests, most of which are right, and perhaps a CONNECT with what it leads to."""
+    requests = st.lists(_http_requests, min_size=1, max_size=5).map(b"".join)
+    ends = st.just(b"") | st.builds(bytes.__add__, _connects, client_streams("json"))
+    return st.builds(bytes.__add__, requests, ends)
 
 
 # Option lines
