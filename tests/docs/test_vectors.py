@@ -60,6 +60,25 @@ def test_the_refusal_is_as_written():
     assert server.data_to_send() == VECTORS["server refuses"]
 
 
+@pytest.mark.parametrize("name", ["http connect", "http connect from go"])
+def test_connect_is_as_written(name):
+    client = ClientConnection(ClientConfig(), now=0.0, connect="example.org:7000")
+    if name == "http connect":
+        assert client.data_to_send() == VECTORS[name]
+    server = ServerConnection(now=0.0)
+    server.receive_data(VECTORS[name], 0.0)
+    assert server.data_to_send() == VECTORS["http connected"]
+    client.receive_data(VECTORS["http connected"], 0.0)
+    (event,) = server.receive_data(client.data_to_send().removeprefix(VECTORS["http connect"]), 0.0)
+    assert isinstance(event, HandshakeCompleted)
+
+
+def test_a_connect_that_is_refused_is_as_written():
+    server = ServerConnection(now=0.0)
+    server.receive_data(b"CONNECT /other HTTP/1.0\r\n\r\n", 0.0)
+    assert server.data_to_send() == VECTORS["http not found"]
+
+
 def test_the_calls_in_msgpack_are_as_written():
     wire = Wire("msgpack")
     wire.shake_hands()
