@@ -11,7 +11,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .calls import Call
 from .client import ClientConnection
@@ -27,9 +27,13 @@ from .events import (
     Event,
     HandshakeCompleted,
     RequestReceived,
+    ResponsePromised,
 )
 from .frames import BYTES
 from .server import ServerConnection
+
+if TYPE_CHECKING:
+    from .http.messages import Application
 
 __all__ = ["Trace", "TracedClientConnection", "TracedServerConnection", "replay"]
 
@@ -129,6 +133,8 @@ class _Traced(Connection):
             told += [dict(event.metadata), self._note(event.value) if plain else None]
         elif isinstance(event, HandshakeCompleted):
             told += event.agreed
+        elif isinstance(event, ResponsePromised):
+            told.append(event.promise.deadline)
         elif isinstance(event, (CallFailed, CallCancelled)):
             told.append(self._explain(event.error))
         else:
@@ -167,9 +173,14 @@ class TracedServerConnection(_Traced, ServerConnection):
     """A ServerConnection with a `trace`; a driver's server makes it in `_make_connection`."""
 
     def __init__(
-        self, config: ServerConfig | None = None, *, now: float, peer: Peer | None = None
+        self,
+        config: ServerConfig | None = None,
+        *,
+        now: float,
+        peer: Peer | None = None,
+        application: "Application | None" = None,
     ) -> None:
-        super().__init__(config, now=now, peer=peer)
+        super().__init__(config, now=now, peer=peer, application=application)
         self._begin("server", self._config, now, address=self.peer.address)
 
     def turn_away(self, code: str, message: str, now: float) -> list[Event]:
@@ -229,18 +240,21 @@ class TracedClientConnection(_Traced, ClientConnection):
         return self._step(super().cancel, (call, now, error), **told, now=now)
 
 
-def replay(trace: Trace, config: Any = None) -> Trace:
+def replay(trace: Trace, config: Any = None, application: "Application | None" = None) -> Trace:
     """Put the steps of a trace through a fresh connection and return the trace of that.
 
     Its steps are those of the original if the core does the same again. `config` is needed for
-    what cannot be saved: codecs of your own and `authenticate`.
+    what cannot be saved: codecs of your own and `authenticate`; `application` if there was one, and
+    it has to answer the same again: a promise that something else settled is not part of a trace.
     """
     start = trace.start
     config = config or trace.config
     again: TracedServerConnection | TracedClientConnection
     if start["end"] == "server":
         config = config or ServerConfig(**start["settings"])
-        again = TracedServerConnection(config, now=start["now"], peer=Peer(start["address"]))
+        again = TracedServerConnection(
+            config, now=start["now"], peer=Peer(start["address"]), application=application
+        )
     else:
         config = config or ClientConfig(**start["settings"])
         again = TracedClientConnection(config, now=start["now"], connect=start.get("connect"))

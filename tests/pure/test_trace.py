@@ -17,6 +17,7 @@ from rpc_proto import (
     Unavailable,
     find_codec,
 )
+from rpc_proto.http import Promise, Request, Response
 from rpc_proto.trace import Trace, TracedClientConnection, TracedServerConnection, replay
 from support.memory import Host, Pair
 from support.wire import CODECS, START, Wire, frame, line, options
@@ -161,6 +162,22 @@ def test_peer_that_is_turned_away_repeats() -> None:
     server.receive_data(line(options()), START)
     server.data_to_send()
     assert replay(server.trace).steps == server.trace.steps
+
+
+def test_http_repeats_with_the_same_application() -> None:
+    def application(request: Request, now: float) -> Response | Promise:
+        if request.path == "/later":
+            return Promise(now + 1.0, lambda now: Response.text("late"))
+        return Response.text(request.path)
+
+    server = TracedServerConnection(now=START, application=application)
+    server.receive_data(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", START)
+    server.receive_data(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n", START)
+    server.handle_timeout(START + 1.0)
+    server.receive_data(b"CONNECT /rpc HTTP/1.0\n\n" + line(options()), START + 2.0)
+    assert server.data_to_send().count(b"HTTP/1.1 200") == 3
+    loaded = Trace.from_lines(server.trace.to_lines())
+    assert replay(loaded, application=application).steps == server.trace.steps
 
 
 def test_settings_travel_with_the_trace() -> None:
