@@ -99,7 +99,7 @@ class Registry:
         self._answers: dict[tuple[str | None, int | None], Response] = {}  # of this revision
         self._answers_size = 0
         self._receipts: dict[int, Response] = {}  # of this revision, by status
-        self._waiting: dict[int, tuple[Promise, str | None, int | None]] = {}
+        self._waiting: dict[int, tuple[Promise, str | None, int | None, int | None]] = {}
         self._serial = 0
         self._touched: set[str] = set()  # services whose nodes changed since the last wave
         self._told = 0  # the revision of the last wave of answers
@@ -275,11 +275,11 @@ class Registry:
             partial(self._answer_late, self._serial),
             partial(self._forget, self._serial),
         )
-        self._waiting[self._serial] = (promise, service, since)
+        self._waiting[self._serial] = (promise, service, since, revision)
         return promise
 
     def _answer_late(self, serial: int, now: float) -> Response:
-        _, service, since = self._waiting.pop(serial)
+        _, service, since, _ = self._waiting.pop(serial)
         self.handle_timeout(now)
         return self._answer(service, since)
 
@@ -292,8 +292,9 @@ class Registry:
         self._told_at = now
         self._told = self.revision
         touched, self._touched = self._touched, set()
-        for serial, (promise, service, since) in list(self._waiting.items()):
-            if service is None or service in touched:
+        for serial, (promise, service, since, revision) in list(self._waiting.items()):
+            # Who came since the change knows it already, and would take the answer for a denial.
+            if revision != self.revision and (service is None or service in touched):
                 del self._waiting[serial]
                 promise.settle(self._answer(service, since))
 
