@@ -16,6 +16,7 @@ from .links import HttpRequest, RegistryFailed, RegistryReached
 from .nodes import Node, View, hash_signatures
 from .picking import Balancer
 from .registration import Registration
+from .sources import FileDiscovery, RegistryDiscovery
 from .watching import FileView, RegistryWatch, StaleChanged, StaticDiscovery, ViewChanged
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Balancer",
     "ConsistentHash",
     "Endpoint",
+    "FileDiscovery",
     "FileView",
     "HedgeDelay",
     "HttpRequest",
@@ -32,6 +34,7 @@ __all__ = [
     "Random",
     "Registration",
     "Registry",
+    "RegistryDiscovery",
     "RegistryFailed",
     "RegistryReached",
     "RegistryWatch",

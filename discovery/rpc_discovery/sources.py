@@ -1,0 +1,47 @@
+"""Where a balanced client learns of nodes: what users give it, whatever the backend."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .watching import FileView, RegistryWatch
+
+__all__ = ["FileDiscovery", "RegistryDiscovery"]
+
+
+class RegistryDiscovery:
+    """The nodes that one or several registries know, each given as http://host:port.
+
+    `settings` are those of `RegistryWatch`: `service`, `wait`, `refresh`, `grace`, `token` and so
+    on. `ssl` is the SSLContext for registries at https://.
+    """
+
+    def __init__(
+        self, registries: str | Iterable[str], *, ssl: Any = None, **settings: Any
+    ) -> None:
+        self._registries = [registries] if isinstance(registries, str) else list(registries)
+        self._settings = settings
+        self.ssl = ssl
+        self.open(0.0, lambda: 0.0)  # ValueError for what cannot be
+
+    def open(self, now: float, rng: Callable[[], float]) -> RegistryWatch:
+        """Return the machine that keeps a view."""
+        return RegistryWatch(self._registries, now=now, rng=rng, **self._settings)
+
+
+class FileDiscovery:
+    """The nodes of a JSON file (docs/discovery.md), which is read again when it has changed.
+
+    It is looked at each `interval` seconds.
+    """
+
+    ssl = None
+
+    def __init__(self, path: str, *, interval: float = 1.0) -> None:
+        if not 0.01 <= interval <= 3600:
+            raise ValueError(f"interval must be from 0.01 to 3600 seconds, not {interval!r}")
+        self.path = path
+        self.interval = interval
+
+    def open(self, now: float, rng: Callable[[], float]) -> FileView:
+        """Return the machine that keeps a view."""
+        return FileView()
