@@ -6,18 +6,22 @@ import logging
 import os
 import socket
 import ssl as ssl_module
+from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 from time import monotonic
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from rpc_common.forks import Forks
-from rpc_common.server import ServerBase, Settings
+from rpc_common.server import FAREWELL, ServerBase, Settings
 from rpc_common.sockets import listen
 from rpc_common.threads import Threads
 from rpc_proto import Cancelled, Event, LocalProtocolError, ServerCall, ServerConnection
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
+
+if TYPE_CHECKING:
+    from rpc_common.registering import Registering
 
 __all__ = ["Server"]
 
@@ -87,13 +91,21 @@ class Server(ServerBase):
 
     # Life
 
-    async def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
+    async def start(
+        self,
+        address: str,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        register: "Registering | str | Iterable[str] | None" = None,
+    ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
         http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
-        called again for more addresses. Raises OSError when the address cannot be had.
+        called again for more addresses. `register` names the registries that shall know the
+        address: URLs, or `Registering` to say more. Raises OSError when the address cannot be had.
         """
         where = self._check_listening(address, ssl)
+        registering = self._check_registering(register, where)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -122,7 +134,23 @@ class Server(ServerBase):
             self._close_listeners()
             raise LocalProtocolError("the server was stopped while it started")
         self._log_listening(where)
+        if registering is not None:
+            from .pump import Pump
+
+            registrations = self._registrations
+            machine = registrations.machine(registering, where)
+            pump = Pump(machine, registrations.take, self._log, registering.ssl)
+            registrations.pumps.append(pump)
         return str(where)
+
+    async def _deregister(self) -> None:
+        """Tell the registries before anything ends, so that callers go elsewhere."""
+        if self._registrations is not None:
+            for pump in self._registrations.leave():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FAREWELL):
+                        await pump.ended.wait()
+                pump.stop()
 
     async def serve_forever(self) -> None:
         """Wait until `stop` is called; when cancelled, stop at once."""
@@ -146,6 +174,7 @@ class Server(ServerBase):
         if self._loop is None:
             return
         self._check_owner()
+        await self._deregister()
         self._begin_stop(grace)
         if self._gone is None:
             self._gone = self._loop.create_future()
@@ -184,6 +213,14 @@ class Server(ServerBase):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         self._paths.clear()
+
+    def _call_at(self, at: float, function: Callable[[], None]) -> Any:
+        if self._loop is None:
+            return None
+        return self._loop.call_later(max(0.0, at - monotonic()), function)
+
+    def _cancel_timer(self, timer: Any) -> None:
+        timer.cancel()
 
     # Connections
 

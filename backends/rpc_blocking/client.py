@@ -6,7 +6,7 @@ Whoever waits and finds nobody reading reads for all, and hands that on when its
 import socket
 from contextlib import suppress
 from select import POLLIN, POLLOUT
-from threading import Lock, RLock, Thread
+from threading import Lock, RLock
 from time import monotonic
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from rpc_proto.context import ambient_call
 from rpc_proto.frames import Flag
 
 from .channel import EARLY, LONGEST, Channel
+from .runtime import BLOCKING
 
 __all__ = ["Client"]
 
@@ -96,7 +97,7 @@ class Client(SyncClient):
         sock = client = None
         try:
             connection = new_connection(config, now=monotonic())
-            sock = dial(where, proxy, deadline, socket, _look_up)
+            sock = dial(where, proxy, deadline, socket, BLOCKING.look_up)
             sock.settimeout(None)
             tls = Tls(ssl, server_side=False, hostname=where.host) if ssl is not None else None
             client = cls(Channel(sock, tls), connection, address)
@@ -387,27 +388,3 @@ class Client(SyncClient):
                     waiter.wake()
             elif self._handshake.event is None and kind in _FIRST:
                 self._handshake.event = event
-
-
-def _look_up(host: str, port: int, deadline: float) -> list[Any]:
-    """Call getaddrinfo, which knows no timeout, for no longer than until the deadline."""
-    found: list[Any] = []
-    failed: list[OSError] = []
-
-    def look_up() -> None:
-        try:
-            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            failed.append(error)
-
-    if host.replace(".", "").isdigit() or ":" in host:
-        look_up()
-    else:
-        thread = Thread(target=look_up, name="rpc-lookup", daemon=True)
-        thread.start()
-        thread.join(max(0.0, deadline - monotonic()))
-        if thread.is_alive():
-            raise TimeoutError(f"no address for {host}")
-    if failed:
-        raise failed[0]
-    return found

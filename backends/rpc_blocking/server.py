@@ -23,6 +23,7 @@ from rpc_proto.http import Promise, Request, Response
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
+from .runtime import BLOCKING
 
 __all__ = ["Server"]
 
@@ -287,6 +288,7 @@ class Server(SyncServer):
 
     _log = logging.getLogger("rpc_blocking")
     _serves_coroutines = False
+    _runtime = BLOCKING
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
@@ -336,6 +338,7 @@ class Server(SyncServer):
     def stop(self, grace: float = 5.0) -> None:
         self._check_grace(grace)
         self._check_owner()
+        self._deregister()
         with self._closing:
             with self._lock:
                 self._begin_stop(grace)
@@ -363,6 +366,16 @@ class Server(SyncServer):
     def _check_owner(self) -> None:
         if self._forks != Forks.count:
             raise LocalProtocolError("this server belongs to the parent process")
+
+    def _call_at(self, at: float, function: Callable[[], None]) -> Any:
+        def call() -> None:
+            with self._applications:
+                function()
+
+        return self._keeper.call_at(at, call)
+
+    def _cancel_timer(self, timer: Any) -> None:
+        self._keeper.cancel(timer)
 
     # Connections
 

@@ -3,11 +3,12 @@
 import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import partial
+from math import inf
 from time import monotonic
-from typing import Any, Protocol, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 from rpc_proto import (
     Address,
@@ -33,9 +34,16 @@ from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import Method, reflect
 
 from .access import LoggedConnection
+from .runtime import Runtime
 
-__all__ = ["Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
+if TYPE_CHECKING:
+    from .registering import Registering
 
+__all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
+
+
+# How long a server waits at its end for the registries to hear of it, in seconds.
+FAREWELL = 5.0
 
 _RESUMED_AT_ONCE = 100
 
@@ -126,6 +134,10 @@ class ServerBase(ABC):
         self._abandoned: set[ServerCall] = set()
         self._stopping = False
         self._told_stopped = False
+        self._mounted: list[Any] = []
+        self._wakes_at = inf  # when the applications are told of the time
+        self._wakes: Any = None
+        self._registrations: Any = None
 
     def _make_dispatcher(self, **settings: Any) -> Dispatcher:
         return Dispatcher(**settings)
@@ -142,11 +154,16 @@ class ServerBase(ABC):
             for method in reflect(service, name).values():
                 if method.is_async:
                     raise TypeError(f"{method.name} is a coroutine function: for rpc_asyncio")
-        return self._dispatcher.register(service, name, self._wrap)
+        name = self._dispatcher.register(service, name, self._wrap)
+        if self._registrations is not None:
+            self._registrations.describe_anew()
+        return name
 
     def unregister(self, name: str) -> None:
         """Take a service away, also while serving; its running calls go on."""
         self._dispatcher.unregister(name)
+        if self._registrations is not None:
+            self._registrations.describe_anew()
 
     @property
     def stats(self) -> dict[str, int]:
@@ -175,6 +192,18 @@ class ServerBase(ABC):
             raise LocalProtocolError("this server was stopped; make a new one")
         return where
 
+    def _check_registering(
+        self, register: "Registering | str | Iterable[str] | None", where: Address
+    ) -> "Registering | None":
+        if register is None:
+            return None
+        if self._registrations is None:
+            from .registering import Registrations
+
+            self._registrations = Registrations(self._log, self._dispatcher)
+        registering: Registering = self._registrations.check(register, where)
+        return registering
+
     def _check_grace(self, grace: float) -> None:
         if not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
@@ -183,11 +212,13 @@ class ServerBase(ABC):
 
     def _log_listening(self, where: Address) -> None:
         self._log.info("listening on %s", where)
+        self._look_after()
 
     def _begin_stop(self, grace: float) -> None:
         """Take note that the server is to stop, perhaps not for the first time."""
         if not self._stopping:
             self._stopping = True
+            self._rest_applications()
             self._log.info(
                 "stopping within %g s: %d connections, %d calls running, %d queued",
                 grace,
@@ -225,8 +256,58 @@ class ServerBase(ABC):
         peer = Peer(peer_address(peername), certificate or None)
         return self._new_connection(self.config, now=now, peer=peer, application=self._answer_http)
 
+    # Applications
+
+    def mount(self, application: Any) -> None:
+        """Host an application that has a sense of time, a Registry for instance.
+
+        It adds itself to `http` by `mount`, and `handle_timeout(now)` is called at
+        `next_timeout()`.
+        """
+        application.mount(self.http)
+        self._mounted.append(application)
+        self._look_after()
+
     def _answer_http(self, request: Request, now: float) -> Response | Promise:
-        return self.http(request, now)
+        try:
+            return self.http(request, now)
+        finally:
+            if self._mounted:
+                self._look_after()
+
+    def _look_after(self) -> None:
+        """See to it that the applications that were mounted are told of the time."""
+        at = min((a.next_timeout() or inf for a in self._mounted), default=inf)
+        if at < self._wakes_at and not self._stopping:
+            timer = self._call_at(at, self._wake_applications)
+            if timer is not None:  # else the server has not started
+                self._rest_applications()
+                self._wakes_at, self._wakes = at, timer
+
+    def _rest_applications(self) -> None:
+        if self._wakes is not None:
+            self._cancel_timer(self._wakes)
+        self._wakes_at, self._wakes = inf, None
+
+    def _wake_applications(self) -> None:
+        at = self._wakes_at
+        self._wakes_at, self._wakes = inf, None
+        # A timer may fire a little early by this clock; the applications must not see that.
+        now = monotonic() if at == inf else max(at, monotonic())
+        for application in self._mounted:
+            try:
+                application.handle_timeout(now)
+            except Exception:
+                self._log.exception("%s failed", type(application).__name__)
+        self._look_after()
+
+    @abstractmethod
+    def _call_at(self, at: float, function: Callable[[], None]) -> Any:
+        """Call a function at that time, and return what cancels that; None before the start."""
+
+    @abstractmethod
+    def _cancel_timer(self, timer: Any) -> None:
+        """Take back what `_call_at` returned."""
 
     def _admit(self, link: Link, now: float) -> None:
         """Take note of a connection; one too many is told to go again."""
@@ -324,21 +405,46 @@ class ServerBase(ABC):
 class SyncServer(ServerBase):
     """A server whose methods wait in place."""
 
+    _runtime: Runtime
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, address: str, *, ssl: ssl_module.SSLContext | None = None) -> str:
+    def start(
+        self,
+        address: str,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        register: "Registering | str | Iterable[str] | None" = None,
+    ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
         http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
-        called again for more addresses. Raises OSError when the address cannot be had.
+        called again for more addresses. `register` names the registries that shall know the
+        address: URLs, or `Registering` to say more. Raises OSError when the address cannot be had.
         """
-        where = self._listen(self._check_listening(address, ssl), ssl)
+        where = self._check_listening(address, ssl)
+        registering = self._check_registering(register, where)
+        where = self._listen(where, ssl)
         self._log_listening(where)
+        if registering is not None:
+            from .pump import Pump
+
+            registrations = self._registrations
+            machine = registrations.machine(registering, where)
+            pump = Pump(machine, registrations.take, self._runtime, self._log, registering.ssl)
+            registrations.pumps.append(pump)
         return str(where)
+
+    def _deregister(self) -> None:
+        """Tell the registries before anything ends, so that callers go elsewhere."""
+        if self._registrations is not None:
+            for pump in self._registrations.leave():
+                pump.ended.wait(FAREWELL)
+                pump.stop()
 
     @abstractmethod
     def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:

@@ -23,6 +23,7 @@ from rpc_proto import (
 from rpc_proto import Event as CoreEvent
 
 from .link import Link, get_ident, take_over
+from .runtime import GEVENT
 
 __all__ = ["Client", "Reply"]
 
@@ -119,7 +120,7 @@ class Client(SyncClient):
         try:
             with Timeout(limit, TimeoutError):
                 tls = Tls(ssl, server_side=False, hostname=where.host) if ssl else None
-                sock = dial(where, proxy, monotonic() + limit, socket, _look_up)
+                sock = dial(where, proxy, monotonic() + limit, socket, GEVENT.look_up)
                 link = _ClientLink(get_hub(), take_over(sock), tls, connection)
                 link.open()
                 link.handshake.get()
@@ -181,7 +182,3 @@ class Client(SyncClient):
         # The events are about the calls that waited for this one's slot, too.
         self._link.handle_events(self._connection.cancel(call, monotonic()))
         self._link.flush_soon()
-
-
-def _look_up(host: str, port: int, _deadline: float) -> Any:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # `connect` has a Timeout

@@ -7,6 +7,7 @@ import ssl as ssl_module
 from _socket import IPPROTO_TCP, TCP_NODELAY
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
@@ -24,6 +25,7 @@ from rpc_proto import Address, LocalProtocolError, Peer, ServerCall, ServerConne
 from rpc_proto import Event as CoreEvent
 
 from .link import Link, get_ident, take_over
+from .runtime import GEVENT
 
 __all__ = ["Server"]
 
@@ -149,6 +151,7 @@ class Server(SyncServer):
     _cancellation = GreenletExit
     _log = logging.getLogger("rpc_gevent")
     _serves_coroutines = False
+    _runtime = GEVENT
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
@@ -197,6 +200,7 @@ class Server(SyncServer):
         if self._hub is None:
             return
         self._check_owner()
+        self._deregister()
         self._begin_stop(grace)
         self._close_listeners()
         now = monotonic()
@@ -229,6 +233,17 @@ class Server(SyncServer):
     def _close_listeners(self) -> None:
         while self._listeners:
             self._listeners.pop().close()
+
+    def _call_at(self, at: float, function: Callable[[], None]) -> Any:
+        if self._hub is None:
+            return None
+        timer = self._hub.loop.timer(max(0.001, at - monotonic()))
+        timer.start(function)
+        return timer
+
+    def _cancel_timer(self, timer: Any) -> None:
+        timer.stop()
+        timer.close()
 
     # Connections
 

@@ -1,0 +1,18 @@
+"""The blocking balanced client: many nodes, one connection to each, for any number of threads."""
+
+import logging
+
+from rpc_common.sync_balanced import SyncBalancedClient
+
+from .client import Client
+from .runtime import BLOCKING
+
+__all__ = ["BalancedClient"]
+
+
+class BalancedClient(SyncBalancedClient):
+    """Calls the nodes of a discovery; for the arguments see `rpc_common.balanced.BalancedBase`."""
+
+    _client = Client
+    _log = logging.getLogger("rpc_blocking")
+    _runtime = BLOCKING

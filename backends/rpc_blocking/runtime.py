@@ -1,0 +1,61 @@
+"""Threads and plain sockets, for code that is written once for all runtimes."""
+
+import socket
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from time import monotonic, sleep
+from typing import Any
+
+__all__ = ["BLOCKING"]
+
+
+class _Blocking:
+    socket: Any = socket
+
+    def spawn(self, function: Callable[[], Any]) -> None:
+        Thread(target=function, name="rpc-beside", daemon=True).start()
+
+    def make_event(self) -> Any:
+        return Event()
+
+    def make_queue(self) -> Any:
+        return SimpleQueue()
+
+    def get(self, queue: Any, seconds: float | None) -> Any:
+        try:
+            return queue.get(timeout=seconds)
+        except Empty:
+            return None
+
+    def sleep(self, seconds: float) -> None:
+        sleep(seconds)
+
+    def look_up(self, host: str, port: int, deadline: float) -> list[Any]:
+        """Call getaddrinfo, which knows no timeout, in a thread that may be left behind."""
+        found: list[Any] = []
+        failed: list[OSError] = []
+
+        def look_up() -> None:
+            try:
+                found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            except OSError as error:
+                failed.append(error)
+
+        if host.replace(".", "").isdigit() or ":" in host:
+            look_up()
+        else:
+            thread = Thread(target=look_up, name="rpc-lookup", daemon=True)
+            thread.start()
+            thread.join(max(0.0, deadline - monotonic()))
+            if thread.is_alive():
+                raise TimeoutError(f"no address for {host}")
+        try:
+            if failed:
+                raise failed[0]
+        finally:
+            failed.clear()
+        return found
+
+
+BLOCKING = _Blocking()

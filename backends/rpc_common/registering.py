@@ -1,0 +1,121 @@
+"""How a server makes itself known to registries."""
+
+import logging
+import ssl as ssl_module
+from collections.abc import Iterable, Mapping
+from functools import partial
+from random import random
+from time import monotonic
+from typing import Any
+
+from rpc_discovery import (
+    Node,
+    Registration,
+    RegistryFailed,
+    RegistryReached,
+    hash_signatures,
+)
+from rpc_discovery.documents import USUAL_TTL
+from rpc_proto import Address
+from rpc_proto.dispatch import Dispatcher
+
+__all__ = ["Registering", "Registrations"]
+
+_ANY = ("0.0.0.0", "::")
+
+
+class Registering:
+    """What `server.start(..., register=...)` tells registries, each given as http://host:port.
+
+    `advertise` is the host, or the whole address, at which callers reach the server; it is needed
+    when the server listens on all interfaces. `weight`, `metadata`: see `rpc_discovery.Node`. The
+    server is forgotten when it has been silent for `ttl` seconds. `ssl` is for registries at
+    https://.
+    """
+
+    def __init__(
+        self,
+        registries: str | Iterable[str],
+        *,
+        advertise: str | None = None,
+        weight: float = 1.0,
+        metadata: Mapping[str, str] | None = None,
+        ttl: float = USUAL_TTL,
+        token: str | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
+        self.registries = [registries] if isinstance(registries, str) else list(registries)
+        self.advertise = advertise
+        self.weight = weight
+        self.metadata = metadata
+        self.ssl = ssl
+        self.settings: dict[str, Any] = {"ttl": ttl, "token": token}
+
+    def node(self, where: Address, services: Mapping[str, str]) -> Node:
+        """Return the node to register for an address; ValueError if callers cannot reach that."""
+        if self.advertise is None:
+            if where.scheme != "unix" and where.host in _ANY:
+                raise ValueError(
+                    f"{where} is no address to call: say by advertise=... where the server is"
+                )
+            address = str(where)
+        elif "://" in self.advertise:
+            address = self.advertise
+        else:
+            address = str(where._replace(host=self.advertise.strip("[]")))
+        return Node(address, services, weight=self.weight, metadata=self.metadata)
+
+
+class Registrations:
+    """The registrations of one server; `pumps` run them, one for each address."""
+
+    def __init__(self, log: logging.Logger, dispatcher: Dispatcher) -> None:
+        self.pumps: list[Any] = []
+        self._log = log
+        self._dispatcher = dispatcher
+
+    def check(self, register: Registering | str | Iterable[str], where: Address) -> Registering:
+        """Return what the argument means; ValueError if that cannot be registered."""
+        registering = register if isinstance(register, Registering) else Registering(register)
+        port = where.port or 1  # which one it will be is not known yet
+        self.machine(registering, where._replace(port=port))
+        return registering
+
+    def machine(self, registering: Registering, where: Address) -> Registration:
+        """Return what registers an address."""
+        return Registration(
+            registering.node(where, self._describe()),
+            registering.registries,
+            now=monotonic(),
+            rng=random,
+            **registering.settings,
+        )
+
+    def describe_anew(self) -> None:
+        """Tell the registries of a change of the services."""
+        for pump in self.pumps:
+            pump.tell(partial(pump.machine.update, services=self._describe()))
+
+    def leave(self) -> list[Any]:
+        """Tell the registries that the server goes; return the pumps, which end with that."""
+        leaving, self.pumps = self.pumps, []
+        for pump in leaving:
+            pump.tell(pump.machine.stop)
+        return leaving
+
+    def take(self, events: list[Any]) -> None:
+        """Log what a registration says."""
+        for event in events:
+            if isinstance(event, RegistryFailed):
+                self._log.warning("registry %s failed: %s", event.registry, event.reason)
+            elif isinstance(event, RegistryReached):
+                self._log.info("registered at %s", event.registry)
+
+    def _describe(self) -> dict[str, str]:
+        """Return the hash of each service's methods; the built-in ones are left out."""
+        services: dict[str, dict[str, str]] = {}
+        for full, method in self._dispatcher.methods.items():
+            name, _, short = full.rpartition(".")
+            if not name.startswith("rpc."):
+                services.setdefault(name, {})[short] = str(method.signature)
+        return {name: hash_signatures(signatures) for name, signatures in services.items()}

@@ -1,0 +1,18 @@
+"""The balanced client for gevent: many nodes, one connection to each of those that are used."""
+
+import logging
+
+from rpc_common.sync_balanced import SyncBalancedClient
+
+from .client import Client
+from .runtime import GEVENT
+
+__all__ = ["BalancedClient"]
+
+
+class BalancedClient(SyncBalancedClient):
+    """Calls the nodes of a discovery; for the arguments see `rpc_common.balanced.BalancedBase`."""
+
+    _client = Client
+    _log = logging.getLogger("rpc_gevent")
+    _runtime = GEVENT

@@ -1,0 +1,39 @@
+"""Greenlets, and the sockets that suit them, for code that is written once for all runtimes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import socket
+from gevent.event import Event
+from gevent.queue import Empty, SimpleQueue
+
+__all__ = ["GEVENT"]
+
+
+class _Gevent:
+    socket: Any = socket
+
+    def spawn(self, function: Callable[[], Any]) -> None:
+        gevent.spawn(function)
+
+    def make_event(self) -> Any:
+        return Event()
+
+    def make_queue(self) -> Any:
+        return SimpleQueue()
+
+    def get(self, queue: Any, seconds: float | None) -> Any:
+        try:
+            return queue.get(timeout=seconds)
+        except Empty:
+            return None
+
+    def sleep(self, seconds: float) -> None:
+        gevent.sleep(seconds)
+
+    def look_up(self, host: str, port: int, deadline: float) -> Any:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # a Timeout limits it
+
+
+GEVENT = _Gevent()
