@@ -88,7 +88,7 @@ class BalancedClient(BalancedBase):
         """
         started = monotonic()
         failure: _Failure | None = None
-        if node is None and not hedge:
+        if node is None and not hedge and not self._limited:
             target = self._find(method.rpartition(".")[0], started, key)
             if target is not None:
                 client = target.client
@@ -247,7 +247,7 @@ class BalancedClient(BalancedBase):
                 request.args,
                 request.kwargs,
                 request.returns,
-                time_left(whole, started),
+                min(time_left(whole, started), self._pool.limit(whole)),
                 request.metadata,
                 request.one_way,
             )

@@ -80,9 +80,10 @@ class BalancedBase(ABC):
     class; `zone` and `slow_start` are its settings. `connect_timeout` limits each dial in seconds,
     `call_timeout` each call with all that it takes (default: the config's). `idempotent` is the
     default for calls: such may be repeated although a handler may have run. A call is sent at most
-    `max_attempts` times; repeated calls are at most `retry_ratio` of all and `retry_minimum` a
-    second. A connection that is older than `max_age` seconds is replaced. The rest is as in
-    `Client.connect`.
+    `max_attempts` times; if it is idempotent, it goes to another node when one has not answered
+    within `attempt_timeout` seconds (default: it waits). Repeated calls are at most `retry_ratio`
+    of all and `retry_minimum` a second. A connection that is older than `max_age` seconds is
+    replaced. The rest is as in `Client.connect`.
     """
 
     _log: logging.Logger
@@ -115,6 +116,7 @@ class BalancedBase(ABC):
         self._ssl = ssl
         self._connecting = {"tracer_provider": tracer_provider, "proxy": proxy}
         self._connect_timeout = connect_timeout
+        self._limited = self._pool.attempt_timeout is not None
         self._idempotent = idempotent
         self._call_timeout = self._config.call_timeout
         self._closed = False

@@ -89,7 +89,7 @@ class SyncBalancedClient(BalancedBase):
         """
         started = monotonic()
         failure: _Failure | None = None
-        if node is None and not hedge:
+        if node is None and not hedge and not self._limited:
             with self._lock:
                 target = self._find(method.rpartition(".")[0], started, key)
                 if target is not None:
@@ -254,7 +254,7 @@ class SyncBalancedClient(BalancedBase):
                     request.args,
                     request.kwargs,
                     request.returns,
-                    time_left(whole, started),
+                    min(time_left(whole, started), self._pool.limit(whole)),
                     request.metadata,
                     request.one_way,
                 )

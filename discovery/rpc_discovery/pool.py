@@ -109,9 +109,10 @@ class Pool:
     """The nodes of one view as one caller has come to know them.
 
     `balancer` and `settings` as in `find_balancer`; `rng` returns random numbers from 0 to 1.
-    A call is sent at most `max_attempts` times. A connection is replaced when it is older than
-    `max_age` seconds, up to a fifth less. Of all calls at most the share `retry_ratio` is sent
-    again, and `retry_minimum` a second.
+    A call is sent at most `max_attempts` times. If it is idempotent, a node has `attempt_timeout`
+    seconds to answer; the last one that is tried has all the time that is left. A connection is
+    replaced when it is older than `max_age` seconds, up to a fifth less. Of all calls at most the
+    share `retry_ratio` is sent again, and `retry_minimum` a second.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Pool:
         rng: Callable[[], float],
         balancer: Any = "round_robin",
         max_attempts: int = 3,
+        attempt_timeout: float | None = None,
         max_age: float | None = None,
         retry_ratio: float = 0.2,
         retry_minimum: float = 10.0,
@@ -129,6 +131,8 @@ class Pool:
     ) -> None:
         if not isinstance(max_attempts, int) or not 1 <= max_attempts <= 100:
             raise ValueError(f"max_attempts must be from 1 to 100, not {max_attempts!r}")
+        if attempt_timeout is not None and not 0 < attempt_timeout < inf:
+            raise ValueError(f"attempt_timeout must be seconds over 0, not {attempt_timeout!r}")
         if max_age is not None and not 1 <= max_age < inf:
             raise ValueError(f"max_age must be from 1 second up, not {max_age!r}")
         self._max_age = max_age
@@ -136,6 +140,7 @@ class Pool:
         self._settings = balancer, settings
         self._make_balancer()  # ValueError for what cannot be
         self._max_attempts = max_attempts
+        self.attempt_timeout = attempt_timeout
         self.budget = RetryBudget(now, ratio=retry_ratio, minimum=retry_minimum)
         self.hedging = HedgeDelay()
         self.ejection = ejection or OutlierEjection(rng=rng)
@@ -220,6 +225,12 @@ class Pool:
         call.target = target
         return target
 
+    def limit(self, call: BalancedCall) -> float:
+        """Return the seconds that the next attempt may take within the call's deadline."""
+        if self.attempt_timeout is None or not call.idempotent:
+            return inf
+        return inf if call.attempts + 1 >= self._max_attempts else self.attempt_timeout
+
     def offering(self, service: str) -> list[Target]:
         """Return all nodes that offer a service, for calls that go to all of them."""
         return [
@@ -253,7 +264,8 @@ class Pool:
         if call.attempts == 1:
             self.budget.deposit()
         codes = _REPEATABLE if error.maybe_executed else _ELSEWHERE
-        if error.code not in codes or (error.maybe_executed and not call.idempotent):
+        hung = error.code == "deadline_exceeded" and self.attempt_timeout is not None
+        if not (hung or error.code in codes) or (error.maybe_executed and not call.idempotent):
             return None
         if call.attempts >= self._max_attempts or (
             call.deadline is not None and now >= call.deadline
