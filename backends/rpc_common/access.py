@@ -1,4 +1,7 @@
-"""The access log: one line for each call that has ended, on the logger `<package>.access`."""
+"""The access log: one line for each call and HTTP request that has ended.
+
+Its logger is `<package>.access`.
+"""
 
 import logging
 from typing import Any
@@ -61,6 +64,15 @@ class LoggedConnection(ServerConnection):
         super()._end_call(call, error)
         if call in self._arrived:  # otherwise it was answered with the same error
             self._log_end(call, str(error.code), 0)
+
+    def _note_exchange(self, exchange: Any, now: float) -> None:
+        if exchange is not None:
+            seconds = now - self._http.began
+            status = str(exchange.status)
+            log_access(
+                self._access, self.peer.address, exchange.request, status, seconds, exchange.size
+            )
+        super()._note_exchange(exchange, now)
 
     def _log_end(self, call: ServerCall, code: str, size: int) -> None:
         seconds = self._now - self._arrived.pop(call, self._now)

@@ -50,6 +50,7 @@ class HttpServer:
         self.refusal: HttpError | None = None  # why, if that is the peer's fault
         self.unavailable: str | None = None  # why there is nothing but CONNECT, if so
         self.eof = False
+        self.began = 0.0  # when the head of the last request was complete
         self._application = application
         self._peer = peer
         self._max_body = max_body
@@ -91,7 +92,7 @@ class HttpServer:
         try:
             if self.promise is not None:
                 return self._fulfil(self.promise, send)
-            if self._request is None and not self._begin(send):
+            if self._request is None and not self._begin(now, send):
                 self._stuck = True
                 return None
             if self._body is None:
@@ -146,8 +147,9 @@ class HttpServer:
 
     # Requests
 
-    def _begin(self, send: Callable[[bytes], None]) -> bool:
+    def _begin(self, now: float, send: Callable[[bytes], None]) -> bool:
         """Take the head of the next request; whether it is there."""
+        self.began = now
         head = self._head.take()
         if head is None:
             return False

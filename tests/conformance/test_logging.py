@@ -250,3 +250,15 @@ def test_nobody_can_forge_a_line_of_the_access_log(logged: Logged):
         (line,) = logged.access(1)
     assert line.rpartition(" ")[0] == f"{forged!r} unimplemented"
     assert line.isprintable()
+
+
+@pytest.mark.feature(LINES)
+def test_access_log_has_one_line_for_each_http_request(logged: Logged):
+    with logged.serving(access_log=True):
+        host, _, port = logged.address.removeprefix("tcp://").partition(":")
+        with socket.create_connection((host, int(port)), 20) as sock:
+            sock.sendall(b"GET /nothing?a=' HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+        (line,) = logged.access(1)
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert line == f'"GET /nothing?a=\'" 404 {len(body)}'
