@@ -50,9 +50,9 @@ class Connection(ABC):
     - outputs: after any input or command, write what `data_to_send` or `next_buffer` returns
       and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
       written; in state CLOSED drop it at once.
-    - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`; and `changed`, which the
-      embedder may set to False: as long as it stays so, `state` and `wants_data` are what they
-      were and `next_timeout` has not come nearer.
+    - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`, `received`, `sent`; and
+      `changed`, which the embedder may set to False: as long as it stays so, `state` and
+      `wants_data` are what they were and `next_timeout` has not come nearer.
 
     Inputs return events; commands raise LocalProtocolError before anything is changed when they
     are used wrongly. Calling `handle_timeout` too early is harmless.
@@ -82,6 +82,8 @@ class Connection(ABC):
         "codec",
         "ignored",
         "outbound",
+        "received",
+        "sent",
         "state",
     )
 
@@ -113,6 +115,8 @@ class Connection(ABC):
         self._reason = ""
         self.agreed: Answer | None = None
         self.ignored = 0
+        self.received = 0  # bytes, in all; `sent` are those that were taken to be written
+        self.sent = 0
 
     # Getters
 
@@ -131,12 +135,12 @@ class Connection(ABC):
     def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """Take bytes from the peer; the buffer may be reused when this returns."""
         self._now = self._received_at = now
+        self.received += len(data)
         reader = self._reader
         if reader is None:
             return self._receive_early(data, now)
-        receive_frame = self._receive_frame
         for frame in reader.feed(data):
-            receive_frame(frame, now)
+            self._receive_frame(frame, now)
             if self.state is not _OPEN:
                 self._settle(now)  # so that it matters not which frames came together
                 if self._reader is None:  # that frame ended the connection
@@ -224,7 +228,9 @@ class Connection(ABC):
         if self.outbound <= _JOINED and self.outbound < self._high_water:
             self._out = []
             self.outbound = 0
-            return b"".join(out)
+            data = b"".join(out)
+            self.sent += len(data)
+            return data
         size = 0
         for count, chunk in enumerate(out):
             size += len(chunk)
@@ -304,6 +310,7 @@ class Connection(ABC):
                     line, rest = found
                     self._receive_line(line, now)
                     self._settle(now)  # before the frames behind the line, as if they came alone
+                    self.received -= len(rest)  # which are counted again
                     return self.receive_data(rest, now)
             except HandshakeError as error:
                 self._fail_handshake(error, now)
@@ -326,6 +333,7 @@ class Connection(ABC):
             self._timers.clear(Timer.WRITE)
             self.changed = True
         self.outbound -= len(data)
+        self.sent += len(data)
         return data
 
     def _send(

@@ -25,14 +25,17 @@ class ServerCall:
     monotonic clock, or None. `ended` tells that the caller has its outcome, so that whatever the
     handler still does is in vain; if it was not an answer, `error` says why.
 
-    `handler` belongs to the driver: what it runs the handler with. `flows_on` is metadata for the
-    calls that the handler makes; None until somebody asks what of `metadata` that is. The rest is a
-    Dispatcher's: `target` is the Method while the call waits for its handler to end.
+    `handler` belongs to the driver: what it runs the handler with; `began`, too: when that was, set
+    only if it was not at once. `flows_on` is metadata for the calls that the handler makes; None
+    until somebody asks what of `metadata` that is. `arrived` is when the request came. The rest is
+    a Dispatcher's: `target` is the Method while the call waits for its handler to end.
     """
 
     __slots__ = (
         "_on_cancel",
         "args",
+        "arrived",
+        "began",
         "body",
         "clock",
         "connection",
@@ -53,6 +56,9 @@ class ServerCall:
         "target",
     )
 
+    # Without values until they are known: they would cost every call something.
+    arrived: float
+    began: float
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     connection: Any

@@ -4,24 +4,38 @@ The driver supplies the running: it gets a call that is ready and reports how it
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Protocol
 
 from .context import ServerCall
 from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
 from .server import ServerConnection
 from .services import Method, reflect
+from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
 
 __all__ = ["Dispatcher"]
+
+
+class Lock(Protocol):
+    """What threading.Lock is."""
+
+    def acquire(self) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> Any: ...
 
 
 class Dispatcher:
     """The services of one server and the calls that run on it, over all its connections.
 
     At most `max_concurrency` handlers run at a time; at most `max_queued` calls wait for one. A
-    call leaves the queue unserved when its deadline passes or its caller gives up. The counters
-    are for people to read: `served`, `failed`, `refused`, `cancelled`.
+    call leaves the queue unserved when its deadline passes or its caller gives up. `snapshot` tells
+    the numbers; so that errors are among them, set `on_error` of each connection to `count_error`.
+    A driver with threads gives a `lock`: what calls of several connections share is behind it.
     """
 
     def __init__(
@@ -31,19 +45,19 @@ class Dispatcher:
         max_concurrency: int = 1000,
         max_queued: int = 10_000,
         debug: bool = False,
+        lock: Lock | None = None,
     ) -> None:
         for name, value in (("max_concurrency", max_concurrency), ("max_queued", max_queued)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
         self.methods: dict[str, Method] = {}
         self.running = 0
-        self.served = 0
-        self.failed = 0
-        self.refused = 0
-        self.cancelled = 0
+        self.stats = ServerStats(lock)
         self._max_concurrency = max_concurrency
         self._max_queued = max_queued
         self.queue: OrderedDict[ServerCall, None] = OrderedDict()  # waiting for an end
+        self._outliving: set[ServerCall] = set()  # cancelled, but their handlers still run
+        self._lock = lock  # None rather than a context that does nothing, which takes its time
         self._clock = clock
         self._debug = debug
 
@@ -61,7 +75,7 @@ class Dispatcher:
         """
         methods = reflect(service, name)
         name = next(iter(methods)).rpartition(".")[0]
-        if any(known.rpartition(".")[0] == name for known in self.methods):
+        if name in self.services():
             raise ValueError(f"a service named {name!r} is registered already")
         if wrap is not None:
             for method in methods.values():
@@ -79,7 +93,59 @@ class Dispatcher:
         }
         if len(kept) == len(self.methods):
             raise ValueError(f"no service named {name!r} is registered")
-        self.methods = kept
+        removed = [method for known, method in self.methods.items() if known not in kept]
+        with self.stats.lock:
+            self.methods = kept
+            for method in removed:  # their numbers stay in the totals
+                self.stats.removed.add(method.stats)
+                method.stats = self.stats.removed
+
+    def services(self) -> set[str]:
+        """Return the names of the services."""
+        return {known.rpartition(".")[0] for known in self.methods}
+
+    # Numbers
+
+    def snapshot(self, now: float, connections: Iterable[ServerConnection] = ()) -> dict[str, Any]:
+        """Return all numbers as JSON-able values: those of ServerStats.snapshot, and the load.
+
+        `load` has `running` and `queued`: calls. `connections` are those that are not closed; calls
+        in flight are looked for there, since counting each when it begins would cost it something.
+        """
+        connections = list(connections)
+        in_flight = set(self._outliving)
+        for connection in connections:
+            in_flight.update(connection.calls)
+        with self.stats.lock:
+            load = {"running": self.running, "queued": len(self.queue)}
+            methods = {name: stats.copy() for name, stats in self._records()}
+            for call in in_flight:
+                method = call.target
+                if method is not None:
+                    name = method.name if method.stats is not self.stats.removed else REMOVED
+                    methods[name].in_flight += 1
+        return {"load": load, **self.stats.snapshot(methods, now, connections)}
+
+    def total(self, name: str) -> int:
+        """Return a count of MethodStats, of all methods together."""
+        return sum(getattr(stats, name) for _, stats in self._records())
+
+    def count_error(self, call: ServerCall, error: CallError, now: float) -> None:
+        """Count a call that ended with an error; for `ServerConnection.on_error`."""
+        with self.stats.lock:
+            stats = self._stats_of(call)
+            name = call.method if stats is not self.stats.unknown else UNKNOWN
+            self.stats.count_error(stats, name, call, error, now)
+
+    def _records(self) -> Iterator[tuple[str, MethodStats]]:
+        for name, method in self.methods.items():
+            yield name, method.stats
+        yield UNKNOWN, self.stats.unknown
+        yield REMOVED, self.stats.removed
+
+    def _stats_of(self, call: ServerCall) -> MethodStats:
+        method = call.target or self.methods.get(call.method)
+        return method.stats if method is not None else self.stats.unknown
 
     # Calls
 
@@ -93,16 +159,15 @@ class Dispatcher:
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
             connection.conclude(call, self._clock())
             return False
-        method = self.methods.get(call.method)
-        if method is None:
-            self._count_refused()
+        try:
+            method = self.methods[call.method]
+        except KeyError:
             error = Unimplemented(f"no method {call.method!r:.100} is registered here")
             connection.refuse(call, error, self._clock())
             return False
         try:
             call.args, call.kwargs = method.decode(connection.codec, call.flags, call.body)
         except CallError as wrong:
-            self._count_refused()
             connection.refuse(call, wrong, self._clock())
             return False
         call.body = b""
@@ -110,9 +175,19 @@ class Dispatcher:
         call.connection = connection
         call.owner = owner
         call.clock = self._clock
-        may_run = self._enter(call)
-        if may_run is not None:
-            return may_run
+        lock = self._lock
+        if lock is not None:
+            lock.acquire()
+        try:
+            if self.running < self._max_concurrency and not self.queue:
+                self.running += 1
+                return True
+            if len(self.queue) < self._max_queued:
+                self.queue[call] = None
+                return False
+        finally:
+            if lock is not None:
+                lock.release()
         call.target = None
         connection.send_error(
             call,
@@ -130,33 +205,59 @@ class Dispatcher:
             try:
                 result = copy_context().run(call.invoke)
             except Exception as error:
-                self.fail(call, error)
+                self.finish(call, None, error)
             else:
-                self.succeed(call, result)
+                self.finish(call, result)
 
     def cancel(self, call: ServerCall, error: CallError) -> bool:
         """Take note of a `CallCancelled`; whether a handler runs that is to be stopped."""
-        self._count_cancelled()
+        with self.stats.lock:
+            self._stats_of(call).cancelled += 1
         if call.target is None:  # it never began, or has ended
             return False
         call.cancel(error)
-        if not self._withdraw(call):
+        with self.stats.lock:
+            waits = call in self.queue
+            if waits:
+                del self.queue[call]
+                call.target.stats.withdrawn += 1
+        if not waits:
+            self._outliving.add(call)
             return True
         call.target = None
         call.connection.conclude(call, self._clock())
         return False
 
-    def succeed(self, call: ServerCall, result: Any) -> None:
-        """Answer with the result of a handler that has ended."""
-        self._leave(served=True)
+    def finish(self, call: ServerCall, result: Any, error: BaseException | None = None) -> None:
+        """Answer a call whose handler has ended, with its result or with what it raised."""
+        clock = self._clock
+        now = clock()
+        latency = now - call.arrived
+        lock = self._lock
+        if lock is not None:
+            lock.acquire()
+        try:
+            self.running -= 1
+            method = call.target.stats
+            latencies = method.latencies
+            latencies.append(latency)
+            if error is not None:
+                method.failed += 1
+            if len(latencies) >= BATCH:
+                method.fold()
+        finally:
+            if lock is not None:
+                lock.release()
+        if error is None:
+            waited_for = call.connection.send_response(call, result, now)
+        else:
+            waited_for = call.connection.send_error(call, self._to_call_error(error), now)
+        if not waited_for:
+            self._outliving.discard(call)
         call.target = None
-        call.connection.send_response(call, result, self._clock())
-
-    def fail(self, call: ServerCall, error: BaseException) -> None:
-        """Answer with what a handler raised; it has ended."""
-        self._leave(served=False)
-        call.target = None
-        call.connection.send_error(call, self._to_call_error(error), self._clock())
+        stats = self.stats
+        if latency > stats.slow_from or now >= stats.turns_at:
+            stats.note_slow(call, now, clock())
 
     def is_unexpected(self, error: BaseException) -> bool:
         """Whether a handler's exception is one that the operator should hear of."""
@@ -164,46 +265,13 @@ class Dispatcher:
 
     def next_queued(self) -> ServerCall | None:
         """Return the next call that may run now, if one waits; call it after an end."""
-        if not self.queue or self.running >= self._max_concurrency:
-            return None
-        call, _ = self.queue.popitem(last=False)
-        self.running += 1
-        return call
-
-    # Where calls of several connections meet: a driver with threads puts a lock around each of
-    # these, and around `next_queued`.
-
-    def _enter(self, call: ServerCall) -> bool | None:
-        """Whether the handler may run now; False if it has to wait, None if there is no room."""
-        if self.running < self._max_concurrency and not self.queue:
+        with self.stats.lock:
+            if not self.queue or self.running >= self._max_concurrency:
+                return None
+            call, _ = self.queue.popitem(last=False)
             self.running += 1
-            return True
-        if len(self.queue) < self._max_queued:
-            self.queue[call] = None
-            return False
-        self.refused += 1
-        return None
-
-    def _withdraw(self, call: ServerCall) -> bool:
-        """Take a call out of the queue; whether it was there."""
-        if call not in self.queue:
-            return False
-        del self.queue[call]
-        return True
-
-    def _leave(self, served: bool) -> None:
-        """Take note of the end of a handler."""
-        self.running -= 1
-        if served:
-            self.served += 1
-        else:
-            self.failed += 1
-
-    def _count_refused(self) -> None:
-        self.refused += 1
-
-    def _count_cancelled(self) -> None:
-        self.cancelled += 1
+        call.began = self._clock()
+        return call
 
     def _to_call_error(self, error: BaseException) -> CallError:
         try:

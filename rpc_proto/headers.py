@@ -11,12 +11,12 @@ from typing import Any
 from .codecs import Codec
 from .config import MAX_TIMEOUT
 
-__all__ = ["NO_METADATA", "HeaderError", "Headers"]
+__all__ = ["LONGEST_CACHED", "NO_METADATA", "HeaderError", "Headers"]
 
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 _CACHED = 512
-_LONGEST_CACHED = 256  # bytes; so a cache stays under about 256 KiB
+LONGEST_CACHED = 256  # bytes; so a cache stays under about 256 KiB
 
 
 class HeaderError(ValueError):
@@ -29,12 +29,12 @@ Request = tuple[str, float | None, Mapping[str, str]]
 class Headers:
     """Encodes and parses headers in one codec; `Headers.of(codec)` is shared by connections."""
 
-    __slots__ = ("_codec", "_parse_cached", "request_plain")
+    __slots__ = ("_codec", "parse_cached", "request_plain")
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self.request_plain = lru_cache(_CACHED)(self._request_plain)
-        self._parse_cached = lru_cache(_CACHED)(self._parse_request)
+        self.parse_cached = lru_cache(_CACHED)(self._parse_request)
 
     @staticmethod
     @lru_cache(maxsize=16)
@@ -61,8 +61,8 @@ class Headers:
 
     def parse_request(self, header: bytes) -> Request:
         """Return (method, timeout in seconds or None, metadata); HeaderError if it is malformed."""
-        if len(header) <= _LONGEST_CACHED:
-            return self._parse_cached(header)
+        if len(header) <= LONGEST_CACHED:
+            return self.parse_cached(header)
         return self._parse_request(header)
 
     def _parse_request(self, header: bytes) -> Request:

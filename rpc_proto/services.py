@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from .codecs import Codec, Decode
 from .errors import InvalidArgument
 from .frames import Flag
+from .stats import MethodStats
 from .typed import check_decodable, convert, decoder
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
@@ -65,11 +66,13 @@ class Method:
         "parameters",
         "returns",
         "signature",
+        "stats",
     )
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         """Raise TypeError if the signature or a type in it cannot be served."""
         self.name = name
+        self.stats = MethodStats()
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.is_quick = bool(getattr(function, "__rpc_quick__", False))

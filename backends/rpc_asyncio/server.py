@@ -64,9 +64,9 @@ class Server(ServerBase):
     `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
     them; `max_connections` bounds the connections, `threads` the pool in which `def` handlers run.
-    `introspection` offers `rpc.Introspection`; `debug` sends tracebacks to callers. `access_log`
-    logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a
-    handler serves.
+    `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
+    callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
+    span for each that a handler serves.
     """
 
     _cancellation = asyncio.CancelledError
@@ -225,7 +225,7 @@ class Server(ServerBase):
     # Connections
 
     def _forget(self, protocol: _ServerProtocol) -> None:
-        self._links.discard(protocol)
+        self._drop(protocol)
         if self._stopping and not self._links:
             assert self._gone is not None
             if not self._gone.done():
@@ -245,6 +245,7 @@ class Server(ServerBase):
 
     def _run_in_thread(self, context: Context, call: ServerCall) -> None:
         result, error = None, None
+        call.began = monotonic()
         try:
             result = context.run(call.invoke)
         except BaseException as raised:

@@ -18,7 +18,6 @@ from rpc_common.threads import Threads
 from rpc_common.tls import Tls
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
 from rpc_proto import Event as ConnectionEvent
-from rpc_proto.dispatch import Dispatcher
 from rpc_proto.http import Promise, Request, Response
 
 from .channel import EARLY, Channel
@@ -32,38 +31,6 @@ _TURNED_AWAY = 100
 
 # The keeper does not wait longer for a connection that is busy, and comes again soon.
 _PATIENCE = 0.005
-
-
-class _SharedDispatcher(Dispatcher):
-    """A dispatcher for the threads of many connections."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._lock = Lock()
-
-    def _enter(self, call: ServerCall) -> bool | None:
-        with self._lock:
-            return super()._enter(call)
-
-    def _withdraw(self, call: ServerCall) -> bool:
-        with self._lock:
-            return super()._withdraw(call)
-
-    def _leave(self, served: bool) -> None:
-        with self._lock:
-            super()._leave(served)
-
-    def _count_refused(self) -> None:
-        with self._lock:
-            super()._count_refused()
-
-    def _count_cancelled(self) -> None:
-        with self._lock:
-            super()._count_cancelled()
-
-    def next_queued(self) -> ServerCall | None:
-        with self._lock:
-            return super().next_queued()
 
 
 class _Link:
@@ -279,8 +246,9 @@ class Server(SyncServer):
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
     them; `max_connections` bounds the connections, each of which has a thread; `threads` bounds
     the pool in which handlers run, but for those marked as quick. `introspection` offers
-    `rpc.Introspection`; `debug` sends tracebacks to callers. `access_log` logs each call that has
-    ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
+    `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers. `access_log`
+    logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a
+    handler serves.
 
     A thread cannot be stopped: when nobody waits for a handler any more, the caller has been
     told, `current_call().cancelled` is True, and its thread is taken until it ends.
@@ -304,8 +272,8 @@ class Server(SyncServer):
         self._stopped = Event()
         self._forks = Forks.count
 
-    def _make_dispatcher(self, **settings: Any) -> Dispatcher:
-        return _SharedDispatcher(**settings)
+    def _make_lock(self) -> Any:
+        return Lock()
 
     # Life
 
@@ -367,6 +335,10 @@ class Server(SyncServer):
         if self._forks != Forks.count:
             raise LocalProtocolError("this server belongs to the parent process")
 
+    def snapshot(self) -> dict[str, Any]:
+        with self._lock:
+            return super().snapshot()
+
     def _call_at(self, at: float, function: Callable[[], None]) -> Any:
         def call() -> None:
             with self._applications:
@@ -410,7 +382,7 @@ class Server(SyncServer):
     def _forget(self, link: _Link) -> None:
         with self._lock:
             self._arrived.discard(link)
-            self._links.discard(link)
+            self._drop(link)
             self._gone.notify_all()
 
     # Handlers
@@ -428,6 +400,7 @@ class Server(SyncServer):
     def _run_here(self, context: Context, call: ServerCall) -> None:
         result: Any = None
         error: BaseException | None = None
+        call.began = monotonic()
         try:
             if call.ended:
                 raise Cancelled("cancelled before it ran")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import partial
 from math import inf
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 from rpc_proto import (
@@ -28,7 +28,8 @@ from rpc_proto import (
     ServerConnection,
     parse_address,
 )
-from rpc_proto.dispatch import Dispatcher
+from rpc_proto.dispatch import Dispatcher, Lock
+from rpc_proto.health import HEALTH, Health
 from rpc_proto.http import Promise, Request, Response, Router
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import Method, reflect
@@ -46,6 +47,12 @@ __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_add
 FAREWELL = 5.0
 
 _RESUMED_AT_ONCE = 100
+
+# Of a ServerConfig; what else it holds is not for everybody to read.
+_LIMITS = (
+    *("max_header", "max_body", "high_water", "max_calls", "refusals", "handshake_timeout"),
+    *("ping_interval", "write_timeout", "close_timeout", "handling_timeout", "idle_timeout"),
+)
 
 
 def peer_address(peername: Any) -> str:
@@ -75,6 +82,7 @@ class Settings(TypedDict, total=False):
     max_queued: int
     max_connections: int
     introspection: bool
+    health: bool
     debug: bool
     access_log: bool
     tracer_provider: Any
@@ -85,9 +93,9 @@ class ServerBase(ABC):
 
     `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
     fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
-    them; `max_connections` bounds the connections. `introspection` offers `rpc.Introspection`;
-    `debug` sends tracebacks to callers. `access_log` logs each call that has ended; a
-    `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
+    them; `max_connections` bounds the connections. `introspection` offers `rpc.Introspection`,
+    `health` `rpc.Health`; `debug` sends tracebacks to callers. `access_log` logs each call that has
+    ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     """
@@ -107,6 +115,7 @@ class ServerBase(ABC):
         max_queued: int = 10_000,
         max_connections: int = 20_000,
         introspection: bool = True,
+        health: bool = True,
         debug: bool = False,
         access_log: bool = False,
         tracer_provider: Any = None,
@@ -114,11 +123,25 @@ class ServerBase(ABC):
         self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
-        self._dispatcher = self._make_dispatcher(
-            max_concurrency=max_concurrency, max_queued=max_queued, clock=monotonic, debug=debug
+        self._dispatcher = Dispatcher(
+            max_concurrency=max_concurrency,
+            max_queued=max_queued,
+            clock=monotonic,
+            debug=debug,
+            lock=self._make_lock(),
         )
+        self._limits = {
+            "max_concurrency": max_concurrency,
+            "max_queued": max_queued,
+            "max_connections": max_connections,
+            **{name: getattr(self.config, name) for name in _LIMITS},
+        }
+        self._made_at = monotonic()
         if introspection:
             self._dispatcher.register(Introspection(self._dispatcher), INTROSPECTION)
+        self._health = Health(self._dispatcher, lambda: self._stopping)
+        if health:
+            self._dispatcher.register(self._health, HEALTH)
         self.http = Router()
         # Chosen once, so that who wants neither log nor spans pays for neither.
         self._new_connection: Callable[..., ServerConnection] = ServerConnection
@@ -139,8 +162,9 @@ class ServerBase(ABC):
         self._wakes: Any = None
         self._registrations: Any = None
 
-    def _make_dispatcher(self, **settings: Any) -> Dispatcher:
-        return Dispatcher(**settings)
+    def _make_lock(self) -> Lock | None:
+        """Return what the calls of several connections need when these have threads."""
+        return None
 
     # Services
 
@@ -162,8 +186,17 @@ class ServerBase(ABC):
     def unregister(self, name: str) -> None:
         """Take a service away, also while serving; its running calls go on."""
         self._dispatcher.unregister(name)
+        self._health.forget(name)
         if self._registrations is not None:
             self._registrations.describe_anew()
+
+    def set_health(self, service: str, serving: bool) -> None:
+        """Say what `rpc.Health` tells of a service, or, by the name "", of the whole server.
+
+        A service that was registered serves until this says otherwise. ValueError if no service
+        has that name.
+        """
+        self._health.set(service, serving)
 
     @property
     def stats(self) -> dict[str, int]:
@@ -173,11 +206,33 @@ class ServerBase(ABC):
             "connections": len(self._links),
             "running": dispatcher.running,
             "queued": len(dispatcher.queue),
-            "served": dispatcher.served,
-            "failed": dispatcher.failed,
-            "refused": dispatcher.refused,
-            "cancelled": dispatcher.cancelled,
+            "served": dispatcher.total("served"),
+            "failed": dispatcher.total("failed"),
+            "refused": dispatcher.total("refused"),
+            "cancelled": dispatcher.total("cancelled"),
             "abandoned": len(self._abandoned),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all numbers of the server, as JSON-able values, for pages and metrics.
+
+        Those of `rpc_proto.stats.ServerStats.snapshot`, and `load`: {running, queued, abandoned},
+        calls whose handlers run, wait to, and run in a thread that cannot be stopped; `limits`:
+        those in force, by the names of the arguments and of ServerConfig; `health`: {service:
+        "serving" or "not_serving"}, with "" for the whole server; `draining`: whether the server
+        is being stopped; `uptime`: seconds since it was made; `time`: the wall clock, in seconds
+        since 1970. To be called where the server lives; rpc_blocking's in any thread.
+        """
+        now = monotonic()
+        numbers = self._dispatcher.snapshot(now, [link.connection for link in self._links])
+        numbers["load"]["abandoned"] = len(self._abandoned)
+        return {
+            "time": time(),
+            "uptime": now - self._made_at,
+            "draining": self._stopping,
+            "health": self._health.states(),
+            "limits": dict(self._limits),
+            **numbers,
         }
 
     # Life
@@ -236,10 +291,7 @@ class ServerBase(ABC):
             self._log.warning("stopped with %d handlers still running", dispatcher.running)
         self._log.info(
             "stopped: %d calls served, %d failed, %d refused, %d cancelled",
-            dispatcher.served,
-            dispatcher.failed,
-            dispatcher.refused,
-            dispatcher.cancelled,
+            *map(dispatcher.total, ("served", "failed", "refused", "cancelled")),
         )
 
     def _log_abandoned(self, call: ServerCall) -> None:
@@ -312,6 +364,8 @@ class ServerBase(ABC):
     def _admit(self, link: Link, now: float) -> None:
         """Take note of a connection; one too many is told to go again."""
         self._links.add(link)
+        link.connection.on_error = self._dispatcher.count_error
+        self._dispatcher.stats.connected()
         if self._stopping:
             refusal = "unavailable", "the server is shutting down"
         elif len(self._links) > self._max_connections:
@@ -338,11 +392,19 @@ class ServerBase(ABC):
                 if running:
                     self._stop_handler(event.call)
             elif isinstance(event, ConnectionTerminated):
-                self._log_end(link.connection.peer.address, event)
+                peer = link.connection.peer.address
+                dispatcher.stats.terminated(peer, event.error, monotonic())
+                self._log_end(peer, event)
             elif isinstance(event, ResponsePromised):
                 event.promise.on_settled(link.wake)
             elif isinstance(event, HttpServed) and event.error is not None:
                 self._log.error("%s failed", event.request, exc_info=event.error)
+
+    def _drop(self, link: Link) -> None:
+        """Let a connection go whose transport is closed; it may have been before."""
+        if link in self._links:
+            self._links.remove(link)
+            self._dispatcher.stats.closed(link.connection)
 
     def _log_end(self, peer: str, event: ConnectionTerminated) -> None:
         if isinstance(event.error, RemoteProtocolError):
@@ -389,14 +451,12 @@ class ServerBase(ABC):
     def _ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
         """Answer a call whose handler has ended."""
         dispatcher = self._dispatcher
-        if error is None:
-            dispatcher.succeed(call, result)
-        else:
+        if error is not None:
             if isinstance(error, self._cancellation):
                 error = Cancelled("the handler was cancelled")
             elif dispatcher.is_unexpected(error):
                 self._log.error("%s failed", call.target.name, exc_info=error)
-            dispatcher.fail(call, error)
+        dispatcher.finish(call, result, error)
         call.owner.wrote()
         if dispatcher.queue:
             self._resume_soon()

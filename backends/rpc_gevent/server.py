@@ -144,8 +144,9 @@ class Server(SyncServer):
     cancelling kills it. `config`: limits and timeouts of each connection. `token`, `authenticate`:
     short for the same fields there. At most `max_concurrency` handlers run at a time and
     `max_queued` calls wait for them; `max_connections` bounds the connections. `introspection`
-    offers `rpc.Introspection`; `debug` sends tracebacks to callers. `access_log` logs each call
-    that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
+    offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers.
+    `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for
+    each that a handler serves.
     """
 
     _cancellation = GreenletExit
@@ -248,7 +249,7 @@ class Server(SyncServer):
     # Connections
 
     def _forget(self, link: _ServerLink) -> None:
-        self._links.discard(link)
+        self._drop(link)
         if self._stopping and not self._links:
             self._gone.set()
 

@@ -270,7 +270,7 @@ async def test_handler_sees_its_call():
 async def test_introspection_tells_what_is_offered():
     async with pair(Geometry()) as (_, client):
         offered = await client.call("rpc.Introspection.services")
-        assert sorted(offered) == ["Geometry", "rpc.Introspection"]
+        assert sorted(offered) == ["Geometry", "rpc.Health", "rpc.Introspection"]
         assert sorted(offered["Geometry"]) == ["mirror", "reverse", "shift", "total"]
         assert "point" in offered["Geometry"]["mirror"]["signature"]
 

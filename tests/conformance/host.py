@@ -124,6 +124,12 @@ class Host(abc.ABC):
                 return stats
             time.sleep(0.005)  # no event tells of these
 
+    def do_snapshot(self) -> dict[str, Any]:
+        return self.ask(self.server.snapshot)
+
+    def do_set_health(self, service: str, serving: bool) -> None:
+        self.ask(lambda: self.server.set_health(service, serving))
+
     def do_open(self, key: str) -> None:
         self.open(key)
 

@@ -132,6 +132,12 @@ class HostProcess:
         stats = self._do("settle", wanted, timeout)
         assert {name: stats[name] for name in wanted} == wanted
 
+    def snapshot(self) -> dict[str, Any]:
+        return self._do("snapshot")
+
+    def set_health(self, service: str, serving: bool) -> None:
+        self._do("set_health", service, serving)
+
     def open(self, key: str) -> None:
         self._do("open", key)
 

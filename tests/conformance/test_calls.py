@@ -177,6 +177,7 @@ def test_introspection_tells_what_is_offered(link: Link):
             "Gate",
             "Hop",
             "Typed",
+            "rpc.Health",
             "rpc.Introspection",
         }
         assert services["Typed"]["add"]["signature"] == "(a: int, b: int) -> int"

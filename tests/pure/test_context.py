@@ -128,7 +128,7 @@ def test_cancelled_call_raises_its_reason_where_the_handler_asks() -> None:
     with pytest.raises(Cancelled):
         running.raise_if_cancelled()
     host.finish()
-    assert host.dispatcher.failed == 1
+    assert host.dispatcher.total("failed") == 1
 
 
 def test_callbacks_run_once_in_order_when_the_call_is_cancelled() -> None:

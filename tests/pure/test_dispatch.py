@@ -54,7 +54,7 @@ SLOW = ["Arith.add"]
 def test_call_is_answered_with_what_the_handler_returns() -> None:
     pair, host = hosted()
     assert pair.outcome(pair.call("Arith.add", 1, 2)) == 3
-    assert (host.dispatcher.served, host.dispatcher.running) == (1, 0)
+    assert (host.dispatcher.total("served"), host.dispatcher.running) == (1, 0)
 
 
 def test_call_error_of_a_handler_is_the_answer_and_did_run() -> None:
@@ -62,7 +62,7 @@ def test_call_error_of_a_handler_is_the_answer_and_did_run() -> None:
     error = pair.outcome(pair.call("Arith.fail", "not_found"))
     assert type(error) is NotFound
     assert (error.message, error.details, error.maybe_executed) == ("on purpose", {"a": 1}, True)
-    assert host.dispatcher.failed == 1
+    assert host.dispatcher.total("failed") == 1
 
 
 @pytest.mark.parametrize("method", ["crash", "broken"])
@@ -163,7 +163,7 @@ def test_call_over_the_queue_is_refused_as_safe_to_retry() -> None:
         pair.call("Arith.add", 1, 2)
     error = pair.outcome(pair.call("Arith.add", 1, 2))
     assert (error.code, error.maybe_executed) == ("resource_exhausted", False)
-    assert host.dispatcher.refused == 1
+    assert host.dispatcher.total("refused") == 1
     assert pair.server.calls_in_flight == 2
 
 
@@ -200,8 +200,8 @@ def test_running_call_that_is_cancelled_is_to_be_stopped_and_holds_its_place() -
     assert host.stopped == [running]
     assert running.cancelled
     assert type(running.error) is Cancelled
-    assert (host.dispatcher.running, host.dispatcher.cancelled) == (1, 1)
-    host.dispatcher.fail(running, Cancelled("stopped"))
+    assert (host.dispatcher.running, host.dispatcher.total("cancelled")) == (1, 1)
+    host.dispatcher.finish(running, None, Cancelled("stopped"))
     assert (host.dispatcher.running, pair.server.calls_in_flight) == (0, 0)
 
 

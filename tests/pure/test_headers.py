@@ -65,7 +65,7 @@ def test_caches_are_bounded() -> None:
     headers = Headers(find_codec("json"))
     for number in range(2000):
         headers.parse_request(headers.request_plain(f"S.m{number}", None))
-    assert headers._parse_cached.cache_info().currsize <= 512
+    assert headers.parse_cached.cache_info().currsize <= 512
     assert headers.request_plain.cache_info().currsize <= 512
 
 

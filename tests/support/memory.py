@@ -269,6 +269,7 @@ class Host:
             clock=lambda: pair.now,
             debug=debug,
         )
+        pair.server.on_error = self.dispatcher.count_error
         for service in services:
             self.dispatcher.register(service)
         self.running: list[ServerCall] = []
@@ -301,8 +302,8 @@ class Host:
         try:
             result = copy_context().run(call.invoke)
         except Exception as error:
-            self.dispatcher.fail(call, error)
+            self.dispatcher.finish(call, None, error)
         else:
-            self.dispatcher.succeed(call, result)
+            self.dispatcher.finish(call, result)
         while (queued := self.dispatcher.next_queued()) is not None:
             self._start(queued)
