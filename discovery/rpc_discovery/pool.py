@@ -211,9 +211,17 @@ class Pool:
         if call.node is not None:
             target = self.targets.get(call.node)
             if target is None:
-                raise Unavailable(f"no node {call.node!r:.100} is known", maybe_executed=False)
+                raise Unavailable(
+                    f"no node {call.node!r:.100} is known", maybe_executed=call.maybe_executed
+                )
         else:
-            target = self.pick(call.service, now, call.key, call.tried)
+            try:
+                target = self.pick(call.service, now, call.key, call.tried)
+            except Unavailable as error:
+                error.maybe_executed = call.maybe_executed
+                raise
+            if target in self._down:
+                target = self._find_last_resort(call) or target
         if target.retry_at is not None and target.retry_at > now:
             if target.failures and not isinstance(target.why, HandshakeError):
                 raise Unavailable(
@@ -224,6 +232,15 @@ class Pool:
             raise _to_call_error(target.why, call.maybe_executed)
         call.target = target
         return target
+
+    def _find_last_resort(self, call: BalancedCall) -> Target | None:
+        """Return a node that was ejected, tried or is being dialled, when all others are down."""
+        left = [
+            (target in self._dialling, target in call.tried, self._rng(), target)
+            for target in self.offering(call.service)
+            if target.node.weight and target not in self._down
+        ]
+        return min(left, key=lambda each: each[:3])[3] if left else None
 
     def limit(self, call: BalancedCall) -> float:
         """Return the seconds that the next attempt may take within the call's deadline."""
@@ -260,12 +277,13 @@ class Pool:
         if blamed and self.ejection.failed(target, now):
             self._rebuild()
         call.attempts += 1
-        call.maybe_executed = call.maybe_executed or error.maybe_executed
         if call.attempts == 1:
             self.budget.deposit()
         codes = _REPEATABLE if error.maybe_executed else _ELSEWHERE
         hung = error.code == "deadline_exceeded" and self.attempt_timeout is not None
-        if not (hung or error.code in codes) or (error.maybe_executed and not call.idempotent):
+        call.maybe_executed = call.maybe_executed or error.maybe_executed
+        error.maybe_executed = call.maybe_executed  # by the attempts before, too
+        if not (hung or error.code in codes) or (call.maybe_executed and not call.idempotent):
             return None
         if call.attempts >= self._max_attempts or (
             call.deadline is not None and now >= call.deadline

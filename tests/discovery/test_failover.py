@@ -1,4 +1,4 @@
-"""A node that hangs costs an idempotent call its share of the time, and not all of it."""
+"""Where a call goes next: away from nodes that hang, and to any that is not known to be down."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from rpc_blocking import Server
 from rpc_discovery import View
 from rpc_discovery.nodes import Node
 from rpc_discovery.pool import BalancedCall, Pool
-from rpc_proto import DeadlineExceeded
+from rpc_proto import DeadlineExceeded, Unavailable
 
 NODES = ("tcp://10.0.0.1:1", "tcp://10.0.0.2:1")
 
@@ -60,6 +60,73 @@ def test_without_an_attempt_timeout_a_deadline_is_nobodys_to_repeat():
 def test_an_attempt_timeout_is_finite_and_over_zero(value):
     with pytest.raises(ValueError, match="attempt_timeout must be seconds over 0"):
         make_pool(attempt_timeout=value)
+
+
+def eject(pool: Pool, address: str, now: float) -> None:
+    """Let calls to a node fail until it gets no more."""
+    target = pool.targets[address]
+    for _ in range(5):
+        target.begin(now)
+        call = BalancedCall("S", now + 5.0, node=address)
+        pool.failed(call, target, Unavailable("gone"), now, now)
+    assert target.ejected_until is not None
+
+
+def test_a_node_that_was_ejected_is_better_than_one_that_is_down():
+    pool = make_pool()
+    eject(pool, NODES[0], 1.0)
+    pool.unreachable(pool.targets[NODES[1]], OSError("refused"), 1.0, ready=False)
+    assert pool.pick_for(BalancedCall("S", 5.0), 1.0) is pool.targets[NODES[0]]
+
+
+def test_a_node_that_is_being_dialled_is_better_than_one_that_is_down():
+    pool = make_pool()
+    pool.dialling(pool.targets[NODES[0]])
+    pool.unreachable(pool.targets[NODES[1]], OSError("refused"), 1.0, ready=False)
+    picked = {pool.pick_for(BalancedCall("S", 5.0), 1.0) for _ in range(4)}
+    assert picked == {pool.targets[NODES[0]]}
+
+
+def test_a_node_that_was_tried_is_better_than_one_that_is_down():
+    pool = make_pool()
+    pool.unreachable(pool.targets[NODES[1]], OSError("refused"), 1.0, ready=False)
+    call = BalancedCall("S", 5.0)
+    call.tried = {pool.targets[NODES[0]]}
+    assert pool.pick_for(call, 1.0) is pool.targets[NODES[0]]
+
+
+def test_when_all_are_down_the_call_says_why():
+    pool = make_pool()
+    for target in pool.targets.values():
+        pool.unreachable(target, OSError("refused"), 1.0, ready=False)
+    with pytest.raises(Unavailable, match="refused") as raised:
+        pool.pick_for(BalancedCall("S", 5.0), 1.0)
+    assert not raised.value.maybe_executed
+
+
+def test_an_error_tells_what_an_attempt_before_may_have_done():
+    pool = make_pool(max_attempts=2)
+    call = BalancedCall("S", 5.0, idempotent=True)
+    target = pool.pick_for(call, 1.0)
+    target.begin(1.0)
+    assert pool.failed(call, target, Unavailable("lost"), 1.0, 1.0) == 0.0
+    target = pool.pick_for(call, 1.0)
+    target.begin(1.0)
+    last = Unavailable("goes away", maybe_executed=False)
+    assert pool.failed(call, target, last, 1.0, 1.0) is None
+    assert last.maybe_executed
+
+
+def test_an_error_tells_it_when_no_node_is_left_either():
+    pool = make_pool()
+    call = BalancedCall("S", 5.0, idempotent=True)
+    target = pool.pick_for(call, 1.0)
+    target.begin(1.0)
+    pool.failed(call, target, Unavailable("lost"), 1.0, 1.0)
+    pool.update(View(), 1.0)
+    with pytest.raises(Unavailable, match="no node offers") as raised:
+        pool.pick_for(call, 1.0)
+    assert raised.value.maybe_executed
 
 
 class Sleeper:
