@@ -84,7 +84,8 @@ class Keeper:
         appointment = Appointment(due)
         with self._lock:
             heappush(self._timers, (at, next(self._order), appointment))
-            first = self._timers[0][2] is appointment
+            # The thread looks at the time when it begins, too.
+            first = self._timers[0][2] is appointment and self._thread is not None
         if first:
             self._wake()
         return appointment

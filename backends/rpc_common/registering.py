@@ -56,7 +56,7 @@ class Registering:
         if self.advertise is None:
             if where.scheme != "unix" and where.host in _ANY:
                 raise ValueError(
-                    f"{where} is no address to call: say by advertise=... where the server is"
+                    f"{where} is no address to call; advertise must say where the server is"
                 )
             address = str(where)
         elif "://" in self.advertise:

@@ -7,20 +7,30 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Sequence
 from typing import NoReturn
 
+from rpc_discovery.balancers import BALANCERS
+from rpc_discovery.documents import USUAL_TTL
+from rpc_discovery.links import parse_registry
 from rpc_proto import __version__, parse_address
 from rpc_proto.codecs import BUILT_IN
 
 from .errors import USAGE
+from .registry import DEFAULT_REGISTRY
 from .serve import BACKENDS, DEFAULT_ADDRESS
 
-__all__ = ["TOKEN_VARIABLE", "parse"]
+__all__ = ["REGISTRY_TOKEN_VARIABLE", "TOKEN_VARIABLE", "parse"]
 
 TOKEN_VARIABLE = "RPC_PROTO_TOKEN"
+REGISTRY_TOKEN_VARIABLE = "RPC_PROTO_REGISTRY_TOKEN"
 
 _VALUES = """\
 Each ARG is JSON: 1, '"text"', '[1, 2]', '{"x": 1.5}', null. name=JSON passes a named argument.
 JSON has no bytes: {"$base64": "aGVsbG8="} stands for them, in arguments and in results.
 """
+
+_ADDRESS = (
+    "tcp://host:port, tls://host:port, unix:///path; or http:// and https:// with host and port, "
+    "for HTTP CONNECT"
+)
 
 _EXIT_CODES = "Exit codes: 0 done, 1 the call failed or there is no connection, 2 wrong usage."
 
@@ -34,7 +44,26 @@ def parse(argv: Sequence[str]) -> Namespace:
         if not hasattr(options, "args") or not all(_is_argument(text) for text in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.args += rest
+    if options.command == "call":
+        _sort_words(parser, options)
+    elif options.command == "services" and (options.address is None) is (not options.registry):
+        parser.error("either ADDRESS or --registry says where to ask")
     return options
+
+
+def _sort_words(parser: ArgumentParser, options: Namespace) -> None:
+    """Tell the words of a call apart: with a registry there is no address among them."""
+    names = ["METHOD"] if options.registry else ["ADDRESS", "METHOD"]
+    words = options.args
+    if len(words) < len(names):
+        parser.error(f"the following arguments are required: {', '.join(names[len(words) :])}")
+    options.address = None
+    if not options.registry:
+        try:
+            options.address = _address(words.pop(0))
+        except ArgumentTypeError as error:
+            parser.error(f"argument ADDRESS: {error}")
+    options.method = words.pop(0)
 
 
 def _is_argument(text: str) -> bool:
@@ -73,11 +102,15 @@ def _make_parser() -> _Parser:
         add("call", "make one call and print its result as JSON", f"{_VALUES}\n{_EXIT_CODES}")
     )
     services = add("services", "show what a server offers, with signatures", _EXIT_CODES)
+    _add_address(services, nargs="?")
+    _add_registries(services, "show what the nodes offer that it knows")
     _add_connection(services)
     services.add_argument("--timeout", type=_seconds, default=10.0, metavar="SECONDS")
     services.add_argument("--json", action="store_true", help="as JSON")
     _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
-    add("demo", "start a server and show in a few seconds what calls can do")
+    _add_registry(add("registry", "know which servers there are, until SIGTERM or SIGINT"))
+    _add_nodes(add("nodes", "show the nodes that a registry knows", _EXIT_CODES))
+    add("demo", "start servers and show in half a minute what calls can do")
     return parser
 
 
@@ -90,14 +123,49 @@ def _add_serve(parser: ArgumentParser) -> None:
         help="a class to serve, made without arguments; the current directory is importable; "
         "module:Class=Name serves it under another name",
     )
+    _add_serving(parser, DEFAULT_ADDRESS)
+    add("--access-log", action="store_true", help="log each call that has ended")
+    add("--debug", action="store_true", help="send tracebacks to callers and show them here")
+    add(
+        "--no-introspection",
+        dest="introspection",
+        action="store_false",
+        help="do not tell callers what is offered",
+    )
+    _add_token(parser, "the token that clients must show")
+    _add_registries(parser, "make the server known there")
+    add(
+        "--advertise",
+        metavar="HOST",
+        help="where callers find the server, when it listens on all interfaces, say",
+    )
+    add("--weight", type=float, metavar="W", help="its share of the load, 0 to 1000 (default: 1)")
+    add(
+        "--node-metadata",
+        action="append",
+        metavar="KEY=VALUE",
+        help="what to tell of the server, zone=eu-1 for instance; may be repeated",
+    )
+    add(
+        "--ttl",
+        type=_seconds,
+        metavar="SECONDS",
+        help="of silence after which a registry forgets the server; it is heard of three times as "
+        f"often (default: {USUAL_TTL:g})",
+    )
+
+
+def _add_serving(parser: ArgumentParser, address: str) -> None:
+    """Add the options of all that listens."""
+    add = parser.add_argument
     add(
         "--listen",
         action="append",
         type=_listening,
         metavar="ADDRESS",
         help="tcp://host:port, tls://host:port or unix:///path, http:// and https:// being other "
-        "words for tcp:// and tls://; may be repeated; port 0 takes "
-        f"a free one (default: {DEFAULT_ADDRESS})",
+        "words for tcp:// and tls://; may be repeated; port 0 takes a free one "
+        f"(default: {address})",
     )
     add("--backend", choices=tuple(BACKENDS), default="asyncio", help="the runtime to serve with")
     add(
@@ -108,34 +176,96 @@ def _add_serve(parser: ArgumentParser) -> None:
         help="for running calls to end after a signal (default: 5)",
     )
     add("--verbose", action="store_true", help="log what the server does, too, not only failures")
-    add("--access-log", action="store_true", help="log each call that has ended")
-    add("--debug", action="store_true", help="send tracebacks to callers and show them here")
-    add(
-        "--no-introspection",
-        dest="introspection",
-        action="store_false",
-        help="do not tell callers what is offered",
-    )
     add(
         "--stop-with-stdin",
         action="store_true",
         help="stop, too, when standard input ends: for a parent process that may die",
     )
-    _add_token(parser, "the token that clients must show")
     _add_tls(parser, ca="clients must show a certificate that these vouch for")
 
 
+def _add_registry(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_serving(parser, DEFAULT_REGISTRY)
+    add(
+        "--token",
+        default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
+        help=f"the token that servers must show (default: ${REGISTRY_TOKEN_VARIABLE}, which other "
+        "users cannot see)",
+    )
+    add("--protect-reads", action="store_true", help="who asks for nodes must show it, too")
+    add(
+        "--snapshot",
+        metavar="FILE",
+        help="keep what is known there over a restart; what it holds is restored, and a file that "
+        "holds anything else is an error and stays as it is",
+    )
+
+
+def _add_nodes(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_registries(parser, "ask this one", required=True)
+    add("--service", metavar="NAME", help="only nodes that offer it")
+    add("--watch", action="store_true", help="go on until Ctrl-C, and show what changes")
+    add("--json", action="store_true", help="as JSON, one line for each change with --watch")
+
+
+def _add_registries(parser: ArgumentParser, text: str, *, required: bool = False) -> None:
+    add = parser.add_argument
+    add(
+        "--registry",
+        action="append",
+        type=_registry,
+        required=required,
+        metavar="URL",
+        help=f"{text}: http://host:port or https://host:port; may be repeated",
+    )
+    add(
+        "--registry-token",
+        default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
+        metavar="TOKEN",
+        help=f"the token to show to it (default: ${REGISTRY_TOKEN_VARIABLE})",
+    )
+    add(
+        "--registry-ca",
+        metavar="FILE",
+        help="certificates in PEM form: trust these at https:// instead of the system's",
+    )
+
+
 def _add_call(parser: ArgumentParser) -> None:
-    _add_connection(parser)
-    _add_method(parser)
+    parser.usage = "rpc-proto call [OPTION ...] (ADDRESS | --registry URL) METHOD [ARG ...]"
+    # All in one, because only the options tell what the first word is.
     parser.add_argument(
+        "args",
+        nargs="*",
+        metavar="ADDRESS METHOD ARG",
+        help=f'{_ADDRESS}; "Service.method"; JSON, or name=JSON, see below',
+    )
+    add = parser.add_argument
+    _add_registries(parser, "call one of the nodes that it knows, instead of ADDRESS")
+    add("--balancer", choices=tuple(BALANCERS), help="how the node is chosen")
+    add("--key", help="calls of one key go to one node (by consistent_hash)")
+    add("--node", type=_address, metavar="ADDRESS", help="call this node")
+    add(
+        "--broadcast",
+        action="store_true",
+        help="call all nodes that offer the service, and print the result or error of each",
+    )
+    add(
+        "--idempotent",
+        action="store_true",
+        help="the call may be repeated at another node though a handler may have run",
+    )
+    _add_connection(parser)
+    add(
         "--timeout",
         type=_seconds,
         default=60.0,
         metavar="SECONDS",
         help="for the call, connecting included (default: 60)",
     )
-    parser.add_argument(
+    add(
         "--metadata",
         action="append",
         default=[],
@@ -145,9 +275,11 @@ def _add_call(parser: ArgumentParser) -> None:
 
 
 def _add_bench(parser: ArgumentParser) -> None:
-    _add_connection(parser)
-    _add_method(parser)
     add = parser.add_argument
+    _add_address(parser)
+    _add_connection(parser)
+    add("method", metavar="METHOD", help='"Service.method"')
+    add("args", nargs="*", metavar="ARG", help="JSON, or name=JSON; see below")
     add(
         "--concurrency",
         type=_count,
@@ -172,14 +304,11 @@ def _add_bench(parser: ArgumentParser) -> None:
     )
 
 
+def _add_address(parser: ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("address", type=_address, nargs=nargs, metavar="ADDRESS", help=_ADDRESS)
+
+
 def _add_connection(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "address",
-        type=_address,
-        metavar="ADDRESS",
-        help="tcp://host:port, tls://host:port, unix:///path; or http:// and https:// "
-        "with host and port, for HTTP CONNECT",
-    )
     parser.add_argument("--codec", choices=BUILT_IN, default="msgpack")
     parser.add_argument(
         "--proxy",
@@ -189,11 +318,6 @@ def _add_connection(parser: ArgumentParser) -> None:
     )
     _add_token(parser, "the token to show to the server")
     _add_tls(parser, ca="trust these instead of the system's certificates")
-
-
-def _add_method(parser: ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD", help='"Service.method"')
-    parser.add_argument("args", nargs="*", metavar="ARG", help="JSON, or name=JSON; see below")
 
 
 def _add_token(parser: ArgumentParser, text: str) -> None:
@@ -224,6 +348,14 @@ def _address(text: str) -> str:
 
 def _listening(text: str) -> str:
     return _checked(text, listening=True)
+
+
+def _registry(text: str) -> str:
+    try:
+        parse_registry(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _number(text: str) -> float:

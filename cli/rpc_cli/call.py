@@ -1,42 +1,62 @@
-"""`rpc-proto call`: one call, its result as JSON."""
+"""`rpc-proto call`: one call, to a server or to nodes of a registry, its result as JSON."""
 
 import asyncio
 import ssl
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from .connect import CONNECT_TIMEOUT, client_tls, connect
-from .errors import UsageError
+from rpc_proto import CallError
+
+from .connect import CONNECT_TIMEOUT, balance, client_tls, connect, tls_for_nodes
+from .errors import FAILED, CommandError, UsageError, explain
 from .terminal import can_show
 from .values import parse_arguments, parse_pairs, to_json
 
 __all__ = ["call", "parse_call"]
 
 _OPTIONS_OF_CALLS = ("timeout", "metadata", "returns")
+_OPTIONS_OF_BALANCED = (*_OPTIONS_OF_CALLS, "key", "node", "idempotent", "hedge")
 
 
 def call(options: Namespace) -> int:
     """Make the call and print its result."""
-    args, kwargs = parse_call(options.args)
+    balanced = bool(options.registry)
+    args, kwargs = parse_call(options.args, _OPTIONS_OF_BALANCED if balanced else _OPTIONS_OF_CALLS)
     try:
         metadata = parse_pairs(options.metadata)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    tls = client_tls(options)
-    result = asyncio.run(_call(options, tls, args, kwargs, metadata))
+    if balanced:
+        if options.broadcast and (options.balancer or options.key or options.node):
+            raise UsageError("--broadcast goes to all nodes, without --balancer, --key or --node")
+        result, code = asyncio.run(
+            _call_nodes(options, tls_for_nodes(options), args, kwargs, metadata or None)
+        )
+    else:
+        if any(
+            (options.balancer, options.key, options.node, options.broadcast, options.idempotent)
+        ):
+            raise UsageError(
+                "--balancer, --key, --node, --broadcast and --idempotent go with --registry"
+            )
+        result = asyncio.run(_call(options, client_tls(options), args, kwargs, metadata))
+        code = 0
     print(to_json(result, ascii_only=not can_show(sys.stdout, "\u2713\U0001f600")))
-    return 0
+    return code
 
 
-def parse_call(texts: list[str]) -> tuple[list[Any], dict[str, Any]]:
+def parse_call(
+    texts: list[str], reserved: Sequence[str] = _OPTIONS_OF_CALLS
+) -> tuple[list[Any], dict[str, Any]]:
     """Return positional and named arguments; UsageError says how to write what is wrong."""
     try:
         args, kwargs = parse_arguments(texts)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    for name in _OPTIONS_OF_CALLS:
+    for name in reserved:
         if name in kwargs:
             raise UsageError(f"an argument called {name} can only be passed by position")
     return args, kwargs
@@ -59,3 +79,46 @@ async def _call(
             metadata=metadata or None,
             **kwargs,
         )
+
+
+async def _call_nodes(
+    options: Namespace,
+    tls: ssl.SSLContext | None,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    metadata: dict[str, str] | None,
+) -> tuple[Any, int]:
+    """Return what is to be shown, and the exit code."""
+    from .registries import Registries
+
+    deadline = monotonic() + options.timeout
+    registries = Registries(options)
+    try:
+        async with asyncio.timeout(options.timeout):
+            nodes = await registries.nodes()
+    except TimeoutError:
+        raise CommandError(f"no answer of a registry within {options.timeout:g} s") from None
+    balancer = options.balancer or ("consistent_hash" if options.key else "round_robin")
+    async with balance(options, nodes, tls, balancer) as client:
+        left = max(0.0, deadline - monotonic())
+        if options.broadcast:
+            results = await client.broadcast(
+                options.method, *args, timeout=left, metadata=metadata, **kwargs
+            )
+            failed = [result for result in results.values() if isinstance(result, CallError)]
+            return {at: _outcome(results[at]) for at in sorted(results)}, FAILED if failed else 0
+        result = await client.call(
+            options.method,
+            *args,
+            timeout=left,
+            metadata=metadata,
+            key=options.key,
+            node=options.node,
+            idempotent=options.idempotent,
+            **kwargs,
+        )
+        return result, 0
+
+
+def _outcome(result: Any) -> dict[str, Any]:
+    return {"error": explain(result)} if isinstance(result, CallError) else {"result": result}

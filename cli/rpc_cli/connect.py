@@ -1,16 +1,18 @@
-"""The connection that `call`, `services` and `bench` make from their options."""
+"""The connections that `call`, `services` and `bench` make from their options."""
 
 import ssl
 from argparse import Namespace
+from collections.abc import Iterable
 
-from rpc_asyncio import Client
+from rpc_asyncio import BalancedClient, Client
 from rpc_common.proxies import find_proxy
+from rpc_discovery import Node
 from rpc_proto import ClientConfig, parse_address
 
 from .errors import UsageError
 from .tls import client_context
 
-__all__ = ["CONNECT_TIMEOUT", "client_tls", "connect"]
+__all__ = ["CONNECT_TIMEOUT", "balance", "client_tls", "connect", "tls_for_nodes"]
 
 CONNECT_TIMEOUT = 10.0  # seconds
 
@@ -42,3 +44,30 @@ async def connect(
         config=ClientConfig(codec=options.codec, token=options.token),
         proxy=options.proxy,
     )
+
+
+def tls_for_nodes(options: Namespace) -> ssl.SSLContext | None:
+    """Return the TLS context for nodes, whatever their addresses; None for the usual one."""
+    if options.tls_ca or options.tls_cert or options.tls_key:
+        return client_context(options.tls_ca, options.tls_cert, options.tls_key)
+    return None
+
+
+def balance(
+    options: Namespace,
+    nodes: Iterable[Node],
+    tls: ssl.SSLContext | None,
+    balancer: str = "round_robin",
+) -> BalancedClient:
+    """Return a client of these nodes, as the options say."""
+    try:
+        return BalancedClient(
+            list(nodes),
+            balancer,
+            connect_timeout=CONNECT_TIMEOUT,
+            ssl=tls,
+            config=ClientConfig(codec=options.codec, token=options.token),
+            proxy=options.proxy,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -1,4 +1,4 @@
-"""What `rpc-proto serve` does in each runtime: start, wait for a signal, drain."""
+"""What `rpc-proto serve` and `registry` do in each runtime: start, wait for a signal, drain."""
 
 import asyncio
 import os
@@ -7,11 +7,14 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from rpc_common.registering import Registering
 
 __all__ = ["BACKENDS", "Settings"]
 
@@ -31,6 +34,8 @@ class Settings:
     access_log: bool
     grace: float
     stop_with_stdin: bool
+    register: "Registering | None" = None
+    applications: list[Any] = field(default_factory=list)
 
     def make(self, kind: type) -> Any:
         """Return a server of that class with the services registered."""
@@ -45,6 +50,8 @@ class Settings:
                 server.register(service, name)
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{type(service).__name__} cannot be served: {error}") from None
+        for application in self.applications:
+            server.mount(application)
         return server
 
 
@@ -74,8 +81,8 @@ class _Signals:
 def _start(server: Any, settings: Settings) -> None:
     for address, tls in settings.listen:
         try:
-            _announce(server.start(address, ssl=tls))
-        except OSError as error:
+            _announce(server.start(address, ssl=tls, register=settings.register))
+        except (OSError, ValueError) as error:
             server.stop(grace=0.0)
             _cannot_listen(address, error)
 
@@ -84,9 +91,11 @@ def _announce(address: str) -> None:
     print(f"listening on {address}", flush=True)
 
 
-def _cannot_listen(address: str, error: OSError) -> NoReturn:
+def _cannot_listen(address: str, error: OSError | ValueError) -> NoReturn:
     if isinstance(error, BrokenPipeError):
         raise error
+    if isinstance(error, ValueError):  # what registries are to be told of it
+        raise UsageError(str(error)) from None
     raise CommandError(f"cannot listen on {address}: {error}") from None
 
 
@@ -130,8 +139,8 @@ async def _asyncio_main(settings: Settings, last_resort: threading.Timer) -> Non
             raise _no_pipe() from None
     for address, tls in settings.listen:
         try:
-            _announce(await server.start(address, ssl=tls))
-        except OSError as error:
+            _announce(await server.start(address, ssl=tls, register=settings.register))
+        except (OSError, ValueError) as error:
             await server.stop(grace=0.0)
             _cannot_listen(address, error)
     await stopping.wait()

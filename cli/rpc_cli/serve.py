@@ -7,29 +7,30 @@ import ssl
 import sys
 import traceback
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpc_proto import parse_address
 
 from .errors import CommandError, UsageError
 from .runtimes import BACKENDS, Settings
-from .tls import server_context
+from .tls import client_context, server_context
+from .values import parse_pairs
 
-__all__ = ["BACKENDS", "DEFAULT_ADDRESS", "serve"]
+if TYPE_CHECKING:
+    from rpc_common.registering import Registering
+
+__all__ = ["BACKENDS", "DEFAULT_ADDRESS", "check_listening", "serve", "set_up_logging"]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
 
 
 def serve(options: Namespace) -> int:
     """Serve as the options say, and return after a signal."""
-    _set_up_logging(options)
-    listen = [
-        (address, _tls_for(address, options)) for address in options.listen or [DEFAULT_ADDRESS]
-    ]
-    if (options.tls_cert or options.tls_key or options.tls_ca) and not any(
-        tls for _, tls in listen
-    ):
-        raise UsageError("--tls-* options go with a tls:// address to --listen on")
+    set_up_logging(options)
+    if options.access_log:
+        logging.getLogger(f"rpc_{options.backend}.access").setLevel(logging.INFO)
+    listen = check_listening(options.listen or [DEFAULT_ADDRESS], options)
+    register = _registering(options)
     sys.path.insert(0, os.getcwd())
     settings = Settings(
         services=[_load(target, options.debug) for target in options.targets],
@@ -40,18 +41,60 @@ def serve(options: Namespace) -> int:
         access_log=options.access_log,
         grace=options.grace,
         stop_with_stdin=options.stop_with_stdin,
+        register=register,
     )
     return BACKENDS[options.backend](settings)
 
 
-def _set_up_logging(options: Namespace) -> None:
+def set_up_logging(options: Namespace) -> None:
     """Log to standard error; without options only what is wrong, as Python does by itself."""
-    if options.verbose or options.access_log or options.debug:
+    debug, access_log = getattr(options, "debug", False), getattr(options, "access_log", False)
+    if options.verbose or access_log or debug:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if options.verbose or options.debug:
+    if options.verbose or debug:
         logging.getLogger().setLevel(logging.INFO)
-    if options.access_log:
-        logging.getLogger(f"rpc_{options.backend}.access").setLevel(logging.INFO)
+
+
+def check_listening(
+    addresses: list[str], options: Namespace
+) -> list[tuple[str, ssl.SSLContext | None]]:
+    """Return each address to listen on with its TLS context; UsageError if they do not match."""
+    listen = [(address, _tls_for(address, options)) for address in addresses]
+    if (options.tls_cert or options.tls_key or options.tls_ca) and not any(
+        tls for _, tls in listen
+    ):
+        raise UsageError("--tls-* options go with a tls:// address to --listen on")
+    return listen
+
+
+def _registering(options: Namespace) -> "Registering | None":
+    """Return what registries are to be told; None without any."""
+    said = {
+        "advertise": options.advertise,
+        "weight": options.weight,
+        "metadata": options.node_metadata,
+        "ttl": options.ttl,
+    }
+    said = {name: value for name, value in said.items() if value is not None}
+    if not options.registry:
+        if said or options.registry_ca:
+            raise UsageError(
+                "--advertise, --weight, --node-metadata, --ttl and --registry-ca go with --registry"
+            )
+        return None
+    from rpc_common.registering import Registering
+
+    try:
+        if "metadata" in said:
+            said["metadata"] = parse_pairs(said["metadata"])
+        return Registering(
+            options.registry,
+            token=options.registry_token,
+            ssl=client_context(options.registry_ca, None, None) if options.registry_ca else None,
+            **said,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _tls_for(address: str, options: Namespace) -> ssl.SSLContext | None:

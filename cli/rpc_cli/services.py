@@ -1,4 +1,4 @@
-"""`rpc-proto services`: what a server says that it offers."""
+"""`rpc-proto services`: what a server, or each node of a registry, says that it offers."""
 
 import asyncio
 import ssl
@@ -6,16 +6,20 @@ import sys
 from argparse import Namespace
 from typing import TypedDict
 
-from rpc_proto import Unimplemented
+from rpc_asyncio import BalancedClient
+from rpc_discovery import Node
+from rpc_proto import CallError, Unimplemented
 
-from .connect import client_tls, connect
-from .errors import CommandError
+from .connect import balance, client_tls, connect, tls_for_nodes
+from .errors import CommandError, explain
 from .terminal import can_show
 from .values import printable, to_json
 
 __all__ = ["services"]
 
 _METHOD = "rpc.Introspection.services"
+_SILENT = "does not tell what it offers (it was started without introspection)"
+_TRIES = 3  # nodes that are asked for the same
 
 
 class _Described(TypedDict):
@@ -27,12 +31,20 @@ _Offer = dict[str, dict[str, _Described]]
 
 
 def services(options: Namespace) -> int:
-    """Ask the server and print the answer, as text or as JSON."""
-    offer = asyncio.run(_ask(options, client_tls(options)))
+    """Ask the server or the nodes and print the answer, as text or as JSON."""
+    counts: dict[str, str] = {}
+    if options.registry:
+        offer, counts = asyncio.run(_ask_nodes(options, tls_for_nodes(options)))
+    else:
+        offer = asyncio.run(_ask(options, client_tls(options)))
     if options.json:
         print(to_json(offer, ascii_only=not can_show(sys.stdout, "\u2713\U0001f600")))
     else:
-        print("\n\n".join(_describe(name, methods) for name, methods in offer.items()))
+        print(
+            "\n\n".join(
+                _describe(name + counts.get(name, ""), methods) for name, methods in offer.items()
+            )
+        )
     return 0
 
 
@@ -41,10 +53,66 @@ async def _ask(options: Namespace, tls: ssl.SSLContext | None) -> _Offer:
         try:
             offer: _Offer = await client.call(_METHOD, timeout=options.timeout, returns=_Offer)
         except Unimplemented:
-            raise CommandError(
-                "this server does not tell what it offers (it was started without introspection)"
-            ) from None
+            raise CommandError(f"this server {_SILENT}") from None
     return offer
+
+
+async def _ask_nodes(
+    options: Namespace, tls: ssl.SSLContext | None
+) -> tuple[_Offer, dict[str, str]]:
+    """Return what nodes offer, and how many offer each service.
+
+    Of nodes whose services have the same methods one is asked, another if it does not answer. If
+    nodes of a service differ, what most of them offer is shown.
+    """
+    from .registries import Registries
+
+    variants: dict[str, dict[str, list[Node]]] = {}
+    for node in await Registries(options).nodes():
+        for name, methods in node.services.items():
+            variants.setdefault(name, {}).setdefault(methods, []).append(node)
+    offer: _Offer = {}
+    counts: dict[str, str] = {}
+    known: dict[str, _Offer] = {}
+    nodes = {node.address: node for v in variants.values() for n in v.values() for node in n}
+    async with balance(options, nodes.values(), tls) as client:
+        for name in sorted(variants):
+            most = max(variants[name].values(), key=len)
+            counts[name] = _count(most, sum(map(len, variants[name].values())))
+            offer[name] = await _ask_one_of(most, name, client, known, options.timeout)
+    return offer, counts
+
+
+async def _ask_one_of(
+    nodes: list[Node],
+    service: str,
+    client: BalancedClient,
+    known: dict[str, _Offer],
+    timeout: float,
+) -> dict[str, _Described]:
+    # One that was asked for another service is as good.
+    nodes = sorted(nodes, key=lambda node: node.address not in known)[:_TRIES]
+    error: CallError | None = None
+    for node in nodes:
+        try:
+            if node.address not in known:
+                known[node.address] = await client.call(
+                    _METHOD, node=node.address, timeout=timeout / len(nodes), returns=_Offer
+                )
+        except Unimplemented:
+            raise CommandError(f"the node {node.address} {_SILENT}") from None
+        except CallError as failed:
+            error = failed
+        else:
+            return known[node.address].get(service, {})
+    assert error is not None
+    raise CommandError(f"no node of {service} can be asked: {explain(error)}")
+
+
+def _count(most: list[Node], all_of_them: int) -> str:
+    others = all_of_them - len(most)
+    nodes = f"{len(most)} node{'' if len(most) == 1 else 's'}"
+    return f"  ({nodes}{f'; {others} with other methods' if others else ''})"
 
 
 def _describe(name: str, methods: dict[str, _Described]) -> str:

@@ -1,5 +1,7 @@
 """Who offers what, and where: as pure as the core. Transports only carry what is decided here."""
 
+from typing import TYPE_CHECKING
+
 from .balancers import (
     BALANCERS,
     ConsistentHash,
@@ -18,6 +20,9 @@ from .picking import Balancer
 from .registration import Registration
 from .sources import FileDiscovery, RegistryDiscovery
 from .watching import FileView, RegistryWatch, StaleChanged, StaticDiscovery, ViewChanged
+
+if TYPE_CHECKING:
+    from .registry import Registry
 
 __all__ = [
     "BALANCERS",

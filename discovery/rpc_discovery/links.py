@@ -8,7 +8,16 @@ from rpc_proto import parse_address
 
 from .documents import MAX_ANSWER
 
-__all__ = ["HttpRequest", "Link", "RegistryFailed", "RegistryReached", "RegistryUser", "Rng"]
+__all__ = [
+    "HttpRequest",
+    "Link",
+    "RegistryFailed",
+    "RegistryReached",
+    "RegistryUser",
+    "Rng",
+    "explain",
+    "parse_registry",
+]
 
 Rng = Callable[[], float]  # a number from 0 up to 1, as random.random gives
 
@@ -55,7 +64,7 @@ class Link:
 
     def __init__(self, url: str, now: float) -> None:
         self.url = url
-        self.base = _parse_registry(url)
+        self.base = parse_registry(url)
         self.due_at: float | None = now  # when to send the next request, unless one is on its way
         self.request: HttpRequest | None = None  # which is on its way
         self.handed_out = False  # to the transport
@@ -235,7 +244,7 @@ def explain(status: int, body: bytes) -> str:
     return f"HTTP status {status}: {said.strip()}"
 
 
-def _parse_registry(url: str) -> str:
+def parse_registry(url: str) -> str:
     """Return the URL with its path; ValueError names the value and the rule.
 
     Without a path it is that of a registry that was given no other prefix.

@@ -1,12 +1,15 @@
 """The real command in processes of its own; nothing here waits without a deadline."""
 
+import json
 import os
 import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+from urllib.request import urlopen
 
 HERE = Path(__file__).parent
 COMMAND = [sys.executable, "-m", "rpc_cli"]
@@ -15,7 +18,7 @@ PATIENCE = 20.0  # seconds
 # The commands run in another folder, where relative paths would mean something else.
 _PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name != "RPC_PROTO_TOKEN"},
+    **{name: value for name, value in os.environ.items() if not name.startswith("RPC_PROTO_")},
     "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in _PATHS if path),
 }
 
@@ -70,3 +73,16 @@ def kill(started: Process) -> None:
     if started.process.poll() is None:
         started.process.kill()
     started.process.communicate()
+
+
+def wait_for_nodes(registry: str, right: Callable[[list[dict[str, Any]]], bool]) -> Any:
+    """Wait until a registry lists nodes that are right; AssertionError if that does not happen."""
+    deadline = time.monotonic() + PATIENCE
+    query = ""
+    while (left := deadline - time.monotonic()) > 0:
+        with urlopen(f"{registry}/registry/nodes{query}", timeout=PATIENCE) as answer:
+            listing = json.load(answer)
+        if right(listing["nodes"]):
+            return listing["nodes"]
+        query = f"?wait={left:.3f}&revision={listing['revision']}"
+    raise AssertionError(listing)

@@ -253,6 +253,6 @@ def subprocess_to(start: Any, stdout: int, *arguments: str) -> tuple[int, str]:
 def test_version_and_help_end_with_code_0(run: Any) -> None:
     code, output, _ = run("--version")
     assert (code, output[:10]) == (0, "rpc-proto ")
-    for command in ([], ["serve"], ["call"], ["services"], ["bench"], ["demo"]):
-        code, output, errors = run(*command, "--help")
+    for command in ("", "serve", "call", "services", "bench", "registry", "nodes", "demo"):
+        code, output, errors = run(*command.split(), "--help")
         assert (code, output[:6], errors) == (0, "usage:", "")

@@ -1,0 +1,109 @@
+"""A registry that survives a restart: its snapshots in a file."""
+
+import logging
+import os
+from math import inf
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from rpc_discovery import Registry
+from rpc_discovery.documents import encode, parse_json
+from rpc_proto.http import Router
+
+__all__ = ["SavedRegistry"]
+
+_log = logging.getLogger("rpc_common")
+
+_MAX_FILE = 16 * 1024 * 1024  # bytes; a registry's own bounds keep it well below
+
+
+class SavedRegistry:
+    """A registry with a file; `server.mount` takes it in place of the registry alone.
+
+    What the file holds is restored at once. When nodes have come, gone or changed it is written
+    anew, at most each `interval` seconds, and at last by `close()`: to `path` + ".new", which then
+    takes its place, so that what is there is always whole. ValueError if it holds anything else,
+    which is left as it is; OSError if it cannot be read or written.
+    """
+
+    def __init__(
+        self, registry: Registry, path: str | os.PathLike[str], *, interval: float = 1.0
+    ) -> None:
+        if not 0 < interval < inf:
+            raise ValueError(f"interval must be seconds over 0, not {interval!r}")
+        self.registry = registry
+        self.path = os.fspath(path)
+        self._interval = interval
+        self._writer: Thread | None = None
+        self._failing = False
+        now = monotonic()
+        self._restore(now)
+        self._write(self.registry.snapshot(now))  # it is better to know now that it cannot be
+        self._saved = registry.revision
+        self._save_at = now + interval
+
+    def mount(self, router: Router) -> None:
+        """Let a server's router send to the registry what is for it."""
+        self.registry.mount(router)
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        at = self.registry.next_timeout()
+        if self.registry.revision == self._saved:
+            return at
+        return self._save_at if at is None else min(at, self._save_at)
+
+    def handle_timeout(self, now: float) -> None:
+        """Let nodes expire, and begin to save what has changed."""
+        self.registry.handle_timeout(now)
+        if self.registry.revision == self._saved or now < self._save_at:
+            return
+        self._save_at = now + self._interval
+        if self._writer is None or not self._writer.is_alive():
+            self._saved = self.registry.revision
+            # In a thread, because a disk may take its time.
+            self._writer = Thread(
+                target=self._try_to_write, args=(self.registry.snapshot(now),), daemon=True
+            )
+            self._writer.start()
+
+    def close(self) -> None:
+        """Save for the last time, when the server has stopped."""
+        if self._writer is not None:
+            self._writer.join()
+        self._try_to_write(self.registry.snapshot(monotonic()))
+
+    def _restore(self, now: float) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                data = file.read(_MAX_FILE + 1)
+        except FileNotFoundError:
+            return
+        if len(data) > _MAX_FILE:
+            raise ValueError(f"a snapshot has at most {_MAX_FILE} bytes")
+        self.registry.restore(parse_json(data), now)
+
+    def _try_to_write(self, snapshot: dict[str, Any]) -> None:
+        try:
+            self._write(snapshot)
+        except OSError as error:
+            self._saved = -1  # to be tried again
+            if not self._failing:
+                self._failing = True
+                _log.warning("the snapshot %s cannot be written: %s", self.path, error)
+        else:
+            self._failing = False
+
+    def _write(self, snapshot: dict[str, Any]) -> None:
+        new = f"{self.path}.new"
+        with open(new, "wb") as file:
+            file.write(encode(snapshot))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.path)
+        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or the name may be the old file's after a power cut
+        finally:
+            os.close(folder)
