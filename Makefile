@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types layers unit fuzz faults stress picks matrix conformance-http bench clean
+.PHONY: demo test check lint types layers unit fuzz faults stress soak picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -37,6 +37,10 @@ faults: $(VENV)/.dev
 # 64 threads on one blocking client, with random deadlines and cancels, for half a minute.
 stress: $(VENV)/.dev
 	STRESS_SECONDS=30 $(BIN)/python -m pytest tests/blocking_driver/test_threads.py
+
+# A minute of faults around five servers and a registry, for a client of each backend.
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py
 
 # A million picks of each balancer instead of 100,000, and what a pick costs.
 picks: $(VENV)/.dev
