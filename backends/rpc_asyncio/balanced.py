@@ -3,6 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from contextvars import Context
+from math import inf
 from random import random
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
@@ -11,14 +14,15 @@ from rpc_common.balanced import (
     DRAIN,
     BalancedBase,
     Request,
+    check_count,
+    check_hedge,
     check_policy,
     is_ready,
     judge,
-    time_left,
 )
 from rpc_common.client import Reply
 from rpc_common.files import look
-from rpc_discovery import FileView, View
+from rpc_discovery import FileView
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 from rpc_proto.proxy import service_proxy
@@ -29,19 +33,26 @@ from .pump import Pump
 __all__ = ["BalancedClient"]
 
 Api = TypeVar("Api")
-_Failure = tuple[Target, CallError, float]
 
 
 class BalancedClient(BalancedBase):
-    """Calls the nodes of a discovery; for the arguments see `BalancedBase`."""
+    """Calls the nodes of a discovery; for the arguments see `BalancedBase`.
+
+    It belongs to the event loop that first uses it.
+    """
 
     _log = logging.getLogger("rpc_asyncio")
 
     def _prepare(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._follower: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()  # dials, and connections that are closed
         self._pump: Pump | None = None
-        self._seen: asyncio.Event | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    def _make_event(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    def _here(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         return self
@@ -51,21 +62,21 @@ class BalancedClient(BalancedBase):
 
     async def close(self, grace: float = 0.0) -> None:
         """Close all connections; calls in flight get `grace` seconds, then are cancelled."""
-        self._closed = True
-        targets = list(self._pool.targets.values())
-        tasks = [t.dialling for t in targets if t.dialling is not None]
-        if self._follower is not None:
-            tasks.append(self._follower)
+        self._check_owner()
+        targets = self._end()
+        tasks = {target.dialling for target in targets if target.dialling is not None}
         if self._pump is not None:
             self._pump.stop()
+            tasks |= self._pump.requests
+        if self._follower is not None:
+            tasks.add(self._follower)
         for task in tasks:
             task.cancel()
-        clients = [t.client for t in targets if t.client is not None]
-        await asyncio.gather(*(client.close(grace) for client in clients))
+        clients = [target.client for target in targets if target.client is not None]
+        await asyncio.gather(*(client.close(grace) for client in (*clients, *self._retired)))
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
-        self._pool.update(View(), monotonic())
 
-    async def call(
+    def call(
         self,
         method: str,
         /,
@@ -78,7 +89,7 @@ class BalancedClient(BalancedBase):
         idempotent: bool | None = None,
         hedge: bool = False,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call "Service.method" on one of the nodes and return its result.
 
         As `Client.call`, and: `key` keeps calls together where the balancer can do that; `node` is
@@ -86,30 +97,54 @@ class BalancedClient(BalancedBase):
         though a handler may have run, and `hedge` whether a second node is asked when the first
         takes longer than all but 5 % of the calls. `timeout` covers it all.
         """
+        return self._call(
+            method, args, kwargs, returns, timeout, metadata, key, node, idempotent, hedge
+        )
+
+    async def _call(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+    ) -> Any:
         started = monotonic()
-        failure: _Failure | None = None
+        whole: BalancedCall | None = None
+        pause: float | None = None
         if node is None and not hedge and not self._limited:
             target = self._find(method.rpartition(".")[0], started, key)
             if target is not None:
                 client = target.client
-                call = client._start(method, args, kwargs, returns, timeout, metadata)
+                call = None
                 target.in_flight += 1
                 try:
+                    call = client._start(method, args, kwargs, returns, timeout, metadata)
                     value = (await call.waiter).value
                 except CallError as error:
-                    failure = target, error, started
+                    request = Request(method, args, kwargs, returns, metadata)
+                    whole = self._begin(request, timeout, started, key, node, idempotent)
+                    pause = self._failed(whole, target, client, error, started)
+                    if pause is None:
+                        raise
                 except BaseException:
-                    client._give_up(call)
-                    self._pool.cancelled(target)
+                    self._give_up(target, client, call)
                     raise
                 else:
                     self._pool.succeeded(target, started, monotonic())
                     return value
         request = Request(method, args, kwargs, returns, metadata)
-        whole = self._begin(request, timeout, started, key, node, idempotent)
+        if whole is None:
+            whole = self._begin(request, timeout, started, key, node, idempotent)
         if hedge:
+            check_hedge(node, idempotent)
             return (await self._hedge(whole, request)).value
-        return (await self._persist(whole, request, failure)).value
+        return (await self._persist(whole, request, pause or 0.0)).value
 
     async def request(
         self,
@@ -166,24 +201,22 @@ class BalancedClient(BalancedBase):
         check_policy(policy)
         request = Request(method, args, kwargs, returns, metadata)
         started = monotonic()
-        await self._see(self._begin(request, timeout, started, None, None, False))
-        results: dict[str, Any] = {}
+        await self._see(self._begin(request, timeout, started))
 
-        async def ask(address: str) -> None:
-            whole = self._begin(request, timeout, started, None, address, False)
+        async def ask(whole: BalancedCall) -> tuple[str, Any]:
+            assert whole.node is not None
             try:
-                results[address] = (await self._persist(whole, request)).value
+                return whole.node, (await self._persist(whole, request)).value
             except CallError as error:
-                results[address] = error
+                return whole.node, error
 
-        addresses = [target.node.address for target in self._pool.offering(request.service)]
-        tasks = [asyncio.create_task(ask(address)) for address in addresses]
+        results: dict[str, Any] = {}
+        tasks = [asyncio.create_task(ask(whole)) for whole in self._each(request, timeout, started)]
         try:
             for done in asyncio.as_completed(tasks):
-                await done
-                if policy == "first" and not all(
-                    isinstance(result, CallError) for result in results.values()
-                ):
+                address, result = await done
+                results[address] = result
+                if policy == "first" and not isinstance(result, CallError):
                     break
         finally:
             await _drop(tasks)
@@ -205,181 +238,180 @@ class BalancedClient(BalancedBase):
 
         For calls that may run more than once. If all fail, the last error is raised.
         """
+        check_count(count)
         request = Request(method, args, kwargs, returns, metadata)
-        started = monotonic()
-        first = self._begin(request, timeout, started, key, None, False)
+        first = self._begin(request, timeout, monotonic(), key)
         await self._see(first)
-        wholes = self._spread(first, request, timeout, started, count)
-        return (await self._race([self._persist(whole, request) for whole in wholes])).value
+        tasks = [
+            asyncio.create_task(self._persist(whole, request)) for whole in self._some(first, count)
+        ]
+        return (await _race(tasks)).value
 
     @overload
-    def service(self, service: str) -> Any: ...
+    def service(self, service: str, **options: Any) -> Any: ...
     @overload
-    def service(self, service: type[Api]) -> Api: ...
-    def service(self, service: Any) -> Any:
-        """Return a proxy: `await client.service("Arith").add(1, 2)`; see `Client.service`."""
+    def service(self, service: type[Api], **options: Any) -> Api: ...
+    def service(self, service: Any, **options: Any) -> Any:
+        """Return a proxy: `await client.service("Arith").add(1, 2)`; see `Client.service`.
+
+        `options` are those of `call`, for all calls through it: `idempotent=True` for instance.
+        """
 
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            return self.call(method, *args, returns=returns, **kwargs)
+            return self._call(method, args, kwargs, returns, **options)
 
         return service_proxy(invoke, service)
 
     # One call, as often as it takes
 
     async def _persist(
-        self, whole: BalancedCall, request: Request, failure: _Failure | None = None
+        self, whole: BalancedCall, request: Request, pause: float = 0.0
     ) -> CallCompleted:
-        pool = self._pool
+        if not whole.attempts:
+            await self._see(whole)
         while True:
-            if failure is not None:
-                target, error, started = failure
-                pause = pool.failed(whole, target, error, started, monotonic())
-                if pause is None:
-                    raise error
-                failure = None
-                if pause:
-                    await asyncio.sleep(min(pause, time_left(whole, monotonic())))
+            if pause:
+                await asyncio.sleep(min(pause, whole.time_left(monotonic())))
             target = await self._reach(whole)
             client = target.client
+            call = None
             started = monotonic()
-            call = client._start(
-                request.method,
-                request.args,
-                request.kwargs,
-                request.returns,
-                min(time_left(whole, started), self._pool.limit(whole)),
-                request.metadata,
-                request.one_way,
-            )
             target.in_flight += 1
             try:
+                call = client._start(
+                    request.method,
+                    request.args,
+                    request.kwargs,
+                    request.returns,
+                    min(whole.time_left(started), self._pool.limit(whole)),
+                    request.metadata,
+                    request.one_way,
+                )
                 event: CallCompleted | None = None
                 if not call.sent or not request.one_way:
                     event = await call.waiter
             except CallError as error:
-                failure = target, error, started
+                again = self._failed(whole, target, client, error, started)
+                if again is None:
+                    raise
+                pause = again
             except BaseException:
-                client._give_up(call)
-                pool.cancelled(target)
+                self._give_up(target, client, call)
                 raise
             else:
-                pool.succeeded(target, started, monotonic())
+                self._pool.succeeded(target, started, monotonic())
                 return event  # type: ignore[return-value]  # a call without an answer has none
+
+    def _give_up(self, target: Target, client: Client, call: Any) -> None:
+        self._pool.cancelled(target)
+        if call is not None:
+            client._give_up(call)
 
     async def _reach(self, whole: BalancedCall) -> Target:
         """Return a node that is connected; CallError if there is none."""
-        await self._see(whole)
         while True:
+            self._check_wanted(whole)
             target = self._pool.pick_for(whole, monotonic())
             if is_ready(target):
                 return target
-            await self._within(whole, target.dialling or self._dial_soon(target))
+            if target.dialling is None:
+                self._dial_soon(target)
+            await self._wait(whole, f" while {target.node.address} was dialled")
 
     async def _see(self, whole: BalancedCall) -> None:
         """Wait for the first view."""
         self._check_open()
         if self._machine is None and hasattr(self.discovery, "open"):
-            self._follow()
-        if self._pool.view is None:
-            assert self._seen is not None
-            left = time_left(whole, monotonic())
-            try:
-                async with asyncio.timeout(None if left == float("inf") else left):
-                    await self._seen.wait()
-            except TimeoutError:
-                time_left(whole, max(monotonic(), whole.deadline or 0.0))
+            Context().run(self._follow)  # it outlives the handler that may make the first call
+        while self._pool.view is None:
+            await self._wait(whole, self._without_view())
+            self._check_wanted(whole)
+
+    async def _wait(self, whole: BalancedCall, waiting: str) -> None:
+        """Wait until something has changed; DeadlineExceeded if nothing did in time."""
+        left = whole.time_left(monotonic(), waiting)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if left == inf else left):
+                await self._changed.wait()
+        whole.time_left(monotonic(), waiting)
 
     def _follow(self) -> None:
-        self._seen = asyncio.Event()
         self._machine = self.discovery.open(monotonic(), random)
         if isinstance(self._machine, FileView):
-            self._follower = asyncio.create_task(self._follow_file())
+            self._follower = self._spawn(self._follow_file())
         else:
             self._pump = Pump(self._machine, self._take, self._log, self.discovery.ssl)
 
     async def _follow_file(self) -> None:
         seen: Any = None
-        while True:
+        while not self._closed:
             seen, events = look(self.discovery.path, self._machine, seen, monotonic())
             self._take(events)
             await asyncio.sleep(self.discovery.interval)
-
-    def _apply(self, view: View) -> None:
-        super()._apply(view)
-        assert self._seen is not None
-        self._seen.set()
-
-    async def _within(self, whole: BalancedCall, what: "asyncio.Future[Any]") -> None:
-        """Wait for what others may wait for, too."""
-        left = time_left(whole, monotonic())
-        await asyncio.wait([what], timeout=None if left == float("inf") else left)
-        if not what.done():
-            time_left(whole, max(monotonic(), whole.deadline or 0.0))
 
     async def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:
         """Ask a second node if the first takes too long."""
         pool = self._pool
         started = monotonic()
-        first = asyncio.create_task(self._persist(whole, request))
+        whole.idempotent = True
+        tasks = [asyncio.create_task(self._persist(whole, request))]
         try:
-            delay = pool.hedging.seconds
-            await asyncio.wait([first], timeout=delay)
-            if first.done() or not pool.budget.withdraw(monotonic()):
-                event = await first
-            else:
-                other = BalancedCall(whole.service, whole.deadline, idempotent=whole.idempotent)
-                other.tried = {*whole.tried, *([whole.target] if whole.target else [])}
-                event = await self._race([first, self._persist(other, request)])
-        finally:
-            await _drop([first])
-        pool.hedging.observe(monotonic() - started)
-        return event
-
-    async def _race(
-        self, attempts: "list[asyncio.Task[CallCompleted] | Coroutine[Any, Any, CallCompleted]]"
-    ) -> CallCompleted:
-        """Return the first good outcome and cancel the others; the last error if there is none."""
-        tasks = [asyncio.ensure_future(attempt) for attempt in attempts]
-        try:
-            error: CallError | None = None
-            for done in asyncio.as_completed(tasks):
-                try:
-                    return await done
-                except CallError as failed:
-                    error = failed
-            assert error is not None
-            raise error
-        finally:
+            await asyncio.wait(tasks, timeout=pool.hedge_delay(request.method))
+            if not tasks[0].done():
+                other = pool.hedge(whole, monotonic())
+                if other is not None:
+                    tasks.append(asyncio.create_task(self._persist(other, request)))
+        except BaseException:
             await _drop(tasks)
+            raise
+        event = await _race(tasks)
+        pool.observe(request.method, monotonic() - started)
+        return event
 
     # Connections
 
-    def _dial_soon(self, target: Target) -> "asyncio.Task[None]":
+    def _dial_soon(self, target: Target) -> None:
+        self._check_owner()
         if not is_ready(target):
             self._pool.dialling(target)
-        task: asyncio.Task[None] = asyncio.create_task(self._dial(target))
-        target.dialling = task
-        return task
+        target.dialling = self._spawn(self._dial(target))
 
     async def _dial(self, target: Target) -> None:
         try:
-            client = await Client.connect(
-                target.node.address, timeout=self._connect_timeout, **self._options(target)
-            )
+            client = await Client.connect(target.node.address, **self._options(target))
         except Exception as error:
-            self._pool.unreachable(target, error, monotonic(), is_ready(target))
+            if self._not_dialled(target, error):
+                self._log_unreachable(target)
         else:
-            if self._closed or target.gone:
+            if not self._dialled(target, client):
                 await client.close()
-            else:
-                self._install(target, client)
-        finally:
-            target.dialling = None
 
     def _close_soon(self, client: Client) -> None:
-        task = asyncio.create_task(client.close(DRAIN))
+        self._retired.add(client)
+        closing = self._spawn(client.close(DRAIN))
+        closing.add_done_callback(lambda _: self._retired.discard(client))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(coroutine, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _race(tasks: "list[asyncio.Task[CallCompleted]]") -> CallCompleted:
+    """Return the first good outcome and cancel the others; the last error if there is none."""
+    waiting = set(tasks)
+    try:
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            good = [task for task in done if task.exception() is None]
+            if good or not waiting:
+                return (good or [*done])[0].result()
+    finally:
+        await _drop(tasks)
+        # Or error, traceback, this frame and its tasks would keep each other alive.
+        tasks.clear()
+        done = waiting = set()
 
 
 async def _drop(tasks: "list[asyncio.Task[Any]]") -> None:

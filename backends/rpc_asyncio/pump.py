@@ -35,7 +35,7 @@ class Pump:
         self._log = log
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
-        self._requests: set[asyncio.Task[None]] = set()
+        self.requests: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._go_on()
 
@@ -53,15 +53,15 @@ class Pump:
         self.ended.set()
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._requests:
+        for task in self.requests:
             task.cancel()
 
     def _go_on(self) -> None:
         machine = self.machine
         for request in machine.requests_to_send():
             task = self._loop.create_task(self._carry(request))
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
+            self.requests.add(task)
+            task.add_done_callback(self.requests.discard)
         if getattr(machine, "done", False):
             self.stop()
             return

@@ -13,8 +13,14 @@ __all__ = ["BLOCKING"]
 class _Blocking:
     socket: Any = socket
 
-    def spawn(self, function: Callable[[], Any]) -> None:
+    def spawn(self, function: Callable[[], Any]) -> Any:
         Thread(target=function, name="rpc-beside", daemon=True).start()
+
+    def kill(self, spawned: Any) -> None:
+        pass  # a thread cannot be killed
+
+    def here(self) -> Any:
+        return None
 
     def make_event(self) -> Any:
         return Event()

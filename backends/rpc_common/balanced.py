@@ -20,9 +20,9 @@ from rpc_discovery.pool import BalancedCall, Pool, Target
 from rpc_discovery.watching import StaticDiscovery
 from rpc_proto import (
     CallError,
+    Cancelled,
     ClientConfig,
     Codec,
-    DeadlineExceeded,
     LocalProtocolError,
     State,
     Unavailable,
@@ -30,15 +30,18 @@ from rpc_proto import (
 )
 from rpc_proto.context import inherit
 
+from .forks import Forks
+
 __all__ = [
     "DRAIN",
     "BalancedBase",
     "BroadcastFailed",
     "Request",
+    "check_count",
+    "check_hedge",
     "check_policy",
     "is_ready",
     "judge",
-    "time_left",
 ]
 
 _POLICIES = ("each", "all", "any", "first")
@@ -46,6 +49,7 @@ _POLICIES = ("each", "all", "any", "first")
 _OPEN = State.OPEN
 DRAIN = 30.0  # seconds for the calls on a connection that is no longer wanted
 _TRIES = 3  # nodes that are dialled for one call while others are ready
+_MOST_DIALS = 64  # at a time, but for calls that cannot go on without
 
 
 class Request(NamedTuple):
@@ -78,12 +82,12 @@ class BalancedBase(ABC):
     `discovery` is a list of addresses or Nodes, or a discovery of rpc_discovery. `balancer` is
     "random", "round_robin", "weighted_round_robin", "least_loaded" or "consistent_hash", or a
     class; `zone` and `slow_start` are its settings. `connect_timeout` limits each dial in seconds,
-    `call_timeout` each call with all that it takes (default: the config's). `idempotent` is the
-    default for calls: such may be repeated although a handler may have run. A call is sent at most
-    `max_attempts` times; if it is idempotent, it goes to another node when one has not answered
-    within `attempt_timeout` seconds (default: it waits). Repeated calls are at most `retry_ratio`
-    of all and `retry_minimum` a second. A connection that is older than `max_age` seconds is
-    replaced. The rest is as in `Client.connect`.
+    `call_timeout` of the config each call with all that it takes, unless told otherwise.
+    `idempotent` is the default for calls: such may be repeated although a handler may have run. A
+    call is sent at most `max_attempts` times; if it is idempotent, it goes to another node when one
+    has not answered within `attempt_timeout` seconds (default: it waits). For `retry_ratio` and
+    `retry_minimum` see `rpc_discovery.RetryBudget`. A connection that is older than `max_age`
+    seconds is replaced. The rest is as in `Client.connect`.
     """
 
     _log: logging.Logger
@@ -103,14 +107,17 @@ class BalancedBase(ABC):
         proxy: str | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(discovery, str):
+        if isinstance(discovery, (str, Node)):
             discovery = [discovery]
         if not hasattr(discovery, "view") and not hasattr(discovery, "open"):
             discovery = StaticDiscovery(discovery)
-        if not connect_timeout > 0:
-            raise ValueError(f"connect_timeout must be seconds over 0, not {connect_timeout!r}")
+        if not 0 < connect_timeout <= 3600:
+            raise ValueError(
+                f"connect_timeout must be over 0 and at most 3600 s, not {connect_timeout!r}"
+            )
         self.discovery = discovery
         self._machine: Any = None  # of the discovery, when it is followed
+        self._troubles: dict[str, str] = {}  # why there may be no view, by registry
         self._pool = Pool(now=monotonic(), rng=random, balancer=balancer, **settings)
         self._config = (config or ClientConfig()).override(codec=codec, token=token)
         self._ssl = ssl
@@ -120,14 +127,15 @@ class BalancedBase(ABC):
         self._idempotent = idempotent
         self._call_timeout = self._config.call_timeout
         self._closed = False
+        self._forks = Forks.count
+        self._home: Any = None  # where it is used, when it is
+        self._retired: set[Any] = set()  # connections that end when their calls have
+        # Set, and replaced by a new one, when a dial has ended, a view has come, or it is closed.
+        self._changed = self._make_event()
         view = getattr(discovery, "view", None)
         if view is not None:
             self._pool.update(view, monotonic())
         self._prepare()
-
-    @abstractmethod
-    def _prepare(self) -> None:
-        """Set up what the runtime needs."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -136,17 +144,45 @@ class BalancedBase(ABC):
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What is going on: for people and tests."""
+        """What is going on: for people and tests.
+
+        `failovers` counts the calls that were sent again; `stale` is for how many seconds nothing
+        has confirmed the view, 0 while it is good.
+        """
         pool = self._pool
+        targets = list(pool.targets.values())
+        since = getattr(self._machine, "stale_since", None)
         return {
-            "nodes": len(pool.targets),
-            "connected": sum(is_ready(target) for target in pool.targets.values()),
+            "nodes": len(targets),
+            "connected": sum(is_ready(target) for target in targets),
             "ejected": len(pool.ejection.ejected),
-            "in_flight": sum(target.in_flight for target in pool.targets.values()),
+            "in_flight": sum(target.in_flight for target in targets),
             "failovers": pool.failovers,
+            "stale": 0.0 if since is None else monotonic() - since,
         }
 
-    # For the drivers
+    # What a runtime supplies
+
+    def _prepare(self) -> None:  # noqa: B027 - not all need it
+        """Set up what the runtime needs."""
+
+    @abstractmethod
+    def _make_event(self) -> Any:
+        """Return something with `set()` and `wait`."""
+
+    @abstractmethod
+    def _here(self) -> Any:
+        """Return what tells this event loop, or hub, from others."""
+
+    @abstractmethod
+    def _dial_soon(self, target: Target) -> None:
+        """Begin to dial a node."""
+
+    @abstractmethod
+    def _close_soon(self, client: Any) -> None:
+        """Close a connection when its calls have ended."""
+
+    # The view
 
     def _take(self, events: list[Any]) -> None:
         """Act on what a discovery says."""
@@ -155,85 +191,78 @@ class BalancedBase(ABC):
                 self._apply(event.view)
             elif isinstance(event, StaleChanged):
                 if event.since is None:
+                    self._troubles.pop("", None)
                     self._log.info("discovery: the nodes are up to date again")
                 else:
+                    self._troubles[""] = event.reason
                     self._log.warning("discovery: going on with the last view: %s", event.reason)
             elif isinstance(event, RegistryFailed):
+                self._troubles[event.registry] = event.reason
                 self._log.warning("registry %s failed: %s", event.registry, event.reason)
             elif isinstance(event, RegistryReached):
+                self._troubles.pop(event.registry, None)
                 self._log.info("registry %s answers", event.registry)
+
+    def _apply(self, view: View) -> None:
+        """Take a view."""
+        if self._closed:
+            return
+        for target in self._pool.update(view, monotonic()):
+            client, target.client = target.client, None
+            if client is not None:
+                self._close_soon(client)
+        self._notify()
+
+    def _notify(self) -> None:
+        """Let all who wait look again."""
+        changed, self._changed = self._changed, self._make_event()
+        changed.set()
+
+    def _without_view(self) -> str:
+        reasons = [
+            f"{registry}: {reason}" if registry else reason
+            for registry, reason in list(self._troubles.items())
+        ]
+        return f" before any node was known{': ' if reasons else ''}{'; '.join(reasons)}"
+
+    def _end(self) -> list[Target]:
+        """Take no more calls; return the nodes, whose connections are to be closed."""
+        self._closed = True
+        targets = self._pool.update(View(), monotonic())
+        self._pool.view = None  # so that the next call looks why
+        self._notify()
+        return targets
+
+    # Calls
 
     def _find(self, service: str, now: float, key: str | None) -> Target | None:
         """Return a node that is connected, and see to it that the one in turn will be."""
-        if self._pool.view is None:
-            self._check_open()
+        pool = self._pool
+        if pool.view is None:
             return None
         for _ in range(_TRIES):
-            target = self._pool.pick(service, now, key)
+            target = pool.pick(service, now, key)
             client = target.client
             if client is not None and client._connection.state is _OPEN:
                 if now > target.expires_at and target.dialling is None:
                     self._dial_soon(target)
                 return target
-            if target.dialling is not None or (target.retry_at or now) > now:
+            if target.retry_at is not None and target.retry_at > now:
                 break
-            self._dial_soon(target)
+            if target.dialling is None and len(pool.dials) < _MOST_DIALS:
+                self._dial_soon(target)
             if key is not None:  # it is worth the wait
                 break
         return None
-
-    @abstractmethod
-    def _dial_soon(self, target: Target) -> Any:
-        """Begin to dial a node, and return what tells of the end."""
-
-    @abstractmethod
-    def _close_soon(self, client: Any) -> None:
-        """Close a connection when its calls have ended."""
-
-    def _apply(self, view: View) -> None:
-        """Take a view."""
-        for target in self._pool.update(view, monotonic()):
-            client, target.client = target.client, None
-            if client is not None:
-                self._close_soon(client)
-
-    def _install(self, target: Target, client: Any) -> None:
-        """Take a new connection; the one that it replaces is closed when its calls have ended."""
-        old, target.client = target.client, client
-        self._pool.connected(target, monotonic())
-        if old is not None:
-            self._close_soon(old)
-
-    def _spread(
-        self,
-        first: BalancedCall,
-        request: Request,
-        timeout: float | None,
-        started: float,
-        count: int,
-    ) -> list[BalancedCall]:
-        """Return calls for different nodes, as many as asked for if there are so many."""
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"count must be a whole number from 1 up, not {count!r}")
-        chosen: list[Target] = []
-        while len(chosen) < count:
-            target = self._pool.pick(first.service, started, first.key, chosen)
-            if target in chosen:
-                break
-            chosen.append(target)
-        return [
-            self._begin(request, timeout, started, None, target.node.address, True)
-            for target in chosen
-        ]
 
     def _begin(
         self,
         request: Request,
         timeout: float | None,
         started: float,
-        key: str | None,
-        node: str | None,
-        idempotent: bool | None,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
     ) -> BalancedCall:
         """Return what it takes to make a call more than once; its time counts from the start."""
         return BalancedCall(
@@ -244,14 +273,93 @@ class BalancedBase(ABC):
             node=node,
         )
 
+    def _failed(
+        self, whole: BalancedCall, target: Target, client: Any, error: CallError, started: float
+    ) -> float | None:
+        """Take note of a failure; the seconds until the next attempt, None if the error stands."""
+        state = client._connection.state
+        blamed = state is _OPEN
+        if state is State.CLOSED and target.client is client:
+            target.client = None
+            blamed = True  # it was lost, and of all that are lost with it this is the first
+        return self._pool.failed(whole, target, error, started, monotonic(), blamed)
+
+    def _each(self, request: Request, timeout: float | None, started: float) -> list[BalancedCall]:
+        """Return a call for each node that offers the service."""
+        return [
+            self._begin(request, timeout, started, node=target.node.address)
+            for target in self._pool.offering(request.service)
+        ]
+
+    def _some(self, first: BalancedCall, count: int) -> list[BalancedCall]:
+        """Return calls for different nodes, as many as asked for if there are so many."""
+        now = monotonic()
+        chosen: list[Target] = []
+        while len(chosen) < count:
+            target = self._pool.pick(first.service, now, first.key, chosen)
+            if target in chosen:
+                break
+            chosen.append(target)
+        return [
+            BalancedCall(first.service, first.deadline, idempotent=True, node=target.node.address)
+            for target in chosen
+        ]
+
+    # Connections
+
     def _options(self, target: Target) -> dict[str, Any]:
-        """Return the arguments of `Client.connect` for a node."""
+        """Return the arguments of `Client.connect` for a node, but the address."""
         ssl = self._ssl if parse_address(target.node.address).has_tls else None
-        return {"config": self._config, "ssl": ssl, **self._connecting}
+        timeout = self._connect_timeout
+        return {"timeout": timeout, "config": self._config, "ssl": ssl, **self._connecting}
+
+    def _dialled(self, target: Target, client: Any) -> bool:
+        """Take a new connection, if it is still wanted; that which it replaces ends gently."""
+        target.dialling = None
+        wanted = not self._closed and not target.gone
+        if wanted:
+            old, target.client = target.client, client
+            self._pool.connected(target, monotonic())
+            if old is not None:
+                self._close_soon(old)
+        self._notify()
+        return wanted
+
+    def _not_dialled(self, target: Target, error: Exception) -> bool:
+        """Take note of a dial that failed; whether it is worth a line in the log."""
+        target.dialling = None
+        self._pool.unreachable(target, error, monotonic(), is_ready(target))
+        self._notify()
+        return target.failures == 1 and not self._closed and not target.gone
+
+    def _log_unreachable(self, target: Target) -> None:
+        self._log.info("%s cannot be reached: %s", target.node.address, target.why)
+
+    # Whether one may
 
     def _check_open(self) -> None:
+        """Raise LocalProtocolError for a client that is closed, or is used where it must not be."""
+        self._check_owner()
         if self._closed:
             raise LocalProtocolError("this client was closed")
+
+    def _check_owner(self) -> None:
+        if self._forks != Forks.count:
+            raise LocalProtocolError(
+                "this client belongs to the parent process; make one after the fork"
+            )
+        here = self._here()
+        if self._home is None:
+            self._home = here
+        elif self._home != here:
+            raise LocalProtocolError(
+                "this client belongs to another event loop or hub; make one for each"
+            )
+
+    def _check_wanted(self, whole: BalancedCall) -> None:
+        if self._closed or whole.abandoned:
+            why = "the client is shutting down" if self._closed else "the caller gave up"
+            raise Cancelled(whole.explain(why), maybe_executed=whole.maybe_executed)
 
 
 def is_ready(target: Target) -> bool:
@@ -260,29 +368,34 @@ def is_ready(target: Target) -> bool:
     return client is not None and client._connection.state is _OPEN
 
 
-def time_left(call: BalancedCall, now: float) -> float:
-    """Return the seconds until the deadline; DeadlineExceeded when it has passed."""
-    if call.deadline is None:
-        return float("inf")
-    if call.deadline <= now:
-        raise DeadlineExceeded(
-            f"the deadline passed before a node of {call.service} was reached",
-            maybe_executed=call.maybe_executed,
-        )
-    return call.deadline - now
+def check_hedge(node: str | None, idempotent: bool | None) -> None:
+    """Raise ValueError for a call that cannot be hedged."""
+    if node is not None:
+        raise ValueError("hedge asks a second node: it does not go with node=")
+    if idempotent is False:
+        raise ValueError("hedge may send a call twice: it does not go with idempotent=False")
 
 
-def judge(policy: str, request: Request, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of a broadcast, or raise BroadcastFailed."""
-    if not results:
-        raise Unavailable(f"no node offers {request.service!r:.100}", maybe_executed=False)
-    failed = [error for error in results.values() if isinstance(error, CallError)]
-    if (policy == "all" and failed) or (policy in ("any", "first") and len(failed) == len(results)):
-        raise BroadcastFailed(f"{len(failed)} of {len(results)} nodes failed: {failed[0]}", results)
-    return results
+def check_count(count: int) -> None:
+    """Raise ValueError for what is no number of nodes."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a whole number from 1 up, not {count!r}")
 
 
 def check_policy(policy: str) -> None:
     """Raise ValueError for a policy that there is not."""
     if policy not in _POLICIES:
         raise ValueError(f"policy must be one of {', '.join(_POLICIES)}, not {policy!r}")
+
+
+def judge(policy: str, request: Request, results: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a broadcast, or raise BroadcastFailed."""
+    if not results:
+        raise Unavailable(f"no node offers {request.service!r:.100}", maybe_executed=False)
+    failed = {node: error for node, error in results.items() if isinstance(error, CallError)}
+    if (policy == "all" and failed) or (policy in ("any", "first") and len(failed) == len(results)):
+        reasons = [f"{node}: {error}" for node, error in failed.items()]
+        raise BroadcastFailed(
+            f"{len(failed)} of {len(results)} nodes failed: {'; '.join(reasons[:3])}", results
+        )
+    return results

@@ -13,8 +13,14 @@ class Runtime(Protocol):
     def socket(self) -> Any:
         """The module."""
 
-    def spawn(self, function: Callable[[], Any]) -> None:
+    def spawn(self, function: Callable[[], Any]) -> Any:
         """Run a function beside all others; it does not keep the process alive."""
+
+    def kill(self, spawned: Any) -> None:
+        """End what was spawned, if this runtime can do that."""
+
+    def here(self) -> Any:
+        """Return what tells the hub of this thread from others; None where threads are alike."""
 
     def make_event(self) -> Any:
         """Return something with `set()` and `wait(timeout)`."""

@@ -1,6 +1,9 @@
 """The balanced client for runtimes that wait in place: gevent and blocking."""
 
+from collections import deque
 from collections.abc import Mapping
+from contextvars import Context, copy_context
+from functools import partial
 from random import random
 from threading import Lock
 from time import monotonic
@@ -8,24 +11,35 @@ from typing import Any, Self, TypeVar, overload
 
 from rpc_discovery import FileView, View
 from rpc_discovery.pool import BalancedCall, Target
-from rpc_proto import CallCompleted, CallError, Cancelled
+from rpc_proto import CallCompleted, CallError
+from rpc_proto.context import ambient_call
 from rpc_proto.proxy import service_proxy
 
-from .balanced import DRAIN, BalancedBase, Request, check_policy, is_ready, judge, time_left
+from .balanced import (
+    DRAIN,
+    BalancedBase,
+    Request,
+    check_count,
+    check_hedge,
+    check_policy,
+    is_ready,
+    judge,
+)
 from .client import Reply, SyncClient
 from .files import look
+from .forks import Forks
 from .pump import Pump
 from .runtime import Runtime
 
 __all__ = ["SyncBalancedClient"]
 
 Api = TypeVar("Api")
-_Failure = tuple[Target, CallError, float]
 
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
+_MOST_BESIDE = 64  # calls of one broadcast at a time
 
 
-class _Attempts:
+class _Race:
     """Calls of one request that run at the same time."""
 
     def __init__(self, outcomes: Any) -> None:
@@ -40,11 +54,17 @@ class SyncBalancedClient(BalancedBase):
     _runtime: Runtime
 
     def _prepare(self) -> None:
-        # Of the pool and of the targets. It is never held while anything is waited for.
+        # Of the pool, of the targets and of the event. It is never held while anything is waited
+        # for, nor while anything is logged.
         self._lock = Lock()
-        self._seen = self._runtime.make_event()
         self._ending = self._runtime.make_queue()
         self._pump: Pump | None = None
+
+    def _make_event(self) -> Any:
+        return self._runtime.make_event()
+
+    def _here(self) -> Any:
+        return self._runtime.here()
 
     # For users
 
@@ -55,16 +75,24 @@ class SyncBalancedClient(BalancedBase):
         self.close()
 
     def close(self, grace: float = 0.0) -> None:
-        """Close all connections; calls in flight get `grace` seconds, then are cancelled."""
+        """Close all connections; calls in flight get `grace` seconds, then are cancelled.
+
+        In rpc_blocking the thread of a dial that is under way ends within `connect_timeout`.
+        """
+        self._check_owner()
+        end = monotonic() + grace
         with self._lock:
-            self._closed = True
-            self._ending.put(None)
-            clients = [t.client for t in self._pool.targets.values() if t.client is not None]
-            self._pool.update(View(), monotonic())
+            targets = self._end()
+            clients = [target.client for target in targets if target.client is not None]
+            clients += self._retired
+        self._ending.put(None)
         if self._pump is not None:
             self._pump.stop()
+        for target in targets:
+            if target.dialling is not None:
+                self._runtime.kill(target.dialling)
         for client in clients:
-            client.close(grace)
+            client.close(max(0.0, end - monotonic()))
 
     def call(
         self,
@@ -87,32 +115,58 @@ class SyncBalancedClient(BalancedBase):
         though a handler may have run, and `hedge` whether a second node is asked when the first
         takes longer than all but 5 % of the calls. `timeout` covers it all.
         """
+        return self._call(
+            method, args, kwargs, returns, timeout, metadata, key, node, idempotent, hedge
+        )
+
+    def _call(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+    ) -> Any:
         started = monotonic()
-        failure: _Failure | None = None
-        if node is None and not hedge and not self._limited:
+        whole: BalancedCall | None = None
+        pause: float | None = None
+        if node is None and not hedge and not self._limited and self._forks == Forks.count:
             with self._lock:
                 target = self._find(method.rpartition(".")[0], started, key)
                 if target is not None:
                     target.in_flight += 1
+                    client = target.client
             if target is not None:
-                client = target.client
                 try:
                     call = client._begin(method, args, kwargs, returns, timeout, metadata)
                     value = client._wait(call, call.waiter).value
                 except CallError as error:
-                    failure = target, error, started
+                    request = Request(method, args, kwargs, returns, metadata)
+                    whole = self._begin(request, timeout, started, key, node, idempotent)
+                    with self._lock:
+                        pause = self._failed(whole, target, client, error, started)
+                    if pause is None:
+                        raise
                 except BaseException:
-                    self._cancelled(target)
+                    with self._lock:
+                        self._pool.cancelled(target)
                     raise
                 else:
                     with self._lock:
                         self._pool.succeeded(target, started, monotonic())
                     return value
         request = Request(method, args, kwargs, returns, metadata)
-        whole = self._begin(request, timeout, started, key, node, idempotent)
+        if whole is None:
+            whole = self._begin(request, timeout, started, key, node, idempotent)
         if hedge:
+            check_hedge(node, idempotent)
             return self._hedge(whole, request).value
-        return self._persist(whole, request, failure).value
+        return self._persist(whole, request, pause or 0.0).value
 
     def request(
         self,
@@ -164,28 +218,28 @@ class SyncBalancedClient(BalancedBase):
 
         `policy` says when that is a success, and BroadcastFailed with the `results` is raised
         otherwise: "each" always; "all" when all nodes answered well; "any" when one did; "first"
-        is as "any", but returns at once and cancels the other calls.
+        is as "any", but returns at once and cancels the other calls. 64 nodes are asked at a time.
         """
         check_policy(policy)
         request = Request(method, args, kwargs, returns, metadata)
         started = monotonic()
-        self._see(self._begin(request, timeout, started, None, None, False))
-        results: dict[str, Any] = {}
+        self._see(self._begin(request, timeout, started))
         with self._lock:
-            addresses = [target.node.address for target in self._pool.offering(request.service)]
-        attempts = _Attempts(self._runtime.make_queue())
-        for address in addresses:
-            self._attempt(
-                attempts, self._begin(request, timeout, started, None, address, False), request
-            )
+            wholes = self._each(request, timeout, started)
+        results: dict[str, Any] = {}
+        race = _Race(self._runtime.make_queue())
         try:
-            for _ in addresses:
-                whole, event, error = self._runtime.get(attempts.outcomes, None)
+            self._run(race, wholes, request)
+            for _ in wholes:
+                whole, event, error = self._runtime.get(race.outcomes, None)
+                if error is not None and not isinstance(error, CallError):
+                    raise error
                 results[whole.node] = event.value if error is None else error
                 if policy == "first" and error is None:
                     break
         finally:
-            self._abandon(attempts)
+            error = None  # or error, traceback and frame would keep each other alive
+            self._abandon(race.running)
         return judge(policy, request, results)
 
     def fork(
@@ -204,49 +258,43 @@ class SyncBalancedClient(BalancedBase):
 
         For calls that may run more than once. If all fail, the last error is raised.
         """
+        check_count(count)
         request = Request(method, args, kwargs, returns, metadata)
-        started = monotonic()
-        first = self._begin(request, timeout, started, key, None, False)
+        first = self._begin(request, timeout, monotonic(), key)
         self._see(first)
         with self._lock:
-            wholes = self._spread(first, request, timeout, started, count)
-        attempts = _Attempts(self._runtime.make_queue())
-        for whole in wholes:
-            self._attempt(attempts, whole, request)
-        return self._first(attempts).value
+            wholes = self._some(first, count)
+        race = _Race(self._runtime.make_queue())
+        try:
+            self._run(race, wholes, request)
+            return self._first(race).value
+        finally:
+            self._abandon(race.running)
 
     @overload
-    def service(self, service: str) -> Any: ...
+    def service(self, service: str, **options: Any) -> Any: ...
     @overload
-    def service(self, service: type[Api]) -> Api: ...
-    def service(self, service: Any) -> Any:
-        """Return a proxy: `client.service("Arith").add(1, 2)`; see `Client.service`."""
+    def service(self, service: type[Api], **options: Any) -> Api: ...
+    def service(self, service: Any, **options: Any) -> Any:
+        """Return a proxy: `client.service("Arith").add(1, 2)`; see `Client.service`.
+
+        `options` are those of `call`, for all calls through it: `idempotent=True` for instance.
+        """
 
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            return self.call(method, *args, returns=returns, **kwargs)
+            return self._call(method, args, kwargs, returns, **options)
 
         return service_proxy(invoke, service)
 
     # One call, as often as it takes
 
-    def _persist(
-        self, whole: BalancedCall, request: Request, failure: _Failure | None = None
-    ) -> CallCompleted:
+    def _persist(self, whole: BalancedCall, request: Request, pause: float = 0.0) -> CallCompleted:
+        if not whole.attempts:
+            self._see(whole)
         while True:
-            if failure is not None:
-                target, error, started = failure
-                with self._lock:
-                    pause = self._pool.failed(whole, target, error, started, monotonic())
-                if pause is None:
-                    try:
-                        raise error
-                    finally:
-                        del failure, error  # or error, traceback and frame keep each other alive
-                failure = None
-                if pause:
-                    self._runtime.sleep(min(pause, time_left(whole, monotonic())))
-            target = self._reach(whole)
-            client = target.client
+            if pause:
+                self._runtime.sleep(min(pause, whole.time_left(monotonic())))
+            target, client = self._reach(whole)
             started = monotonic()
             try:
                 call = client._begin(
@@ -254,20 +302,25 @@ class SyncBalancedClient(BalancedBase):
                     request.args,
                     request.kwargs,
                     request.returns,
-                    min(time_left(whole, started), self._pool.limit(whole)),
+                    min(whole.time_left(started), self._pool.limit(whole)),
                     request.metadata,
                     request.one_way,
                 )
                 whole.pending = client, call
-                if whole.abandoned:
+                if whole.abandoned:  # looked at behind `pending`: one of the two threads sees both
                     client._give_up(call)
                 event: CallCompleted | None = None
                 if not call.sent or not request.one_way:
                     event = client._wait(call, call.waiter)
-            except CallError as failed:
-                failure = target, failed, started
+            except CallError as error:
+                with self._lock:
+                    again = self._failed(whole, target, client, error, started)
+                if again is None:
+                    raise
+                pause = again
             except BaseException:
-                self._cancelled(target)
+                with self._lock:
+                    self._pool.cancelled(target)
                 raise
             else:
                 with self._lock:
@@ -276,34 +329,48 @@ class SyncBalancedClient(BalancedBase):
             finally:
                 whole.pending = None
 
-    def _cancelled(self, target: Target) -> None:
-        with self._lock:
-            self._pool.cancelled(target)
-
-    def _reach(self, whole: BalancedCall) -> Target:
-        """Return a node that is connected, with this call counted; CallError if there is none."""
-        self._see(whole)
+    def _reach(self, whole: BalancedCall) -> tuple[Target, Any]:
+        """Return a node with its connection, and this call counted; CallError if there is none."""
         while True:
-            if whole.abandoned:
-                raise Cancelled("another node was quicker", maybe_executed=False)
-            now = monotonic()
             with self._lock:
-                target = self._pool.pick_for(whole, now)
+                self._check_wanted(whole)
+                target = self._pool.pick_for(whole, monotonic())
                 if is_ready(target):
                     target.in_flight += 1
-                    return target
-                dialled = target.dialling or self._dial_soon(target)
-            self._within(whole, dialled)
+                    return target, target.client
+                if target.dialling is None:
+                    self._dial_soon(target)
+                changed = self._changed
+            self._wait(whole, changed, f" while {target.node.address} was dialled")
 
     def _see(self, whole: BalancedCall) -> None:
         """Wait for the first view."""
         self._check_open()
-        if self._machine is None and hasattr(self.discovery, "open"):
+        while True:
             with self._lock:
-                if self._machine is None:
-                    self._follow()
-        while self._pool.view is None:
-            self._within(whole, self._seen)
+                if self._machine is None and hasattr(self.discovery, "open"):
+                    Context().run(self._follow)  # it outlives the handler that may be the first
+                if self._pool.view is not None:
+                    return
+                self._check_wanted(whole)
+                changed = self._changed
+            self._wait(whole, changed, self._without_view())
+
+    def _wait(self, whole: BalancedCall, changed: Any, waiting: str) -> None:
+        """Wait until something has changed; DeadlineExceeded if nothing did in time."""
+        left = whole.time_left(monotonic(), waiting)
+        ambient = ambient_call.get()
+        undo = None
+        if ambient is not None and not ambient.answered:
+            undo = ambient.on_cancel(lambda: self._abandon([whole]))
+        try:
+            changed.wait(min(left, _LONGEST))
+        finally:
+            if undo is not None:
+                undo()
+        whole.time_left(monotonic(), waiting)
+
+    # The view
 
     def _follow(self) -> None:
         self._machine = self.discovery.open(monotonic(), random)
@@ -321,115 +388,121 @@ class SyncBalancedClient(BalancedBase):
             self._take(events)
             self._runtime.get(self._ending, self.discovery.interval)
 
-    def _take(self, events: list[Any]) -> None:
+    def _apply(self, view: View) -> None:
         with self._lock:
-            super()._take(events)
-        if self._pool.view is not None:
-            self._seen.set()
-
-    def _within(self, whole: BalancedCall, event: Any) -> None:
-        """Wait for what others may wait for, too."""
-        event.wait(min(time_left(whole, monotonic()), _LONGEST))
+            super()._apply(view)
 
     # Several calls at the same time
 
-    def _attempt(self, attempts: _Attempts, whole: BalancedCall, request: Request) -> None:
-        attempts.running.append(whole)
+    def _run(self, race: _Race, wholes: list[BalancedCall], request: Request) -> None:
+        """Make calls beside each other, whose outcomes come in the order of their ends."""
+        race.running += wholes
+        waiting = deque(wholes)
 
-        def run() -> None:
-            event: CallCompleted | None = None
-            error: BaseException | None = None
-            try:
-                event = self._persist(whole, request)
-            except BaseException as failed:
-                error = failed
-            attempts.outcomes.put((whole, event, error))
-            del error
+        def work() -> None:
+            while waiting:
+                try:
+                    whole = waiting.popleft()
+                except IndexError:  # another one was quicker
+                    return
+                event: CallCompleted | None = None
+                error: BaseException | None = None
+                try:
+                    event = self._persist(whole, request)
+                except BaseException as failed:
+                    error = failed
+                race.outcomes.put((whole, event, error))
+                del error
 
-        self._runtime.spawn(run)
+        for _ in range(min(len(wholes), _MOST_BESIDE)):
+            # With its deadline, its trace and its cancellation, where a handler makes the call.
+            self._runtime.spawn(partial(copy_context().run, work))
 
-    def _first(self, attempts: _Attempts) -> CallCompleted:
-        """Return the first good outcome and cancel the others; the last error if there is none."""
+    def _first(self, race: _Race) -> CallCompleted:
+        """Return the first good outcome; the last error if there is none."""
+        error: BaseException | None = None
         try:
-            error: BaseException | None = None
-            for _ in list(attempts.running):
-                _, event, error = self._runtime.get(attempts.outcomes, None)
+            for _ in list(race.running):
+                _, event, error = self._runtime.get(race.outcomes, None)
                 if error is None:
                     return event  # type: ignore[no-any-return]
             assert error is not None
             raise error
         finally:
-            error = None
-            self._abandon(attempts)
+            error = None  # or error, traceback and frame would keep each other alive
 
-    def _abandon(self, attempts: _Attempts) -> None:
-        for whole in attempts.running:
+    def _abandon(self, wholes: list[BalancedCall]) -> None:
+        """Give calls up; those that have ended do not mind."""
+        for whole in wholes:
             whole.abandoned = True
             pending = whole.pending
             if pending is not None:
                 client, call = pending
                 client._give_up(call)
+        with self._lock:
+            self._notify()  # those that wait for a connection
 
     def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:
         """Ask a second node if the first takes too long."""
         started = monotonic()
-        attempts = _Attempts(self._runtime.make_queue())
-        delay = self._pool.hedging.seconds
+        whole.idempotent = True
+        with self._lock:
+            delay = self._pool.hedge_delay(request.method)
         if delay is None:
             event = self._persist(whole, request)
         else:
-            event = self._hedge_after(delay, attempts, whole, request)
+            race = _Race(self._runtime.make_queue())
+            try:
+                self._run(race, [whole], request)
+                first = self._runtime.get(race.outcomes, delay)
+                if first is not None:
+                    race.outcomes.put(first)
+                    del first
+                else:
+                    with self._lock:
+                        other = self._pool.hedge(whole, monotonic())
+                    if other is not None:
+                        self._run(race, [other], request)
+                event = self._first(race)
+            finally:
+                self._abandon(race.running)
         with self._lock:
-            self._pool.hedging.observe(monotonic() - started)
+            self._pool.observe(request.method, monotonic() - started)
         return event
-
-    def _hedge_after(
-        self, delay: float, attempts: _Attempts, whole: BalancedCall, request: Request
-    ) -> CallCompleted:
-        self._attempt(attempts, whole, request)
-        first = self._runtime.get(attempts.outcomes, delay)
-        if first is not None:
-            _, event, error = first
-            if error is not None:
-                raise error
-            return event  # type: ignore[no-any-return]
-        with self._lock:
-            allowed = self._pool.budget.withdraw(monotonic())
-        if allowed:
-            other = BalancedCall(whole.service, whole.deadline, idempotent=whole.idempotent)
-            other.tried = {*whole.tried, *([whole.target] if whole.target else [])}
-            self._attempt(attempts, other, request)
-        return self._first(attempts)
 
     # Connections
 
-    def _dial_soon(self, target: Target) -> Any:
+    def _dial_soon(self, target: Target) -> None:
+        self._check_owner()
         if not is_ready(target):
             self._pool.dialling(target)
-        target.dialling = event = self._runtime.make_event()
-        self._runtime.spawn(lambda: self._dial(target, event))
-        return event
-
-    def _dial(self, target: Target, event: Any) -> None:
-        client = failure = None
         try:
-            client = self._client.connect(
-                target.node.address, timeout=self._connect_timeout, **self._options(target)
-            )
+            # It cannot be over before this is noted: it needs the lock, which is held here.
+            spawned = self._runtime.spawn(lambda: self._dial(target))
+        except RuntimeError as error:  # no more threads can be had
+            self._not_dialled(target, error)
+        else:
+            target.dialling = spawned or True
+
+    def _dial(self, target: Target) -> None:
+        try:
+            client = self._client.connect(target.node.address, **self._options(target))
         except Exception as error:
-            failure = error
+            with self._lock:
+                first = self._not_dialled(target, error)
+            if first:
+                self._log_unreachable(target)
+            return
         with self._lock:
-            target.dialling = None
-            if client is None:
-                assert failure is not None
-                self._pool.unreachable(target, failure, monotonic(), is_ready(target))
-            elif not self._closed and not target.gone:
-                self._install(target, client)
-                client = None
-        if client is not None:
+            wanted = self._dialled(target, client)
+        if not wanted:
             client.close()
-        event.set()
-        del failure
 
     def _close_soon(self, client: Any) -> None:
-        self._runtime.spawn(lambda: client.close(DRAIN))
+        self._retired.add(client)
+        self._runtime.spawn(lambda: self._retire(client))
+
+    def _retire(self, client: Any) -> None:
+        client.close(DRAIN)
+        with self._lock:
+            self._retired.discard(client)

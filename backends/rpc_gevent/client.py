@@ -22,8 +22,8 @@ from rpc_proto import (
 )
 from rpc_proto import Event as CoreEvent
 
-from .link import Link, get_ident, take_over
-from .runtime import GEVENT
+from .link import Link, take_over
+from .runtime import GEVENT, get_ident
 
 __all__ = ["Client", "Reply"]
 

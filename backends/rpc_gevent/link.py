@@ -7,13 +7,10 @@ import ssl as ssl_module
 from _socket import SHUT_WR
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
-
-from gevent.monkey import get_original
 
 from rpc_common.forks import Forks
 from rpc_common.memory import keep_large_blocks
@@ -22,10 +19,7 @@ from rpc_common.tls import Tls
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
-__all__ = ["Link", "get_ident", "take_over"]
-
-# Of the thread, also where monkey-patching makes threading's tell greenlets apart.
-get_ident: Callable[[], int] = get_original("_thread", "get_ident")
+__all__ = ["Link", "take_over"]
 
 _READ, _WRITE = 1, 2  # what a watcher of the loop waits for
 

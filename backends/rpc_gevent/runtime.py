@@ -6,16 +6,26 @@ from typing import Any
 import gevent
 from gevent import socket
 from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.queue import Empty, SimpleQueue
 
-__all__ = ["GEVENT"]
+__all__ = ["GEVENT", "get_ident"]
+
+# Of the thread, also where monkey-patching makes threading's tell greenlets apart.
+get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 
 class _Gevent:
     socket: Any = socket
 
-    def spawn(self, function: Callable[[], Any]) -> None:
-        gevent.spawn(function)
+    def spawn(self, function: Callable[[], Any]) -> Any:
+        return gevent.spawn(function)
+
+    def kill(self, spawned: Any) -> None:
+        spawned.kill(block=False)
+
+    def here(self) -> Any:
+        return get_ident()
 
     def make_event(self) -> Any:
         return Event()

@@ -24,8 +24,8 @@ from rpc_common.tls import Tls
 from rpc_proto import Address, LocalProtocolError, Peer, ServerCall, ServerConnection
 from rpc_proto import Event as CoreEvent
 
-from .link import Link, get_ident, take_over
-from .runtime import GEVENT
+from .link import Link, take_over
+from .runtime import GEVENT, get_ident
 
 __all__ = ["Server"]
 

@@ -13,8 +13,8 @@ _SHORTEST = 0.0001  # seconds
 class RetryBudget:
     """A bucket of tokens: a call puts `ratio` of one in, a second `minimum`; a retry takes one out.
 
-    It holds what the minimum gives in ten seconds, at least one, and begins with a second's. So
-    between any two times there are at most ratio * calls + minimum * (seconds + 10) retries (one
+    It holds what the minimum gives in ten seconds, at least one, and begins with that. So between
+    any two times there are at most ratio * calls + minimum * (seconds + 10) retries (one
     more without a minimum): an outage is not made worse by a multiple of the load.
     """
 
@@ -26,7 +26,7 @@ class RetryBudget:
         self.ratio = ratio
         self.minimum = minimum
         self._most = max(1.0, minimum * _BURST)
-        self._tokens = min(minimum, self._most)
+        self._tokens = minimum * _BURST
         self._filled = now
 
     def deposit(self) -> None:

@@ -34,7 +34,7 @@ class Balancer:
     weighted = True  # whether weights matter, apart from 0: such nodes get nothing
 
     def __init__(
-        self, *, rng: Callable[[], float], zone: str | None = None, slow_start: float = 30.0
+        self, *, rng: Callable[[], float], zone: str | None = None, slow_start: float = 10.0
     ) -> None:
         if not 0 <= slow_start < inf:
             raise ValueError(f"slow_start must be from 0 seconds up, not {slow_start!r}")

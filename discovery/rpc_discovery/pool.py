@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from math import inf
 from typing import Any
 
-from rpc_proto import CallError, DeadlineExceeded, HandshakeError, Unavailable
+from rpc_proto import CallError, DeadlineExceeded, HandshakeError, Unavailable, parse_address
 
 from .balancers import find_balancer
 from .budget import HedgeDelay, RetryBudget
@@ -29,17 +29,21 @@ _FAULTS = frozenset({"unavailable", "deadline_exceeded"})
 _FIRST_BACKOFF = 0.1  # seconds until a node that could not be dialled is tried again
 _LONGEST_BACKOFF = 10.0
 _REPEAT_AFTER = 0.02  # seconds; before a call goes to a node that it was sent to before
+_SETTLING = 10.0  # seconds from the first nodes on in which others count as first ones, too
+_MOST_NAMES = 10_000  # services with a balancer, methods with a delay
+_LONGEST_REASON = 200  # characters
+_MOST_REASONS = 3
 
 
 class Target(Endpoint):
     """A node, and how to reach it.
 
-    `client` is the driver's connection, to be replaced at `expires_at`; `dialling` is what those
-    wait for who need it while it is being made. `retry_at` is when to dial again after failures.
-    Times are absolute seconds.
+    `client` is the driver's connection, to be replaced at `expires_at`; `dialling` is the driver's
+    while it makes one. `retry_at` is when to dial again after `failures` in a row, for which `code`
+    and `why` stand. Times are absolute seconds.
     """
 
-    __slots__ = ("client", "dialling", "expires_at", "failures", "gone", "retry_at", "why")
+    __slots__ = ("client", "code", "dialling", "expires_at", "failures", "gone", "retry_at", "why")
 
     def __init__(self, node: Node, since: float) -> None:
         super().__init__(node, since)
@@ -48,7 +52,8 @@ class Target(Endpoint):
         self.dialling: Any = None
         self.failures = 0
         self.retry_at: float | None = None
-        self.why: Exception | None = None  # it could not be dialled
+        self.code = ""
+        self.why = ""
         self.gone = False  # from the view
 
 
@@ -68,6 +73,7 @@ class BalancedCall:
         "maybe_executed",
         "node",
         "pending",
+        "reasons",
         "service",
         "target",
         "tried",
@@ -89,20 +95,29 @@ class BalancedCall:
         self.node = node
         self.target: Target | None = None  # where it is now, or was last
         self.tried: set[Endpoint] = set()
+        self.reasons: list[str] = []  # why it was not the last attempt, for each
         self.attempts = 0
         self.maybe_executed = False
         self.pending: Any = None
         self.abandoned = False
 
+    def time_left(self, now: float, waiting: str = "") -> float:
+        """Return the seconds until the deadline; DeadlineExceeded when it has passed.
 
-class _Service:
-    """The balancer of the nodes that offer one service."""
+        `waiting` says what was waited for.
+        """
+        if self.deadline is None:
+            return inf
+        if now < self.deadline:
+            return self.deadline - now
+        raise DeadlineExceeded(
+            self.explain(f"the deadline of the call to {self.service} passed{waiting}"),
+            maybe_executed=self.maybe_executed,
+        )
 
-    __slots__ = ("balancer", "version")
-
-    def __init__(self, balancer: Balancer) -> None:
-        self.balancer = balancer
-        self.version = -1
+    def explain(self, text: str) -> str:
+        """Return a text with what happened to the attempts before."""
+        return f"{text}; before that {'; '.join(self.reasons)}" if self.reasons else text
 
 
 class Pool:
@@ -111,8 +126,9 @@ class Pool:
     `balancer` and `settings` as in `find_balancer`; `rng` returns random numbers from 0 to 1.
     A call is sent at most `max_attempts` times. If it is idempotent, a node has `attempt_timeout`
     seconds to answer; the last one that is tried has all the time that is left. A connection is
-    replaced when it is older than `max_age` seconds, up to a fifth less. Of all calls at most the
-    share `retry_ratio` is sent again, and `retry_minimum` a second.
+    replaced when it is older than `max_age` seconds, up to a fifth less. What may have been
+    executed, or was refused for lack of room, is repeated for at most the share `retry_ratio` of
+    the calls that end well, and `retry_minimum` times a second.
     """
 
     def __init__(
@@ -142,28 +158,36 @@ class Pool:
         self._max_attempts = max_attempts
         self.attempt_timeout = attempt_timeout
         self.budget = RetryBudget(now, ratio=retry_ratio, minimum=retry_minimum)
-        self.hedging = HedgeDelay()
         self.ejection = ejection or OutlierEjection(rng=rng)
         self.targets: dict[str, Target] = {}
         self.view: View | None = None
-        self._services: dict[str, _Service] = {}
-        self._version = 0
-        self._down: set[Target] = set()  # those that wait before they are dialled again
-        self._dialling: set[Target] = set()
+        self._settled_at: float | None = None
+        self._balancers: dict[str, Balancer] = {}  # by service
+        self._current: dict[str, Balancer] = {}  # those that know what has changed last
+        self._delays: dict[str, HedgeDelay] = {}  # by method
+        self._down: set[Endpoint] = set()  # could not be dialled, and are left alone for a while
+        self._up_at = inf  # when the first of them may be dialled again
+        self.dials: set[Target] = set()  # those without a connection that are dialled
+        self._hopeless: set[Endpoint] = set()  # down, or dialled again after a failure
+        self._away: set[Endpoint] = set()  # those, and the others that are dialled
         self.failovers = 0  # calls sent again
 
     # The view
 
     def update(self, view: View, now: float) -> list[Target]:
         """Take a view; return the targets that are no more, whose connections are to be closed."""
-        first = self.view is None
         self.view = view
         removed = [target for address, target in self.targets.items() if address not in view]
         for target in removed:
             del self.targets[target.node.address]
             target.gone = True
             self._down.discard(target)
-            self._dialling.discard(target)
+            self.dials.discard(target)
+        if self._settled_at is None and len(view):
+            self._settled_at = now + _SETTLING
+        # Servers that start together are not known all at once; nor is a node that a caller who
+        # has just begun does not know a new one.
+        first = self._settled_at is None or now < self._settled_at
         for node in view:
             known = self.targets.get(node.address)
             if known is None:
@@ -171,11 +195,9 @@ class Pool:
             else:
                 known.node = node
         self.ejection.update(self.targets.values(), now)
-        self._rebuild()
+        self._current.clear()
+        self._sort_out()
         return removed
-
-    def _rebuild(self) -> None:
-        self._version += 1
 
     # Calls
 
@@ -184,63 +206,47 @@ class Pool:
     ) -> Target:
         """Return where to send a call; Unavailable if there is nowhere.
 
-        Count it with `target.begin(now)` when it is sent. Nodes that are being dialled, or could
-        not be, are returned only if there is nothing else.
+        Count it with `target.begin(now)` when it is sent. `avoid` holds nodes that were tried
+        already. They are returned before those that cannot be dialled; nodes that are being dialled
+        are returned when no other is left, or at once for a call with a key.
         """
-        found = self._services.get(service)
-        if found is None or found.version != self._version:
-            found = self._prepare(service, now)
-        if self._down or self._dialling:
-            avoid = self._with_those_away(avoid, now)
+        balancer = self._current.get(service)
+        if balancer is None:
+            balancer = self._prepare(service, now)
         ejected = self.ejection.next_timeout()
         if ejected is not None and ejected <= now and self.ejection.handle_timeout(now):
-            self._rebuild()
-            found = self._prepare(service, now)
-        target = found.balancer.pick(now, key, avoid)
+            self._current.clear()
+            balancer = self._prepare(service, now)
+        if avoid or self._away:
+            target = self._pick_around(balancer, now, key, avoid)
+        else:
+            target = balancer.pick(now, key)
         if target is None:
             raise Unavailable(f"no node of {service} takes calls", maybe_executed=False)
         return target  # type: ignore[return-value]
 
     def pick_for(self, call: BalancedCall, now: float) -> Target:
         """Return where to send a call next; CallError when there is no sense in going on."""
-        if call.deadline is not None and now >= call.deadline:
-            raise DeadlineExceeded(
-                f"the deadline passed before a node of {call.service} was reached",
-                maybe_executed=call.maybe_executed,
-            )
-        if call.node is not None:
-            target = self.targets.get(call.node)
-            if target is None:
-                raise Unavailable(
-                    f"no node {call.node!r:.100} is known", maybe_executed=call.maybe_executed
-                )
-        else:
+        call.time_left(now)
+        if call.node is None:
             try:
                 target = self.pick(call.service, now, call.key, call.tried)
             except Unavailable as error:
+                error.message = call.explain(error.message)
                 error.maybe_executed = call.maybe_executed
                 raise
-            if target in self._down:
-                target = self._find_last_resort(call) or target
+        else:
+            target = self._find(call.node, call.maybe_executed)
         if target.retry_at is not None and target.retry_at > now:
-            if target.failures and not isinstance(target.why, HandshakeError):
-                raise Unavailable(
-                    f"no node of {call.service} can be reached; {target.node.address}: "
-                    f"{target.why}",
-                    maybe_executed=call.maybe_executed,
-                )
-            raise _to_call_error(target.why, call.maybe_executed)
+            down = [target] if call.node else [t for t in self.offering(call.service) if t.why]
+            why = "; ".join(t.why for t in down[:_MOST_REASONS])
+            raise CallError.of(
+                target.code,
+                call.explain(f"no node of {call.service} can be reached: {why}"),
+                maybe_executed=call.maybe_executed,
+            )
         call.target = target
         return target
-
-    def _find_last_resort(self, call: BalancedCall) -> Target | None:
-        """Return a node that was ejected, tried or is being dialled, when all others are down."""
-        left = [
-            (target in self._dialling, target in call.tried, self._rng(), target)
-            for target in self.offering(call.service)
-            if target.node.weight and target not in self._down
-        ]
-        return min(left, key=lambda each: each[:3])[3] if left else None
 
     def limit(self, call: BalancedCall) -> float:
         """Return the seconds that the next attempt may take within the call's deadline."""
@@ -256,8 +262,13 @@ class Pool:
             if not target.node.services or service in target.node.services
         ]
 
+    def has_others(self, call: BalancedCall) -> bool:
+        """Whether there are nodes that a call was not sent to."""
+        balancer = self._balancers.get(call.service)
+        return balancer is not None and len(balancer.known) > len(call.tried)
+
     def succeeded(self, target: Target, started: float, now: float) -> None:
-        """Take note that a call has ended well, or with an error that its handler meant."""
+        """Take note that a call has ended well."""
         target.end(now, now - started)
         self.budget.deposit()
 
@@ -266,53 +277,85 @@ class Pool:
         target.in_flight -= 1
 
     def failed(
-        self, call: BalancedCall, target: Target, error: CallError, started: float, now: float
+        self,
+        call: BalancedCall,
+        target: Target,
+        error: CallError,
+        started: float,
+        now: float,
+        blamed: bool = True,
     ) -> float | None:
         """Take note that a call has failed; the seconds to wait before `pick_for`, None for never.
 
-        The error stands when this returns None.
+        When this returns None the error stands; it then tells of the attempts before. `blamed` is
+        False for a failure that tells nothing new of the node: of all calls that a lost connection
+        takes along, one counts.
         """
-        blamed = error.code in _FAULTS
-        target.end(now, now - started, blamed)
-        if blamed and self.ejection.failed(target, now):
-            self._rebuild()
+        if error.code in _FAULTS and blamed:
+            target.end(now, now - started, failed=True)
+            if self.ejection.failed(target, now):
+                self._current.clear()
+        elif error.code in _FAULTS or not error.maybe_executed:
+            target.in_flight -= 1  # a refusal takes no time, and must not look fast
+        else:
+            target.end(now, now - started)
         call.attempts += 1
-        if call.attempts == 1:
-            self.budget.deposit()
-        codes = _REPEATABLE if error.maybe_executed else _ELSEWHERE
-        hung = error.code == "deadline_exceeded" and self.attempt_timeout is not None
         call.maybe_executed = call.maybe_executed or error.maybe_executed
-        error.maybe_executed = call.maybe_executed  # by the attempts before, too
-        if not (hung or error.code in codes) or (call.maybe_executed and not call.idempotent):
+        if not self._may_repeat(call, error, now):
+            error.maybe_executed = call.maybe_executed
+            if call.attempts > 1 or error.code == "unavailable":
+                error.message = call.explain(f"{target.node.address}: {error.message}")
             return None
-        if call.attempts >= self._max_attempts or (
-            call.deadline is not None and now >= call.deadline
-        ):
-            return None
-        again = target in call.tried
+        again = call.node is not None or target in call.tried
         call.tried.add(target)
-        if call.node is None and len(self.offering(call.service)) <= len(call.tried):
-            again = True
-        if not self.budget.withdraw(now):
-            return None
+        call.reasons.append(f"{target.node.address}: {error}"[:_LONGEST_REASON])
+        del call.reasons[:-_MOST_REASONS]
         self.failovers += 1
-        return _REPEAT_AFTER * (1 + self._rng()) * call.attempts if again or call.node else 0.0
+        if again or not self.has_others(call):
+            return _REPEAT_AFTER * (1 + self._rng()) * call.attempts
+        return 0.0
+
+    # Hedging
+
+    def hedge_delay(self, method: str) -> float | None:
+        """Return after how many seconds a second node may be asked; None while nobody knows."""
+        delay = self._delays.get(method)
+        return None if delay is None else delay.seconds
+
+    def observe(self, method: str, seconds: float) -> None:
+        """Take note of how long a call took for which a second node might have been asked."""
+        delay = self._delays.get(method)
+        if delay is None:
+            if len(self._delays) >= _MOST_NAMES:
+                self._delays.clear()
+            delay = self._delays[method] = HedgeDelay()
+        delay.observe(seconds)
+
+    def hedge(self, call: BalancedCall, now: float) -> BalancedCall | None:
+        """Return the call to a second node, if there is one and the budget allows it."""
+        tried = {*call.tried, *([call.target] if call.target else [])}
+        other = BalancedCall(call.service, call.deadline, idempotent=True, key=call.key)
+        other.tried = tried
+        return other if self.has_others(other) and self.budget.withdraw(now) else None
 
     # Connections
 
     def dialling(self, target: Target) -> None:
         """Take note that a node is being dialled: until that is over others are preferred."""
         if not target.gone:
-            self._dialling.add(target)
+            self.dials.add(target)
+            self._sort_out()
 
     def connected(self, target: Target, now: float) -> None:
         """Take note that a node could be dialled."""
         if self._max_age is not None:
             target.expires_at = now + self._max_age * (1 - 0.2 * self._rng())
         target.failures = 0
-        target.retry_at = target.why = None
+        target.retry_at = None
+        target.code = target.why = ""
         self._down.discard(target)
-        self._dialling.discard(target)
+        self.dials.discard(target)
+        self._sort_out()
 
     def unreachable(self, target: Target, error: Exception, now: float, ready: bool) -> None:
         """Take note that a node could not be dialled; it is left alone for a while.
@@ -320,16 +363,22 @@ class Pool:
         Unless it is `ready`, that is connected, and the connection was to be replaced: then that
         is tried again later.
         """
+        self.dials.discard(target)
         if ready and self._max_age is not None:
             target.expires_at = now + self._max_age / 2
-            return
-        longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(target.failures, 30))
-        target.failures += 1
-        target.why = error
-        target.retry_at = now + longest * (0.5 + 0.5 * self._rng())
-        self._dialling.discard(target)
-        if not target.gone:
-            self._down.add(target)
+        else:
+            longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(target.failures, 30))
+            target.failures += 1
+            # Not the error: its traceback would keep much alive.
+            target.code = error.code if isinstance(error, HandshakeError) else "unavailable"
+            why = error.message if isinstance(error, (CallError, HandshakeError)) else str(error)
+            if target.node.address not in why:
+                why = f"{target.node.address}: {why or type(error).__name__}"
+            target.why = why[:_LONGEST_REASON]
+            target.retry_at = now + longest * (0.5 + 0.5 * self._rng())
+            if not target.gone:
+                self._down.add(target)
+        self._sort_out()
 
     # The rest
 
@@ -337,27 +386,66 @@ class Pool:
         balancer, settings = self._settings
         return find_balancer(balancer, rng=self._rng, **settings)
 
-    def _prepare(self, service: str, now: float) -> _Service:
+    def _prepare(self, service: str, now: float) -> Balancer:
         offering = self.offering(service)
         if not offering:
-            self._services.pop(service, None)  # or strangers' names would fill the memory
+            self._balancers.pop(service, None)  # or strangers' names would fill the memory
             raise Unavailable(f"no node offers {service!r:.100}", maybe_executed=False)
-        found = self._services.get(service)
-        if found is None:
-            if len(self._services) >= 10_000:  # of nodes that say not what they offer
-                self._services.clear()
-            found = self._services[service] = _Service(self._make_balancer())
-        found.balancer.rebuild(offering, now)
-        found.version = self._version
-        return found
+        balancer = self._balancers.get(service)
+        if balancer is None:
+            if len(self._balancers) >= _MOST_NAMES:  # of nodes that say not what they offer
+                self._balancers.clear()
+                self._current.clear()
+            balancer = self._balancers[service] = self._make_balancer()
+        balancer.rebuild(offering, now)
+        self._current[service] = balancer
+        return balancer
 
-    def _with_those_away(self, avoid: Collection[Endpoint], now: float) -> Collection[Endpoint]:
-        over = [t for t in self._down if t.retry_at is None or t.retry_at <= now]
-        self._down.difference_update(over)
-        return {*avoid, *self._down, *self._dialling}
+    def _find(self, address: str, maybe_executed: bool) -> Target:
+        target = self.targets.get(address) or self.targets.get(str(parse_address(address)))
+        if target is None:
+            raise Unavailable(f"no node {address!r:.100} is known", maybe_executed=maybe_executed)
+        return target
+
+    def _pick_around(
+        self, balancer: Balancer, now: float, key: str | None, avoid: Collection[Endpoint]
+    ) -> Endpoint | None:
+        if now >= self._up_at:
+            self._down = {target for target in self._down if _retry_at(target) > now}
+            self._sort_out()
+        if key is None:
+            target = balancer.pick(now, None, {*avoid, *self._away})
+            if target not in avoid and target not in self._away:
+                return target
+        for shunned in ({*avoid, *self._hopeless}, self._hopeless, self._down):
+            target = balancer.pick(now, key, shunned)
+            if target not in shunned:
+                return target
+        # Perhaps one that was ejected is well again: all others are down.
+        left = [each for each in balancer.known if each.node.weight and each not in self._down]
+        return left[int(self._rng() * len(left))] if left else target
+
+    def _sort_out(self) -> None:
+        """Find out anew who is better left alone, and for how long."""
+        dialling = self.dials
+        self._away = {*self._down, *dialling}
+        self._hopeless = {*self._down, *(target for target in dialling if target.failures)}
+        self._up_at = min(map(_retry_at, self._down), default=inf)
+
+    def _may_repeat(self, call: BalancedCall, error: CallError, now: float) -> bool:
+        codes = _REPEATABLE if error.maybe_executed else _ELSEWHERE
+        hung = error.code == "deadline_exceeded" and self.attempt_timeout is not None
+        if (
+            not (hung or error.code in codes)
+            or (error.maybe_executed and not call.idempotent)
+            or call.attempts >= self._max_attempts
+            or (call.deadline is not None and now >= call.deadline)
+        ):
+            return False
+        # A call that a node never saw has cost no node anything.
+        unseen = error.code == "unavailable" and not error.maybe_executed
+        return unseen or self.budget.withdraw(now)
 
 
-def _to_call_error(error: Exception | None, maybe_executed: bool) -> CallError:
-    if isinstance(error, HandshakeError):
-        return CallError.of(error.code, error.message, maybe_executed=maybe_executed)
-    return Unavailable(str(error), maybe_executed=maybe_executed)
+def _retry_at(target: Any) -> float:
+    return inf if target.retry_at is None else target.retry_at

@@ -11,8 +11,8 @@ def taken(budget: RetryBudget, now: float, tries: int) -> int:
     return sum(budget.withdraw(now) for _ in range(tries))
 
 
-def test_one_second_of_the_minimum_is_there_at_first() -> None:
-    assert taken(RetryBudget(0.0), 0.0, 100) == 10
+def test_ten_seconds_of_the_minimum_are_there_at_first() -> None:
+    assert taken(RetryBudget(0.0), 0.0, 1000) == 100
 
 
 def test_each_second_gives_the_minimum() -> None:
