@@ -248,7 +248,7 @@ class Server(SyncServer):
     the pool in which handlers run, but for those marked as quick. `introspection` offers
     `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers. `access_log`
     logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a
-    handler serves.
+    handler serves. `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
 
     A thread cannot be stopped: when nobody waits for a handler any more, the caller has been
     told, `current_call().cancelled` is True, and its thread is taken until it ends.
