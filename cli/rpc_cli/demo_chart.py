@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["draw"]
 
-_WIDTH = 60  # columns of bars; with the scale before them all fits into 80
+_WIDTH = 54  # columns of bars; with the scale before them all fits into 80
 _HEIGHT = 4  # lines of bars
 _MARGIN = 16
 

@@ -72,28 +72,28 @@ def test_claim_that_is_wrong_ends_the_demo() -> None:
 
 
 def test_chart_shows_when_who_had_how_much() -> None:
-    steady = [second / 100 for second in range(6000)]
+    steady = [second / 100 for second in range(5400)]
     chart = draw(
-        {"a": [at for at in steady if at < 20], "b": steady}, 60.0, [(20.0, "gone"), (55.0, "end")]
+        {"a": [at for at in steady if at < 20], "b": steady}, 54.0, [(20.0, "gone"), (50.0, "end")]
     )
     margin = " " * 16
     assert chart == [
-        f"{margin}{'gone v':>21}{'end v':>35}",
+        f"{margin}{'gone v':>21}{'end v':>30}",
         f"a        100/s |{'#' * 20}",
         f"          75/s |{'#' * 20}",
         f"          50/s |{'#' * 20}",
         f"          25/s |{'#' * 20}",
-        f"b        100/s |{'#' * 60}",
-        f"          75/s |{'#' * 60}",
-        f"          50/s |{'#' * 60}",
-        f"          25/s |{'#' * 60}",
-        f"{margin[1:]}+---------+---------+---------+---------+---------+---------+",
-        f"{margin[1:]}0.0       10.0      20.0      30.0      40.0      50.0      60.0 s",
+        f"b        100/s |{'#' * 54}",
+        f"          75/s |{'#' * 54}",
+        f"          50/s |{'#' * 54}",
+        f"          25/s |{'#' * 54}",
+        f"{margin[1:]}+--------+--------+--------+--------+--------+--------+",
+        f"{margin[1:]}0.0      9.0      18.0     27.0     36.0     45.0     54.0 s",
     ]
 
 
 def test_chart_of_a_load_that_changes_has_heights() -> None:
-    chart = draw({"a": [0.5] * 4 + [1.5] + [2.5] * 2}, 60.0, [])
+    chart = draw({"a": [0.5] * 4 + [1.5] + [2.5] * 2}, 54.0, [])
     bars = [line.partition("|")[2] for line in chart[1:5]]
     assert bars == ["#", "#", "# #", "###"]
 
