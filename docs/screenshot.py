@@ -1,10 +1,14 @@
-"""Make docs/debug-page.png: the debug page of a server under some load, in headless Chromium.
+"""Make the pictures of pages in headless Chromium: docs/debug-page.png, docs/registry-page.png.
 
-python docs/screenshot.py      (needs selenium, and Debian's packages chromium, chromium-driver)
+python docs/screenshot.py [debug] [registry]
+
+The debug page is that of a server under some load, the other one that of a registry with a few
+nodes. Needs selenium, and Debian's packages chromium and chromium-driver.
 """
 
 import asyncio
 import contextlib
+import json
 import random
 import shutil
 import struct
@@ -15,12 +19,15 @@ from typing import Any
 
 from selenium import webdriver
 
-from rpc_asyncio import Client, Server
+from rpc_asyncio import BalancedClient, Client, Server
+from rpc_asyncio.pump import fetch
+from rpc_common.registering import Registering
+from rpc_discovery import Registry, RegistryDiscovery
 from rpc_proto import CallError, NotFound
+from rpc_proto.http.client import Fetch
 
-PICTURE = Path(__file__).parent / "debug-page.png"
-WIDTH, HEIGHT = 1080, 1420
-SECONDS = 100.0  # of load before the picture: the line of the rate fills with it
+HERE = Path(__file__).parent
+WIDTH = 1080
 MOST = 150_000  # bytes
 
 
@@ -69,7 +76,7 @@ async def load(address: str) -> None:
             await asyncio.sleep(0.05)
 
 
-def take(url: str) -> bytes:
+def take(url: str, height: int, seconds: float) -> bytes:
     """Look at the page for a while, and return a picture of it as PNG."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
@@ -77,11 +84,11 @@ def take(url: str) -> bytes:
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
-        screen = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        screen = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         driver.get(url)
-        driver.set_script_timeout(2 * SECONDS)
-        driver.execute_async_script(f"setTimeout(arguments[0], {1000 * SECONDS})")
+        driver.set_script_timeout(2 * seconds)
+        driver.execute_async_script(f"setTimeout(arguments[0], {1000 * seconds})")
         return driver.get_screenshot_as_png()
     finally:
         driver.quit()
@@ -156,22 +163,76 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     )
 
 
-async def main() -> None:
+async def keep(name: str, url: str, height: int, seconds: float) -> None:
+    """Make a picture of a page after so many seconds."""
+    picture = smaller(await asyncio.to_thread(take, url, height, seconds))
+    assert len(picture) <= MOST, f"{len(picture)} bytes"
+    (HERE / name).write_bytes(picture)
+    print(f"{name}: {len(picture)} bytes")
+
+
+def at_localhost(address: str, path: str) -> str:
+    return f"http://localhost:{address.rpartition(':')[2]}{path}"
+
+
+async def picture_debug() -> None:
     server = Server(max_concurrency=6)
     server.register(Users())
     server.register(Reports())
     address = await server.start("tcp://127.0.0.1:0")
     calls = asyncio.create_task(load(address))
-    url = f"http://localhost:{address.rpartition(':')[2]}/debug/rpc"
-    picture = smaller(await asyncio.to_thread(take, url))
+    # So many seconds, because the line of the rate fills with them.
+    await keep("debug-page.png", at_localhost(address, "/debug/rpc"), 1420, 100.0)
     calls.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await calls
     await server.stop(grace=0.0)
-    assert len(picture) <= MOST, f"{len(picture)} bytes"
-    PICTURE.write_bytes(picture)
-    print(f"{PICTURE}: {len(picture)} bytes")
 
+
+async def picture_registry() -> None:
+    registry = Registry("4f1c9a02d6b7e583")
+    host = Server()
+    host.mount(registry)
+    url = (await host.start("tcp://127.0.0.1:0")).replace("tcp", "http")
+
+    async def serve(zone: str, weight: float, *services: Any) -> Server:
+        server = Server()
+        for service in services:
+            server.register(service)
+        metadata = {"zone": zone, "version": "1.4.2"}
+        register = Registering(url, weight=weight, metadata=metadata)
+        await server.start("tcp://127.0.0.1:0", register=register)
+        return server
+
+    servers = [
+        await serve("eu-1", 2, Users(), Reports()),
+        await serve("eu-1", 1, Users(), Reports()),
+        await serve("eu-2", 1, Users()),
+        await serve("eu-2", 1, Reports()),
+    ]
+    silent = {"address": "tcp://10.0.7.12:4000", "services": ["Users"], "weight": 1, "ttl": 30}
+    flapping = {"address": "tcp://10.0.7.13:4000", "services": ["Users", "Reports"], "ttl": 30}
+    for node in (silent, flapping, *[None, flapping] * 3):
+        method, target, body = "POST", "/registry/nodes", b""
+        if node is None:
+            method, target = "DELETE", f"{target}?address={flapping['address']}"
+        else:
+            node = {**node, "metadata": {"zone": "eu-3", "version": "1.4.1"}}
+            body = json.dumps(node).encode()
+        what = Fetch(method, f"{url}{target}", [("Content-Type", "application/json")], body)
+        await fetch(what)
+        assert what.status < 300, what.body
+    discovery = RegistryDiscovery(url)
+    async with BalancedClient(discovery) as first, BalancedClient(discovery) as second:
+        await first.call("Users.get", "somebody")
+        await second.call("Users.get", "somebody")
+        await keep("registry-page.png", at_localhost(url, "/registry"), 790, 22.0)
+    for server in (*servers, host):
+        await server.stop(grace=0.0)
+
+
+PICTURES = {"debug": picture_debug, "registry": picture_registry}
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    for wanted in sys.argv[1:] or PICTURES:
+        asyncio.run(PICTURES[wanted]())

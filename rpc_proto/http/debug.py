@@ -9,7 +9,7 @@ from typing import Any
 
 from rpc_proto import __version__
 
-from .html import Html, page, tag
+from .html import Html, card, page, tag, tile
 from .messages import Response
 
 __all__ = ["MAX_METHODS", "as_json", "as_page", "describe"]
@@ -113,11 +113,11 @@ def as_page(data: dict[str, Any]) -> Response:
         _state(data),
         _tiles(data),
         tag("h2", "Methods"),
-        _card(_methods(data)),
+        card(_methods(data)),
         *_slowest(data["slowest"]),
         *_errors(data),
         tag("h2", "Limits"),
-        _card(_limits(data["limits"])),
+        card(_limits(data["limits"])),
         data_calls=calls["ended"] + calls["refused"],
         data_uptime=data["uptime"],
     )
@@ -145,27 +145,17 @@ def _tiles(data: dict[str, Any]) -> Html:
     received, sent = connections["bytes_received"], connections["bytes_sent"]
     return tag(
         "dl",
-        _tile(
+        tile(
             "Calls",
             _count(calls["ended"] + calls["refused"]),
             f"{_count(calls['refused'])} refused",
         ),
-        _tile("In flight", _count(calls["in_flight"]), f"{_count(load['queued'])} of them wait"),
-        _tile("Errors", _count(errors), f"{_count(calls['deadline_overruns'])} were too late"),
-        _tile("Connections", _count(connections["open"]), f"{_count(connections['total'])} so far"),
-        _tile("Received", _bytes(received), f"{_bytes(sent)} sent"),
-        _tile("Abandoned", _count(load["abandoned"]), "still running"),
+        tile("In flight", _count(calls["in_flight"]), f"{_count(load['queued'])} of them wait"),
+        tile("Errors", _count(errors), f"{_count(calls['deadline_overruns'])} were too late"),
+        tile("Connections", _count(connections["open"]), f"{_count(connections['total'])} so far"),
+        tile("Received", _bytes(received), f"{_bytes(sent)} sent"),
+        tile("Abandoned", _count(load["abandoned"]), "still running"),
         class_="tiles",
-    )
-
-
-def _tile(name: str, value: str, below: str) -> Html:
-    return tag(
-        "div",
-        tag("dt", name),
-        tag("dd", value, class_="value number"),
-        tag("dd", below, class_="soft small number"),
-        class_="tile",
     )
 
 
@@ -229,7 +219,7 @@ def _slowest(calls: list[dict[str, Any]]) -> Iterable[Html]:
                 ),
             )
         )
-    yield _card(tag("table", tag("tbody", *rows)), "long")
+    yield card(tag("table", tag("tbody", *rows)), "long")
 
 
 def _bar(call: dict[str, Any], longest: float) -> Html:
@@ -268,7 +258,7 @@ def _errors(data: dict[str, Any]) -> Iterable[Html]:
                 tag("td", tag("span", error["code"], class_="bad"), message, class_="wide"),
             )
         )
-    yield _card(tag("table", tag("tbody", *rows)), "long")
+    yield card(tag("table", tag("tbody", *rows)), "long")
 
 
 def _peer(event: dict[str, Any]) -> Html:
@@ -282,10 +272,6 @@ def _limits(limits: dict[str, Any]) -> Html:
         for name, value in limits.items()
     )
     return tag("dl", *pairs, class_="limits")
-
-
-def _card(content: Html, kind: str = "") -> Html:
-    return tag("div", content, class_=f"card scroll {kind}")
 
 
 def _pill(health: str) -> Html:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .messages import Response
 
-__all__ = ["Html", "page", "tag"]
+__all__ = ["Html", "card", "page", "tag", "tile"]
 
 REFRESH = 2  # seconds
 
@@ -28,7 +28,7 @@ header, main, footer { max-width: 70rem; margin: 0 auto; padding: 0 1.25rem; }
 header { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem 1.2rem;
   padding-top: 1.4rem; min-height: 3.9rem; }
 h1 { font-size: 1.3rem; margin: 0; letter-spacing: -.01em; }
-h2 { font-size: 1rem; margin: 1.9rem 0 .6rem; }
+h2 { font-size: 1rem; margin: 1.9rem 0 .6rem; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; margin: 0; overflow-wrap: anywhere; }
 p { margin: .3rem 0; }
 a { color: var(--main); }
@@ -62,7 +62,7 @@ code, .code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaV
 .scroll { overflow-x: auto; }
 .long { max-height: 25rem; overflow-y: auto; }
 table { border-collapse: collapse; width: 100%; }
-th { font-size: .78rem; font-weight: 500; color: var(--soft); }
+th { font-size: .78rem; font-weight: 500; color: var(--soft); text-align: left; }
 th, td { padding: .45rem .95rem; vertical-align: top; }
 td { border-top: 1px solid var(--line); unicode-bidi: isolate; }
 table > tbody:first-child > tr:first-child > td { border-top: 0; }
@@ -71,6 +71,12 @@ th.number, td.number { text-align: right; white-space: nowrap; width: 1%; }
 td.wide { min-width: 12rem; overflow-wrap: anywhere; }
 .bar { display: block; width: 100%; min-width: 8rem; height: .5rem; margin: .5rem 0 .25rem; }
 .key { font-size: .86rem; font-weight: 400; margin-left: .6rem; }
+.bar.age { height: .3rem; margin: .3rem 0 .2rem; border-radius: .15rem; background: var(--line); }
+.spent { fill: var(--main); }
+.late { fill: var(--bad); }
+a.pill { color: inherit; text-decoration: none; max-width: 100%; overflow: hidden;
+  text-overflow: ellipsis; vertical-align: bottom; }
+a.pill:hover, a.pill:focus { border-color: var(--main); }
 .queue { fill: var(--queue); color: var(--queue); }
 .handler { fill: var(--handler); color: var(--handler); }
 .send { fill: var(--send); color: var(--send); }
@@ -192,6 +198,22 @@ def tag(name: str, /, *content: Any, **attributes: Any) -> Html:
         return Html(f"<{name}{shown}>")
     inner = "".join(part if isinstance(part, Html) else html.escape(str(part)) for part in content)
     return Html(f"<{name}{shown}>{inner}</{name}>")
+
+
+def tile(name: str, value: Any, below: str) -> Html:
+    """Return one of the numbers at the top, for a `dl` of class "tiles"."""
+    return tag(
+        "div",
+        tag("dt", name),
+        tag("dd", value, class_="value number"),
+        tag("dd", below, class_="soft small number"),
+        class_="tile",
+    )
+
+
+def card(content: Html, kind: str = "") -> Html:
+    """Return a frame, in which what is too wide can be scrolled."""
+    return tag("div", content, class_=f"card scroll {kind}")
 
 
 def page(title: str, header: Html, main: Html, footer: Html) -> Response:

@@ -1,18 +1,16 @@
 """The debug page in a real browser, under load and with hostile texts in all that it shows."""
 
 import contextlib
-import shutil
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from rpc_blocking import Client, Server
 from rpc_proto import CallError, NotFound, expose
-from support.pages import PAYLOAD
+from support.pages import HOSTILE, PAYLOAD
 
-LIMIT = 20.0
+LIMIT = 20.0  # seconds
 
 # Calls back with the first and the next state, as the element and its data tell it.
 CHANGES = """
@@ -32,11 +30,6 @@ new MutationObserver((_, observer) => {
 }).observe(document.body, { subtree: true, childList: true, attributes: true });
 """
 
-HOSTILE = """
-return { pwned: window.pwned ?? null, scripts: document.scripts.length,
-  images: document.images.length, text: document.body.textContent };
-"""
-
 
 class Hostile:
     """A service whose texts are meant to break out of the page."""
@@ -51,42 +44,6 @@ class Hostile:
     def a_name_that_is_as_long_as_nobody_would_write_it_but_some_machine_surely_does(self) -> int:
         """Return one, after a name that does not fit into the window of a telephone."""
         return 1
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in found:
-        pytest.skip("chromium and chromedriver, of Debian's packages of those names, are missing")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found[0]
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",  # for root in a container
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--no-proxy-server",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "--window-size=1100,900",
-    ):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
-    try:
-        driver.set_page_load_timeout(LIMIT)
-        driver.set_script_timeout(LIMIT)
-        yield driver
-    finally:
-        driver.quit()
-
-
-@pytest.fixture
-def browser(chromium: Any) -> Iterator[Any]:
-    yield chromium
-    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    chromium.get("about:blank")
-    chromium.get_log("browser")  # what one test caused is not for the next
 
 
 @contextlib.contextmanager

@@ -9,6 +9,12 @@ from rpc_proto.stats import BOUNDS
 
 PAYLOAD = "\"'><script>window.pwned=1</script><img src=x onerror=window.pwned=1>&lt;{{7*7}}"
 
+# A script that returns what PAYLOAD did to a page.
+HOSTILE = """
+return { pwned: window.pwned ?? null, scripts: document.scripts.length,
+  images: document.images.length, text: document.body.textContent };
+"""
+
 _VOID = ("img", "link", "meta")
 
 
