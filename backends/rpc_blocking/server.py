@@ -326,6 +326,8 @@ class Server(SyncServer):
         patience = grace + self.config.handshake_timeout + self.config.close_timeout
         with self._lock:
             self._gone.wait_for(lambda: not self._arrived, patience)
+            # Those handlers that listen have been told, and end about now.
+            self._gone.wait_for(lambda: not self._dispatcher.running, LINGER)
         self._log_stopped()
         self._keeper.close()
         self._threads.close()
@@ -412,6 +414,9 @@ class Server(SyncServer):
             self._abandoned.discard(call)
             self._ended(call, result, error)
         del error  # its traceback holds this frame
+        if self._stopping:
+            with self._lock:
+                self._gone.notify_all()
 
     def _stop_handler(self, call: ServerCall) -> None:
         job = call.handler
