@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from math import inf
@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar, overload
 
 from rpc_common.balanced import (
     DRAIN,
+    OPTIONS,
     BalancedBase,
     Request,
     check_count,
@@ -76,7 +77,7 @@ class BalancedClient(BalancedBase):
         await asyncio.gather(*(client.close(grace) for client in (*clients, *self._retired)))
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
 
-    def call(
+    async def call(
         self,
         method: str,
         /,
@@ -89,7 +90,7 @@ class BalancedClient(BalancedBase):
         idempotent: bool | None = None,
         hedge: bool = False,
         **kwargs: Any,
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Any:
         """Call "Service.method" on one of the nodes and return its result.
 
         As `Client.call`, and: `key` keeps calls together where the balancer can do that; `node` is
@@ -97,28 +98,9 @@ class BalancedClient(BalancedBase):
         though a handler may have run, and `hedge` whether a second node is asked when the first
         takes longer than all but 5 % of the calls. `timeout` covers it all.
         """
-        return self._call(
-            method, args, kwargs, returns, timeout, metadata, key, node, idempotent, hedge
-        )
-
-    async def _call(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        key: str | None = None,
-        node: str | None = None,
-        idempotent: bool | None = None,
-        hedge: bool = False,
-    ) -> Any:
         started = monotonic()
-        whole: BalancedCall | None = None
-        pause: float | None = None
         if node is None and not hedge and not self._limited:
-            target = self._find(method.rpartition(".")[0], started, key)
+            target = self._find(method, started, key)
             if target is not None:
                 client = target.client
                 call = None
@@ -136,15 +118,29 @@ class BalancedClient(BalancedBase):
                     self._give_up(target, client, call)
                     raise
                 else:
-                    self._pool.succeeded(target, started, monotonic())
+                    ended = monotonic()
+                    target.end(ended, ended - started)  # as in Pool.succeeded, without a call more
+                    self._pool.ended_well += 1
                     return value
+                return (await self._persist(whole, request, pause)).value
         request = Request(method, args, kwargs, returns, metadata)
-        if whole is None:
-            whole = self._begin(request, timeout, started, key, node, idempotent)
+        return await self._call(request, timeout, started, key, node, idempotent, hedge)
+
+    async def _call(
+        self,
+        request: Request,
+        timeout: float | None,
+        started: float,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+    ) -> Any:
+        whole = self._begin(request, timeout, started, key, node, idempotent)
         if hedge:
             check_hedge(node, idempotent)
             return (await self._hedge(whole, request)).value
-        return (await self._persist(whole, request, pause or 0.0)).value
+        return (await self._persist(whole, request)).value
 
     async def request(
         self,
@@ -258,7 +254,12 @@ class BalancedClient(BalancedBase):
         """
 
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            return self._call(method, args, kwargs, returns, **options)
+            if OPTIONS.isdisjoint(kwargs):
+                return self.call(method, *args, returns=returns, **options, **kwargs)
+            # They are the method's own, and the options are those given here.
+            more = {"timeout": None, **options}
+            request = Request(method, args, kwargs, returns, more.pop("metadata", None))
+            return self._call(request, started=monotonic(), **more)
 
         return service_proxy(invoke, service)
 
@@ -316,7 +317,7 @@ class BalancedClient(BalancedBase):
                 return target
             if target.dialling is None:
                 self._dial_soon(target)
-            await self._wait(whole, f" while {target.node.address} was dialled")
+            await self._wait(whole, target.why_waited_for)
 
     async def _see(self, whole: BalancedCall) -> None:
         """Wait for the first view."""
@@ -324,12 +325,12 @@ class BalancedClient(BalancedBase):
         if self._machine is None and hasattr(self.discovery, "open"):
             Context().run(self._follow)  # it outlives the handler that may make the first call
         while self._pool.view is None:
-            await self._wait(whole, self._without_view())
+            await self._wait(whole, self._without_view)
             self._check_wanted(whole)
 
-    async def _wait(self, whole: BalancedCall, waiting: str) -> None:
+    async def _wait(self, whole: BalancedCall, waiting: Callable[[], str]) -> None:
         """Wait until something has changed; DeadlineExceeded if nothing did in time."""
-        left = whole.time_left(monotonic(), waiting)
+        left = whole.time_left(monotonic())
         with suppress(TimeoutError):
             async with asyncio.timeout(None if left == inf else left):
                 await self._changed.wait()

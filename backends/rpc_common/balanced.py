@@ -34,6 +34,7 @@ from .forks import Forks
 
 __all__ = [
     "DRAIN",
+    "OPTIONS",
     "BalancedBase",
     "BroadcastFailed",
     "Request",
@@ -50,6 +51,10 @@ _OPEN = State.OPEN
 DRAIN = 30.0  # seconds for the calls on a connection that is no longer wanted
 _TRIES = 3  # nodes that are dialled for one call while others are ready
 _MOST_DIALS = 64  # at a time, but for calls that cannot go on without
+
+
+# What `call` takes for itself, and a method may take, too.
+OPTIONS = frozenset({"timeout", "metadata", "returns", "key", "node", "idempotent", "hedge"})
 
 
 class Request(NamedTuple):
@@ -235,17 +240,30 @@ class BalancedBase(ABC):
 
     # Calls
 
-    def _find(self, service: str, now: float, key: str | None) -> Target | None:
+    def _find(self, method: str, now: float, key: str | None) -> Target | None:
         """Return a node that is connected, and see to it that the one in turn will be."""
+        pool = self._pool
+        balancer = pool.calm.get(method)
+        if balancer is not None and now < pool.returns_at:
+            target: Any = balancer.pick(now, key)
+            if target is not None and now < target.expires_at:
+                client = target.client
+                if client is not None and client._connection.state is _OPEN:
+                    return target  # type: ignore[no-any-return]
+        return self._find_another(method, now, key)
+
+    def _find_another(self, method: str, now: float, key: str | None) -> Target | None:
         pool = self._pool
         if pool.view is None:
             return None
+        service = method.rpartition(".")[0]
         for _ in range(_TRIES):
             target = pool.pick(service, now, key)
             client = target.client
             if client is not None and client._connection.state is _OPEN:
-                if now > target.expires_at and target.dialling is None:
+                if now >= target.expires_at and target.dialling is None:
                     self._dial_soon(target)
+                pool.calm_down(method, service)
                 return target
             if target.retry_at is not None and target.retry_at > now:
                 break

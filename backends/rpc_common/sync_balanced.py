@@ -1,7 +1,7 @@
 """The balanced client for runtimes that wait in place: gevent and blocking."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from random import random
@@ -17,6 +17,7 @@ from rpc_proto.proxy import service_proxy
 
 from .balanced import (
     DRAIN,
+    OPTIONS,
     BalancedBase,
     Request,
     check_count,
@@ -115,29 +116,10 @@ class SyncBalancedClient(BalancedBase):
         though a handler may have run, and `hedge` whether a second node is asked when the first
         takes longer than all but 5 % of the calls. `timeout` covers it all.
         """
-        return self._call(
-            method, args, kwargs, returns, timeout, metadata, key, node, idempotent, hedge
-        )
-
-    def _call(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        key: str | None = None,
-        node: str | None = None,
-        idempotent: bool | None = None,
-        hedge: bool = False,
-    ) -> Any:
         started = monotonic()
-        whole: BalancedCall | None = None
-        pause: float | None = None
         if node is None and not hedge and not self._limited and self._forks == Forks.count:
             with self._lock:
-                target = self._find(method.rpartition(".")[0], started, key)
+                target = self._find(method, started, key)
                 if target is not None:
                     target.in_flight += 1
                     client = target.client
@@ -157,16 +139,32 @@ class SyncBalancedClient(BalancedBase):
                         self._pool.cancelled(target)
                     raise
                 else:
+                    ended = monotonic()
                     with self._lock:
-                        self._pool.succeeded(target, started, monotonic())
+                        target.end(
+                            ended, ended - started
+                        )  # as in Pool.succeeded, without a call more
+                        self._pool.ended_well += 1
                     return value
+                return (self._persist(whole, request, pause)).value
         request = Request(method, args, kwargs, returns, metadata)
-        if whole is None:
-            whole = self._begin(request, timeout, started, key, node, idempotent)
+        return self._call(request, timeout, started, key, node, idempotent, hedge)
+
+    def _call(
+        self,
+        request: Request,
+        timeout: float | None,
+        started: float,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+    ) -> Any:
+        whole = self._begin(request, timeout, started, key, node, idempotent)
         if hedge:
             check_hedge(node, idempotent)
-            return self._hedge(whole, request).value
-        return self._persist(whole, request, pause or 0.0).value
+            return (self._hedge(whole, request)).value
+        return (self._persist(whole, request)).value
 
     def request(
         self,
@@ -282,7 +280,12 @@ class SyncBalancedClient(BalancedBase):
         """
 
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            return self._call(method, args, kwargs, returns, **options)
+            if OPTIONS.isdisjoint(kwargs):
+                return self.call(method, *args, returns=returns, **options, **kwargs)
+            # They are the method's own, and the options are those given here.
+            more = {"timeout": None, **options}
+            request = Request(method, args, kwargs, returns, more.pop("metadata", None))
+            return self._call(request, started=monotonic(), **more)
 
         return service_proxy(invoke, service)
 
@@ -341,7 +344,7 @@ class SyncBalancedClient(BalancedBase):
                 if target.dialling is None:
                     self._dial_soon(target)
                 changed = self._changed
-            self._wait(whole, changed, f" while {target.node.address} was dialled")
+            self._wait(whole, changed, target.why_waited_for)
 
     def _see(self, whole: BalancedCall) -> None:
         """Wait for the first view."""
@@ -354,11 +357,11 @@ class SyncBalancedClient(BalancedBase):
                     return
                 self._check_wanted(whole)
                 changed = self._changed
-            self._wait(whole, changed, self._without_view())
+            self._wait(whole, changed, self._without_view)
 
-    def _wait(self, whole: BalancedCall, changed: Any, waiting: str) -> None:
+    def _wait(self, whole: BalancedCall, changed: Any, waiting: Callable[[], str]) -> None:
         """Wait until something has changed; DeadlineExceeded if nothing did in time."""
-        left = whole.time_left(monotonic(), waiting)
+        left = whole.time_left(monotonic())
         ambient = ambient_call.get()
         undo = None
         if ambient is not None and not ambient.answered:

@@ -29,10 +29,9 @@ class RetryBudget:
         self._tokens = minimum * _BURST
         self._filled = now
 
-    def deposit(self) -> None:
-        """Count a call that is no retry."""
-        tokens = self._tokens + self.ratio
-        self._tokens = tokens if tokens < self._most else self._most
+    def deposit(self, calls: int = 1) -> None:
+        """Count calls that are no retries."""
+        self._tokens = min(self._most, self._tokens + self.ratio * calls)
 
     def withdraw(self, now: float) -> bool:
         """Take the token of a retry; False when there is none, and the call fails as it is."""

@@ -56,6 +56,10 @@ class Target(Endpoint):
         self.why = ""
         self.gone = False  # from the view
 
+    def why_waited_for(self) -> str:
+        """Return what to say of a deadline that passed meanwhile."""
+        return f" while {self.node.address} was dialled"
+
 
 class BalancedCall:
     """A call that may be tried more than once. `deadline` is in absolute seconds, or None.
@@ -101,17 +105,17 @@ class BalancedCall:
         self.pending: Any = None
         self.abandoned = False
 
-    def time_left(self, now: float, waiting: str = "") -> float:
+    def time_left(self, now: float, waiting: Callable[[], str] = str) -> float:
         """Return the seconds until the deadline; DeadlineExceeded when it has passed.
 
-        `waiting` says what was waited for.
+        `waiting()` says what was waited for.
         """
         if self.deadline is None:
             return inf
         if now < self.deadline:
             return self.deadline - now
         raise DeadlineExceeded(
-            self.explain(f"the deadline of the call to {self.service} passed{waiting}"),
+            self.explain(f"the deadline of the call to {self.service} passed{waiting()}"),
             maybe_executed=self.maybe_executed,
         )
 
@@ -164,6 +168,10 @@ class Pool:
         self._settled_at: float | None = None
         self._balancers: dict[str, Balancer] = {}  # by service
         self._current: dict[str, Balancer] = {}  # those that know what has changed last
+        # By method: whom to ask before `returns_at` without looking any further, for speed.
+        self.calm: dict[str, Balancer] = {}
+        self.returns_at = inf  # when the first of those that are ejected does
+        self.ended_well = 0  # calls since the budget was last asked
         self._delays: dict[str, HedgeDelay] = {}  # by method
         self._down: set[Endpoint] = set()  # could not be dialled, and are left alone for a while
         self._up_at = inf  # when the first of them may be dialled again
@@ -195,7 +203,7 @@ class Pool:
             else:
                 known.node = node
         self.ejection.update(self.targets.values(), now)
-        self._current.clear()
+        self._change()
         self._sort_out()
         return removed
 
@@ -213,9 +221,9 @@ class Pool:
         balancer = self._current.get(service)
         if balancer is None:
             balancer = self._prepare(service, now)
-        ejected = self.ejection.next_timeout()
-        if ejected is not None and ejected <= now and self.ejection.handle_timeout(now):
-            self._current.clear()
+        if now >= self.returns_at:
+            self.ejection.handle_timeout(now)
+            self._change()
             balancer = self._prepare(service, now)
         if avoid or self._away:
             target = self._pick_around(balancer, now, key, avoid)
@@ -254,6 +262,13 @@ class Pool:
             return inf
         return inf if call.attempts + 1 >= self._max_attempts else self.attempt_timeout
 
+    def calm_down(self, method: str, service: str) -> None:
+        """Remember whom to ask for a method, if `pick` would do nothing else."""
+        if not self._away:
+            if len(self.calm) >= _MOST_NAMES:
+                self.calm.clear()
+            self.calm[method] = self._current[service]
+
     def offering(self, service: str) -> list[Target]:
         """Return all nodes that offer a service, for calls that go to all of them."""
         return [
@@ -270,7 +285,7 @@ class Pool:
     def succeeded(self, target: Target, started: float, now: float) -> None:
         """Take note that a call has ended well."""
         target.end(now, now - started)
-        self.budget.deposit()
+        self.ended_well += 1
 
     def cancelled(self, target: Target) -> None:
         """Take note that the caller gave a call up, which tells nothing of the node."""
@@ -294,7 +309,7 @@ class Pool:
         if error.code in _FAULTS and blamed:
             target.end(now, now - started, failed=True)
             if self.ejection.failed(target, now):
-                self._current.clear()
+                self._change()
         elif error.code in _FAULTS or not error.maybe_executed:
             target.in_flight -= 1  # a refusal takes no time, and must not look fast
         else:
@@ -336,7 +351,7 @@ class Pool:
         tried = {*call.tried, *([call.target] if call.target else [])}
         other = BalancedCall(call.service, call.deadline, idempotent=True, key=call.key)
         other.tried = tried
-        return other if self.has_others(other) and self.budget.withdraw(now) else None
+        return other if self.has_others(other) and self._withdraw(now) else None
 
     # Connections
 
@@ -395,11 +410,18 @@ class Pool:
         if balancer is None:
             if len(self._balancers) >= _MOST_NAMES:  # of nodes that say not what they offer
                 self._balancers.clear()
-                self._current.clear()
+                self._change()
             balancer = self._balancers[service] = self._make_balancer()
         balancer.rebuild(offering, now)
         self._current[service] = balancer
         return balancer
+
+    def _change(self) -> None:
+        """Let the balancers know of a change at their next picks."""
+        self._current.clear()
+        self.calm.clear()
+        at = self.ejection.next_timeout()
+        self.returns_at = inf if at is None else at
 
     def _find(self, address: str, maybe_executed: bool) -> Target:
         target = self.targets.get(address) or self.targets.get(str(parse_address(address)))
@@ -429,6 +451,7 @@ class Pool:
         """Find out anew who is better left alone, and for how long."""
         dialling = self.dials
         self._away = {*self._down, *dialling}
+        self.calm.clear()
         self._hopeless = {*self._down, *(target for target in dialling if target.failures)}
         self._up_at = min(map(_retry_at, self._down), default=inf)
 
@@ -444,7 +467,12 @@ class Pool:
             return False
         # A call that a node never saw has cost no node anything.
         unseen = error.code == "unavailable" and not error.maybe_executed
-        return unseen or self.budget.withdraw(now)
+        return unseen or self._withdraw(now)
+
+    def _withdraw(self, now: float) -> bool:
+        self.budget.deposit(self.ended_well)
+        self.ended_well = 0
+        return self.budget.withdraw(now)
 
 
 def _retry_at(target: Any) -> float:
