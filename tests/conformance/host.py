@@ -2,7 +2,8 @@
 
     python -m conformance.host BACKEND OPTIONS
 
-OPTIONS is JSON: addresses, config, server, certificate. Each line of input is a command and gets
+OPTIONS is JSON: addresses, config, server, certificate; registry, the epoch of the one to host, or
+registries to register at, with a ttl. Each line of input is a command and gets
 one line of output; both are JSON. The first line of output tells the real addresses. The end of the
 input ends the process, so none outlives its test run.
 """
@@ -21,6 +22,8 @@ from typing import Any
 
 from conformance.pages import Pages
 from conformance.services import PLAIN, Counters
+from rpc_common.registering import Registering
+from rpc_discovery import Registry
 from rpc_proto import ServerConfig
 
 
@@ -61,15 +64,26 @@ class Host(abc.ABC):
         for service in services:
             self.server.register(service)
         Pages(self.counters, self.server.http)
+        if "registry" in self._options:
+            self.server.mount(Registry(self._options["registry"]))
 
     def plain_services(self) -> list[Any]:
         return [make(self.counters) for make in PLAIN]
 
-    def addresses(self) -> list[tuple[str, ssl.SSLContext | None]]:
+    def addresses(self) -> list[dict[str, Any]]:
+        """Return the arguments of `start` for each address; registries hear of the tcp one."""
         return [
-            (address, self._context() if address.startswith("tls:") else None)
+            {
+                "address": address,
+                "ssl": self._context() if address.startswith("tls:") else None,
+                "register": self._registering() if address.startswith("tcp:") else None,
+            }
             for address in self._options["addresses"]
         ]
+
+    def _registering(self) -> Registering | None:
+        registries = self._options.get("registries")
+        return Registering(registries, ttl=self._options["ttl"]) if registries else None
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,7 +1,6 @@
 """The asyncio server of the suite: its handlers are coroutines."""
 
 import asyncio
-import ssl
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -88,11 +87,8 @@ class AsyncioHost(Host):
         gate = Gate(self.counters)
         plain = [with_coroutines(service) for service in self.plain_services()]
         self.make_server(Server, [*plain, gate, Hop(gate)])
-        self.serving([await self._listen(*where) for where in self.addresses()])
+        self.serving([await self.server.start(**where) for where in self.addresses()])
         await asyncio.Event().wait()
-
-    async def _listen(self, address: str, context: ssl.SSLContext | None) -> str:
-        return await self.server.start(address, ssl=context)
 
     def ask(self, function: Callable[[], Any]) -> Any:
         answer: Future[Any] = Future()

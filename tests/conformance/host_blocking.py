@@ -77,7 +77,7 @@ class BlockingHost(Host):
         gate = Gate(self.counters)
         hop = PlainHop(Client, gate, time.sleep)
         self.make_server(Server, [*self.plain_services(), gate, hop])
-        self.serving([self.server.start(address, ssl=tls) for address, tls in self.addresses()])
+        self.serving([self.server.start(**where) for where in self.addresses()])
         threading.Event().wait()
 
     def ask(self, function: Callable[[], Any]) -> Any:

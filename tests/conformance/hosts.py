@@ -15,6 +15,9 @@ from typing import Any
 # No test waits longer for one thing, in seconds.
 LIMIT = 20.0
 
+# Options of a host that are no arguments of its server.
+_OWN = ("port", "registry", "registries", "ttl")
+
 # A blocking server needs a thread for each handler that waits.
 THREADS = 64
 
@@ -61,6 +64,9 @@ class Process:
     def _errors(self) -> str:
         return f"it said: {self._log.read_text(errors='replace')[-4000:]}"
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """End it at once, as the kernel does to one that takes too much memory."""
         self._process.send_signal(signal.SIGKILL)
@@ -76,9 +82,13 @@ class HostProcess:
     """A server in a process of its own."""
 
     def __init__(self, backend: str, folder: Path, certificate: Path, **options: Any) -> None:
-        """Options: `config` for its ServerConfig; all others are arguments of its Server."""
+        """Options: `config` for its ServerConfig; `port` for tcp; `registry`, the epoch of the one
+        that it hosts; `registries` to register at, with a `ttl`; all others are arguments of its
+        Server.
+        """
         self.backend = backend
         config = options.pop("config", {})
+        own = {name: options.pop(name) for name in _OWN if name in options}
         if backend == "blocking":
             options.setdefault("threads", THREADS)
         self._process = Process(
@@ -88,13 +98,14 @@ class HostProcess:
             json.dumps(
                 {
                     "addresses": [
-                        "tcp://127.0.0.1:0",
+                        f"tcp://127.0.0.1:{own.pop('port', 0)}",
                         f"unix://{folder}/s",
                         "tls://127.0.0.1:0",
                     ],
                     "certificate": str(certificate),
                     "config": config,
                     "server": options,
+                    **own,
                 }
             ),
         )
@@ -149,6 +160,13 @@ class HostProcess:
         ended, failure = self._do("stopped", timeout)
         assert failure is None, failure
         return ended
+
+    def freeze(self) -> None:
+        """Stop the process, whose kernel goes on for it."""
+        self._process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self.alive:

@@ -61,7 +61,8 @@ class Runtime(abc.ABC):
     name: str
 
     def __init__(self) -> None:
-        self.kind = importlib.import_module(package(self.name)).Client
+        self.module = importlib.import_module(package(self.name))
+        self.kind = self.module.Client
 
     @abc.abstractmethod
     def spawn(self, function: Callable[[], Any]) -> "Future[Any]":
@@ -85,6 +86,10 @@ class Runtime(abc.ABC):
     def connect(self, address: str, **options: Any) -> "Client":
         kind = self.kind
         return Client(self, self.do(lambda: kind.connect(address, **options)))
+
+    def balance(self, *args: Any, **options: Any) -> "Client":
+        kind = self.module.BalancedClient
+        return Client(self, self.do(lambda: kind(*args, **options)))
 
 
 class Client:
@@ -208,6 +213,8 @@ class BlockingRuntime(Runtime):
         return future
 
     def start(self, client: Any, method: str, args: Args, named: Named) -> Pending:
+        if not hasattr(client, "submit"):  # nobody can give a thread up that waits for itself
+            return Pending(self.spawn(lambda: client.call(method, *args, **named)), lambda: None)
         pending = client.submit(method, *args, **named)
         given_up = threading.Event()
 
