@@ -70,9 +70,9 @@ def make_client(backend: str, registry: str) -> tuple[Any, list[tuple[str, float
         attempts.append((target.node.address, started))
         succeeded(target, started, now)
 
-    def note_failure(call: Any, target: Any, error: Any, started: float, now: float) -> Any:
+    def note_failure(call: Any, target: Any, error: Any, started: float, *rest: Any) -> Any:
         attempts.append((target.node.address, started))
-        return failed(call, target, error, started, now)
+        return failed(call, target, error, started, *rest)
 
     pool.succeeded, pool.failed = note_success, note_failure
     return client, attempts

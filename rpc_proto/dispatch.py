@@ -243,6 +243,8 @@ class Dispatcher:
             latencies.append(latency)
             if error is not None:
                 method.failed += 1
+            elif call.error is not None:
+                method.late += 1
             if len(latencies) >= BATCH:
                 method.fold()
         finally:

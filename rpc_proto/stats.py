@@ -40,7 +40,10 @@ _OTHER = "other"
 # A caller cancels when its own deadline passes, and that is told here at about the time of ours.
 _SAME_TIME = 0.02
 
-_COUNTS = ("cancelled", "failed", "folded", "in_flight", "overruns", "refused", "sum", "withdrawn")
+_COUNTS = (
+    *("cancelled", "failed", "folded", "in_flight", "late", "overruns", "refused", "sum"),
+    "withdrawn",
+)
 
 
 class MethodStats:
@@ -52,6 +55,7 @@ class MethodStats:
         self.refused = 0
         self.failed = 0
         self.cancelled = 0
+        self.late = 0  # returned when the call had ended already
         self.withdrawn = 0  # out of the queue
         self.in_flight = 0  # only in a copy, which is to be read
         self.overruns = 0
@@ -112,6 +116,7 @@ class MethodStats:
             "ended": self.ended,
             "in_flight": self.in_flight,
             "served": self.served,
+            "late": self.late,
             "failed": self.failed,
             "refused": self.refused,
             "cancelled": self.cancelled,
@@ -230,7 +235,8 @@ class ServerStats:
         - `calls`: of all methods together, what `methods` has of each, but for `latency`.
         - `methods`: by name; also `(unknown)` and `(removed)` if anything was counted there.
           `begun` calls were taken on, `ended` ones are over, `in_flight` is what is between: their
-          handlers run or wait to. Handlers that returned are `served`, that raised `failed`.
+          handlers run or wait to. Handlers that returned are `served`, that raised `failed`;
+          `late` are those served when their caller had been told of another end already.
           `refused` calls were not taken on. `cancelled` ones ended before their handler: by the
           caller, the deadline, the connection or a shutdown. `deadline_overruns`: the deadline
           passed before the answer. `errors`: {code: calls}, of all that ended with one, the

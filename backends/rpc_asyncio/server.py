@@ -66,7 +66,8 @@ class Server(ServerBase):
     them; `max_connections` bounds the connections, `threads` the pool in which `def` handlers run.
     `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
     callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
-    span for each that a handler serves.
+    span for each that a handler serves. `pages`, a rpc_proto.http.Pages, says who
+    may see the built-in ones.
     """
 
     _cancellation = asyncio.CancelledError

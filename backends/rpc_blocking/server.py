@@ -248,7 +248,7 @@ class Server(SyncServer):
     the pool in which handlers run, but for those marked as quick. `introspection` offers
     `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers. `access_log`
     logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a
-    handler serves.
+    handler serves. `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
 
     A thread cannot be stopped: when nobody waits for a handler any more, the caller has been
     told, `current_call().cancelled` is True, and its thread is taken until it ends.
@@ -326,6 +326,8 @@ class Server(SyncServer):
         patience = grace + self.config.handshake_timeout + self.config.close_timeout
         with self._lock:
             self._gone.wait_for(lambda: not self._arrived, patience)
+            # Those handlers that listen have been told, and end about now.
+            self._gone.wait_for(lambda: not self._dispatcher.running, LINGER)
         self._log_stopped()
         self._keeper.close()
         self._threads.close()
@@ -412,6 +414,9 @@ class Server(SyncServer):
             self._abandoned.discard(call)
             self._ended(call, result, error)
         del error  # its traceback holds this frame
+        if self._stopping:
+            with self._lock:
+                self._gone.notify_all()
 
     def _stop_handler(self, call: ServerCall) -> None:
         job = call.handler

@@ -30,7 +30,8 @@ from rpc_proto import (
 )
 from rpc_proto.dispatch import Dispatcher, Lock
 from rpc_proto.health import HEALTH, Health
-from rpc_proto.http import Promise, Request, Response, Router
+from rpc_proto.http import Pages, Promise, Request, Response, Router
+from rpc_proto.http.pages import BuiltIn
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import Method, reflect
 
@@ -86,6 +87,7 @@ class Settings(TypedDict, total=False):
     debug: bool
     access_log: bool
     tracer_provider: Any
+    pages: Pages | None
 
 
 class ServerBase(ABC):
@@ -98,6 +100,7 @@ class ServerBase(ABC):
     ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
+    `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
     """
 
     # What the driver's handlers raise when they are cancelled.
@@ -119,6 +122,7 @@ class ServerBase(ABC):
         debug: bool = False,
         access_log: bool = False,
         tracer_provider: Any = None,
+        pages: Pages | None = None,
     ) -> None:
         self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
         if max_connections < 1:
@@ -137,12 +141,15 @@ class ServerBase(ABC):
             **{name: getattr(self.config, name) for name in _LIMITS},
         }
         self._made_at = monotonic()
+        offered = Introspection(self._dispatcher)
         if introspection:
-            self._dispatcher.register(Introspection(self._dispatcher), INTROSPECTION)
+            self._dispatcher.register(offered, INTROSPECTION)
         self._health = Health(self._dispatcher, lambda: self._stopping)
         if health:
             self._dispatcher.register(self._health, HEALTH)
         self.http = Router()
+        built_in = BuiltIn(self.snapshot, offered.services, self._health.check)
+        built_in.add_to(self.http, pages or Pages())
         # Chosen once, so that who wants neither log nor spans pays for neither.
         self._new_connection: Callable[..., ServerConnection] = ServerConnection
         if access_log:

@@ -146,7 +146,7 @@ class Server(SyncServer):
     `max_queued` calls wait for them; `max_connections` bounds the connections. `introspection`
     offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers.
     `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for
-    each that a handler serves.
+    each that a handler serves. `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
     """
 
     _cancellation = GreenletExit

@@ -12,8 +12,11 @@ from rpc_discovery.documents import USUAL_TTL
 from rpc_discovery.links import parse_registry
 from rpc_proto import __version__, parse_address
 from rpc_proto.codecs import BUILT_IN
+from rpc_proto.http import Pages
+from rpc_proto.http.access import ACCESS
 
 from .errors import USAGE
+from .pages import PAGE_TOKEN_VARIABLE
 from .registry import DEFAULT_REGISTRY
 from .serve import BACKENDS, DEFAULT_ADDRESS
 
@@ -180,6 +183,17 @@ def _add_serving(parser: ArgumentParser, address: str) -> None:
         "--stop-with-stdin",
         action="store_true",
         help="stop, too, when standard input ends: for a parent process that may die",
+    )
+    for name, access, what in (
+        ("--debug-page", Pages.debug, "what goes on, at /debug/rpc"),
+        ("--metrics", Pages.metrics, "the numbers for Prometheus, at /metrics"),
+    ):
+        add(name, choices=ACCESS, default=access, help=f"who sees {what} (default: {access})")
+    add(
+        "--page-token",
+        metavar="TOKEN",
+        help='what shows who sees pages whose access is "token" '
+        f"(default: ${PAGE_TOKEN_VARIABLE}, which other users cannot see)",
     )
     _add_tls(parser, ca="clients must show a certificate that these vouch for")
 

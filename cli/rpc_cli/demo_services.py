@@ -8,7 +8,9 @@ import codecs
 import contextlib
 import importlib
 import io
+import os
 import re
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 from math import hypot
@@ -16,7 +18,17 @@ from typing import Any
 
 from rpc_proto import NotFound
 
-__all__ = ["Arith", "Hit", "Point", "Search", "Slow", "Store"]
+__all__ = [
+    "Arith",
+    "AsyncioWork",
+    "BlockingWork",
+    "GeventWork",
+    "Hit",
+    "Point",
+    "Search",
+    "Slow",
+    "Store",
+]
 
 
 @dataclass
@@ -170,3 +182,35 @@ class Slow:
 def _drop_oldest(table: dict[str, Any]) -> None:
     if len(table) > _KEPT_JOBS:
         del table[next(iter(table))]
+
+
+_STEP = 0.02  # seconds
+
+
+class AsyncioWork:
+    """Work that takes a moment. The other two are the same, and wait as their runtimes do."""
+
+    async def step(self) -> int:
+        """Return the process in which it was done."""
+        await asyncio.sleep(_STEP)
+        return os.getpid()
+
+
+class BlockingWork:
+    """Work that takes a moment."""
+
+    def step(self) -> int:
+        """Return the process in which it was done."""
+        time.sleep(_STEP)
+        return os.getpid()
+
+
+class GeventWork:
+    """Work that takes a moment."""
+
+    def step(self) -> int:
+        """Return the process in which it was done."""
+        import gevent
+
+        gevent.sleep(_STEP)
+        return os.getpid()

@@ -4,6 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 from .errors import CommandError, UsageError
+from .pages import make_pages
 from .runtimes import BACKENDS, Settings
 from .serve import check_listening, set_up_logging
 
@@ -38,6 +39,7 @@ def registry(options: Namespace) -> int:
         introspection=False,
         debug=False,
         access_log=False,
+        pages=make_pages(options),
         grace=options.grace,
         stop_with_stdin=options.stop_with_stdin,
         applications=[kept],

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rpc_proto.http import Pages
+
 from .errors import CommandError, UsageError
+from .pages import debug_page
 
 if TYPE_CHECKING:
     from rpc_common.registering import Registering
@@ -32,6 +35,7 @@ class Settings:
     introspection: bool
     debug: bool
     access_log: bool
+    pages: Pages
     grace: float
     stop_with_stdin: bool
     register: "Registering | None" = None
@@ -44,6 +48,7 @@ class Settings:
             introspection=self.introspection,
             debug=self.debug,
             access_log=self.access_log,
+            pages=self.pages,
         )
         for service, name in self.services:
             try:
@@ -81,14 +86,17 @@ class _Signals:
 def _start(server: Any, settings: Settings) -> None:
     for address, tls in settings.listen:
         try:
-            _announce(server.start(address, ssl=tls, register=settings.register))
+            _announce(server.start(address, ssl=tls, register=settings.register), settings)
         except (OSError, ValueError) as error:
             server.stop(grace=0.0)
             _cannot_listen(address, error)
 
 
-def _announce(address: str) -> None:
+def _announce(address: str, settings: Settings) -> None:
     print(f"listening on {address}", flush=True)
+    hint = debug_page(address, settings.pages)
+    if hint is not None and sys.stderr.isatty():  # for people; programs know
+        print(hint, file=sys.stderr, flush=True)
 
 
 def _cannot_listen(address: str, error: OSError | ValueError) -> NoReturn:
@@ -139,7 +147,7 @@ async def _asyncio_main(settings: Settings, last_resort: threading.Timer) -> Non
             raise _no_pipe() from None
     for address, tls in settings.listen:
         try:
-            _announce(await server.start(address, ssl=tls, register=settings.register))
+            _announce(await server.start(address, ssl=tls, register=settings.register), settings)
         except (OSError, ValueError) as error:
             await server.stop(grace=0.0)
             _cannot_listen(address, error)

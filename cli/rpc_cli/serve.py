@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rpc_proto import parse_address
 
 from .errors import CommandError, UsageError
+from .pages import make_pages
 from .runtimes import BACKENDS, Settings
 from .tls import client_context, server_context
 from .values import parse_pairs
@@ -31,6 +32,7 @@ def serve(options: Namespace) -> int:
         logging.getLogger(f"rpc_{options.backend}.access").setLevel(logging.INFO)
     listen = check_listening(options.listen or [DEFAULT_ADDRESS], options)
     register = _registering(options)
+    pages = make_pages(options)
     sys.path.insert(0, os.getcwd())
     settings = Settings(
         services=[_load(target, options.debug) for target in options.targets],
@@ -39,6 +41,7 @@ def serve(options: Namespace) -> int:
         introspection=options.introspection,
         debug=options.debug,
         access_log=options.access_log,
+        pages=pages,
         grace=options.grace,
         stop_with_stdin=options.stop_with_stdin,
         register=register,

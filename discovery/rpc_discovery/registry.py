@@ -8,6 +8,7 @@ from typing import Any
 
 from rpc_proto import parse_address
 from rpc_proto.http import HttpError, Promise, Request, Response, Router
+from rpc_proto.http.access import check_access
 
 from .documents import (
     LONGEST_TTL,
@@ -106,6 +107,7 @@ class Registry:
         self._told_at = -inf
         self._tell_at: float | None = None
         self._router = Router()
+        self._router.add(prefix, self._show)
         self._router.add(f"{prefix}/nodes", self._list)
         self._router.add(f"{prefix}/nodes", self._register, ["POST"])
         self._router.add(f"{prefix}/nodes", self._remove, ["DELETE"])
@@ -120,6 +122,7 @@ class Registry:
 
     def mount(self, router: Router) -> None:
         """Let a server's router send here what is for the registry."""
+        router.add(self.prefix, self)
         for path in ("nodes", "status"):
             methods = ("GET", "POST", "DELETE") if path == "nodes" else ("GET",)
             router.add(f"{self.prefix}/{path}", self, methods)
@@ -354,6 +357,12 @@ class Registry:
         """How many readers wait for a change."""
         return len(self._waiting)
 
+    def _show(self, request: Request, now: float) -> Response:
+        from .registry_page import show_registry
+
+        self._authorise(request)
+        return show_registry(self, request.query.get("service"), now)
+
     def _report(self, request: Request, now: float) -> Response:
         from .registry_page import report_registry
 
@@ -362,15 +371,7 @@ class Registry:
 
     def _authorise(self, request: Request, *, writing: bool = False) -> None:
         if self._token is not None and (writing or self._protect_reads):
-            from hmac import compare_digest
-
-            shown = request.headers.get("authorization", "").encode("latin-1", "replace")
-            if not compare_digest(shown, f"Bearer {self._token}".encode()):
-                raise HttpError(
-                    401,
-                    f"{request.path} needs the token, as Authorization: Bearer TOKEN",
-                    [("WWW-Authenticate", 'Bearer realm="rpc-proto"')],
-                )
+            check_access(request, "token", self._token)
 
     # Surviving a restart
 

@@ -1,14 +1,23 @@
-"""The registry as JSON, for who wants to see more than the nodes."""
+"""The registry as a page, and the same as JSON."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from rpc_proto.http import Response
+from rpc_proto.http.html import Html, card, page, tag, tile
 
 if TYPE_CHECKING:
     from .registry import Entry, Registry
 
-__all__ = ["report_registry"]
+__all__ = ["report_registry", "show_registry"]
 
 _MOST_ROWS = 1000
 _MOST_BYTES = 256 * 1024  # of what nodes say about themselves
+_MOST_NAMES = 20  # services of a node, and metadata
+_MOST_SERVICES = 100  # of the summary
+_COLUMNS = ("Address", "Services", "Metadata", "Weight", "Last heartbeat", "Came back")
 
 
 def _choose(registry: "Registry", service: str | None) -> tuple["list[Entry]", int]:
@@ -28,7 +37,7 @@ def _choose(registry: "Registry", service: str | None) -> tuple["list[Entry]", i
 
 
 def report_registry(registry: "Registry", service: str | None, now: float) -> dict[str, Any]:
-    """Return the registry and its nodes as JSON can hold it; ages and ttl in seconds."""
+    """Return what the page shows as JSON can hold it; ages and ttl in seconds."""
     from .documents import describe_node
 
     entries, omitted = _choose(registry, service)
@@ -48,3 +57,104 @@ def report_registry(registry: "Registry", service: str | None, now: float) -> di
             for entry in entries
         ],
     }
+
+
+def show_registry(registry: "Registry", service: str | None, now: float) -> Response:
+    """Return the page: nodes, services, age of the last heartbeat, flapping."""
+    entries, omitted = _choose(registry, service)
+    rows = [tag("tr", *_cells(entry, now)) for entry in entries]
+    if not rows:
+        nobody = "No node is registered." if service is None else "No node offers that."
+        rows.append(tag("tr", tag("td", nobody, colspan=len(_COLUMNS), class_="soft")))
+    heads = (tag("th", name, class_="" if _is_wide(name) else "number") for name in _COLUMNS)
+    parts = [
+        tag("p", f"epoch {registry.epoch}, revision {registry.revision}", class_="soft"),
+        _tiles(registry, now),
+        *_services(registry, service),
+        tag("h2", "Nodes" if service is None else f"Nodes that offer {service[:256]}"),
+        card(tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows))),
+    ]
+    if omitted:
+        parts.append(tag("p", f"{omitted} more nodes are left out.", class_="soft small"))
+    lost = tag("p", "The registry does not answer; what follows is old.", id="lost")
+    footer = (
+        "Renewed every 2 seconds. ",
+        tag("a", "The same as JSON", href=f"{registry.prefix}/status"),
+    )
+    return page(
+        "Registry",
+        tag("header", tag("h1", "Registry"), lost),
+        tag("main", *parts),
+        tag("footer", *footer, class_="soft small"),
+    )
+
+
+def _is_wide(column: str) -> bool:
+    return column in ("Address", "Services", "Metadata")
+
+
+def _tiles(registry: "Registry", now: float) -> Html:
+    entries = registry.entries.values()
+    late = sum(_is_late(entry, now) for entry in entries)
+    flapping = sum(entry.flaps > 0 for entry in entries)
+    return tag(
+        "dl",
+        tile("Nodes", f"{len(entries):,}", "registered"),
+        tile("Late", f"{late:,}", "missed a heartbeat"),
+        tile("Flapping", f"{flapping:,}", "went and came back"),
+        tile("Readers", f"{registry.waiting:,}", "wait for a change"),
+        class_="tiles",
+    )
+
+
+def _services(registry: "Registry", chosen: str | None) -> Iterable[Html]:
+    """Return the services with their numbers of nodes, each a link to these nodes alone."""
+    offered = Counter(name for entry in registry.entries.values() for name in entry.node.services)
+    if not offered:
+        return
+    yield tag("h2", "Services")
+    links = [("All", "", registry.prefix)] if chosen is not None else []
+    for name, count in offered.most_common(_MOST_SERVICES):
+        links.append((name, f" {count:,}", f"{registry.prefix}?service={quote(name, safe='')}"))
+    pills = (tag("a", name, tag("b", count), class_="pill", href=to) for name, count, to in links)
+    yield tag("p", *(Html(f"{pill} ") for pill in pills))
+    if len(offered) > _MOST_SERVICES:
+        yield tag("p", f"and {len(offered) - _MOST_SERVICES} more", class_="soft small")
+
+
+def _is_late(entry: "Entry", now: float) -> bool:
+    # A heartbeat comes each third of the ttl, or sooner, and may take a moment.
+    return now - entry.renewed_at > entry.ttl / 2
+
+
+def _cells(entry: "Entry", now: float) -> tuple[Html, ...]:
+    node = entry.node
+    age = max(0.0, now - entry.renewed_at)
+    metadata = [f"{name}={value}" for name, value in node.metadata.items()]
+    share = f"{min(100.0, 100 * age / entry.ttl):.1f}%"
+    is_late = _is_late(entry, now)
+    kind = "late" if is_late else "spent"
+    heartbeat = (
+        tag("span", f"{age:.1f} s", class_="bad" if is_late else ""),
+        f" of {entry.ttl:g} s",
+        tag("svg", tag("rect", width=share, height="100%", class_=kind), class_="bar age"),
+    )
+    weight, flaps = f"{node.weight:g}", f"{entry.flaps:,}"
+    return (
+        tag("td", tag("code", node.address), class_="wide"),
+        tag("td", _few(list(node.services)), class_="wide"),
+        tag("td", _few(metadata), class_="wide soft"),
+        tag("td", weight, class_="number", data_name="Weight"),
+        tag("td", *heartbeat, class_="number", data_name="Last heartbeat"),
+        tag(
+            "td",
+            flaps,
+            class_="number bad" if entry.flaps else "number soft",
+            data_name="Came back",
+        ),
+    )
+
+
+def _few(texts: list[str]) -> str:
+    rest = len(texts) - _MOST_NAMES
+    return ", ".join(texts[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")

@@ -4,7 +4,8 @@ An application takes a `Request` and the time and returns a `Response`, or a `Pr
 a later event or moment settles. It must not wait.
 """
 
+from .access import Pages
 from .messages import HttpError, Promise, Request, Response
 from .router import Router
 
-__all__ = ["HttpError", "Promise", "Request", "Response", "Router"]
+__all__ = ["HttpError", "Pages", "Promise", "Request", "Response", "Router"]

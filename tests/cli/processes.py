@@ -62,9 +62,9 @@ class Process:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self) -> tuple[int, str, str]:
+    def end(self, patience: float = PATIENCE) -> tuple[int, str, str]:
         """Wait for its end; exit code, what else it wrote, and its errors."""
-        output, errors = self.process.communicate(timeout=PATIENCE)
+        output, errors = self.process.communicate(timeout=patience)
         return self.process.returncode, (self._output + (output or b"")).decode(), errors.decode()
 
 

@@ -9,42 +9,97 @@ from typing import Any
 
 import pytest
 
+from rpc_cli.demo_chart import draw
+from rpc_cli.demo_cluster import HEADINGS
+from rpc_cli.demo_page import claim
 from rpc_cli.demo_steps import STEPS, Outcome
+from rpc_cli.errors import CommandError
 from rpc_proto import Unavailable
 
 
-def test_demo_shows_everything_and_ends_with_code_0(run: Any) -> None:
+def test_demo_shows_everything_and_ends_with_code_0(start: Any) -> None:
     begin = time.monotonic()
-    code, output, errors = run("demo", env={"RPC_PROTO_TOKEN": "for something else"})
+    tokens = {
+        "RPC_PROTO_TOKEN": "for something else",
+        "RPC_PROTO_REGISTRY_TOKEN": "for something else",
+    }
+    code, output, errors = start("demo", env=tokens).end(patience=50.0)
     assert (code, errors) == (0, "")
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 30
     assert "\x1b" not in output
     for number, step in enumerate(STEPS, 1):
         assert f"{number}. {step.heading}\n" in output
         assert step.code.splitlines()[0] in output
+    for number, heading in enumerate(HEADINGS, len(STEPS) + 1):
+        assert f"{number}. {heading}\n" in output
+    assert "idempotent calls, and none failed" in output
+    chart = output[output.index("were repeated") : output.index("All ")]
+    assert "v gevent killed" in chart
+    assert max(map(len, chart.splitlines())) <= 80
     assert "nothing is left running" in output
-    server = re.search(r"as process (\d+)", output)
-    assert server is not None
-    assert not is_running(int(server[1]))
+    servers = re.findall(r"as process (\d+)", output)
+    assert len(servers) == 5
+    assert not any(is_running(int(server)) for server in servers)
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
-def test_demo_that_is_ended_takes_its_server_along(start: Any, number: int, code: int) -> None:
+@pytest.mark.parametrize("words", ["as process", HEADINGS[3]], ids=["one", "several"])
+def test_demo_that_is_ended_takes_its_servers_along(
+    start: Any, words: str, number: int, code: int
+) -> None:
     demo = start("demo", start_new_session=True)
-    while "as process" not in demo.line():
+    while words not in demo.line():
         pass
     os.killpg(demo.process.pid, number)  # as a terminal does it
-    # Its server holds the same standard error, and this waits for the last one to let go of it.
+    # Its servers hold the same standard error, and this waits for the last one to let go of it.
     got, _, errors = demo.end()
-    assert (got, errors) == (code, "")
+    assert got == code
+    assert errors == "" or number == signal.SIGKILL  # nobody told the servers to expect that
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.run.__name__.strip("_"))
 def test_step_that_fails_is_not_passed_over(step: Any) -> None:
     with pytest.raises(Exception, match="the demo did not show what it claims"):
         step.verify(Outcome(None, Unavailable("gone"), 0.1))
+
+
+def test_claim_that_is_wrong_ends_the_demo() -> None:
+    claim(True, "so it is", "it")
+    with pytest.raises(CommandError, match="what it claims: all is well; got nothing"):
+        claim(False, "all is well", "nothing")
+
+
+def test_chart_shows_when_who_had_how_much() -> None:
+    steady = [second / 100 for second in range(5400)]
+    chart = draw(
+        {"a": [at for at in steady if at < 20], "b": steady}, 54.0, [(20.0, "gone"), (50.0, "end")]
+    )
+    margin = " " * 16
+    assert chart == [
+        f"{margin}{'gone v':>21}{'end v':>30}",
+        f"a        100/s |{'#' * 20}",
+        f"          75/s |{'#' * 20}",
+        f"          50/s |{'#' * 20}",
+        f"          25/s |{'#' * 20}",
+        f"b        100/s |{'#' * 54}",
+        f"          75/s |{'#' * 54}",
+        f"          50/s |{'#' * 54}",
+        f"          25/s |{'#' * 54}",
+        f"{margin[1:]}+--------+--------+--------+--------+--------+--------+",
+        f"{margin[1:]}0.0      9.0      18.0     27.0     36.0     45.0     54.0 s",
+    ]
+
+
+def test_chart_of_a_load_that_changes_has_heights() -> None:
+    chart = draw({"a": [0.5] * 4 + [1.5] + [2.5] * 2}, 54.0, [])
+    bars = [line.partition("|")[2] for line in chart[1:5]]
+    assert bars == ["#", "#", "# #", "###"]
+
+
+def test_chart_of_nothing_is_empty() -> None:
+    assert "#" not in "".join(draw({"a": []}, 1.0, [(0.0, "begin")]))
 
 
 def is_running(pid: int) -> bool:

@@ -1,8 +1,11 @@
 """`rpc-proto registry` and the servers and callers that use it, as processes."""
 
 import json
+import os
+import select
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +163,6 @@ def test_registry_that_is_killed_has_saved_what_it_knew(start: Any, tmp_path: Pa
 
 
 def wait_for_file(path: Path, text: str) -> None:
-    import time
-
     deadline = time.monotonic() + 20.0
     while text not in path.read_text():
         assert time.monotonic() < deadline
@@ -346,3 +347,29 @@ def test_what_is_no_registry_is_one_line_and_code_1(run: Any, server: str) -> No
     code, output, errors = run("nodes", "--registry", url)
     assert (code, output, errors.count("\n")) == (1, "", 1)
     assert "HTTP status 404" in errors
+
+
+def test_nodes_on_a_terminal_are_a_table_that_is_drawn_anew(start: Any, registry: str) -> None:
+    _, first = serve(start, registry)
+    mine, terminal = os.openpty()
+    watch = start(
+        *("nodes", "--registry", registry, "--watch"),
+        stdout=terminal,
+        env={"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    output = read_until(mine, b"", first)
+    _, second = serve(start, registry)
+    assert b"\x1b[1A" in read_until(mine, output, second)  # up, over what was there
+    watch.signal(signal.SIGINT)
+    assert (watch.process.wait(20.0), watch.process.stderr.read()) == (0, b"")
+    os.close(mine)
+
+
+def read_until(descriptor: int, output: bytes, text: str) -> bytes:
+    deadline = time.monotonic() + 20.0
+    while text.encode() not in output:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, output
+        output += os.read(descriptor, 65536)
+    return output

@@ -415,7 +415,7 @@ def test_token_protects_writing():
     assert ask(registry, 0.0).status == 200
 
 
-@pytest.mark.parametrize("path", ["/nodes", "/status"])
+@pytest.mark.parametrize("path", ["", "/nodes", "/status"])
 def test_token_protects_reading_if_that_is_wanted(path):
     registry = Registry("e", token="secret", protect_reads=True)
     response = ask(registry, 0.0, target=f"/registry{path}")
@@ -465,10 +465,30 @@ def test_bad_snapshot_is_refused_as_a_whole(change, why):
     assert (registry.revision, registry.entries) == (0, {})
 
 
-# The status
+# The page
 
 
-def test_status_tells_ages_and_flapping():
+def test_page_shows_nodes_services_heartbeats_and_flapping():
+    registry = Registry("e")
+    register(registry, 0.0)
+    ask(registry, 1.0, "DELETE", "/registry/nodes?address=tcp://a:1")
+    register(registry, 2.0, services={"<script>alert(1)</script>": ""}, metadata={"'\">": "<i>"})
+    page = ask(registry, 9.0, target="/registry")
+    text = page.body.decode()
+    for part in (
+        "tcp://a:1",
+        "&lt;script&gt;alert(1)&lt;/script&gt;",
+        "7.0 s",
+        "10 s",
+        "Came back",
+    ):
+        assert part in text
+    assert "<script>alert" not in text
+    assert "<i>" not in text
+    assert "default-src 'none'" in dict(page.headers)["Content-Security-Policy"]
+
+
+def test_status_is_the_same_as_json():
     registry = Registry("e")
     register(registry, 2.0)
     assert json.loads(ask(registry, 9.0, target="/registry/status?service=Arith").body) == {
@@ -481,11 +501,12 @@ def test_status_tells_ages_and_flapping():
     }
 
 
-def test_status_of_many_nodes_is_bounded():
+def test_page_of_many_nodes_is_bounded():
     registry = Registry("e", max_answer=1 << 30)
     for n in range(1, 3000):
         register(registry, 0.0, address=f"tcp://a:{n}", metadata={"<" * 250: "<" * 250})
     assert json.loads(ask(registry, 1.0, target="/registry/status").body)["omitted"] > 2000
+    assert len(ask(registry, 1.0, target="/registry").body) < 4 << 20
     assert len(ask(registry, 1.0, target="/registry/status").body) < 1 << 20
 
 
@@ -499,7 +520,7 @@ def test_mounted_registry_is_found_by_the_router_of_a_server():
     router = Router()
     registry = Registry("e", prefix="/nodes-of/us")
     registry.mount(router)
-    for path in ("/nodes", "/status"):
+    for path in ("", "/nodes", "/status"):
         assert router(Request("GET", f"/nodes-of/us{path}"), 0.0).status == 200
 
 

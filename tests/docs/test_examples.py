@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from cli.processes import wait_for_nodes
 from rpc_asyncio import Client, Server
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,22 @@ def test_a_trio_client_calls_a_real_server():
 def test_the_conversation_without_a_network_is_true():
     (code,) = re.findall(r"```python\n(from rpc_proto.*?)```", EMBEDDING, flags=re.S)
     exec(inspect.cleandoc(code), {})
+
+
+def test_the_examples_of_servers_and_clients_run_one_after_the_other():
+    page = (ROOT / "docs" / "discovery.md").read_text()
+    (section,) = re.findall(r"^## Servers and clients\n(.*?)(?=^## )", page, flags=re.S | re.M)
+    host, serve, call, stop = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    names: dict[str, Any] = {}
+    exec(host, names)
+    exec(serve, names)
+    try:
+        wait_for_nodes(names["registry"], lambda nodes: len(nodes) == 2)
+        exec(call, names)
+        assert sorted(names["everywhere"]) == sorted(node.address for node in names["client"].nodes)
+        assert [*names["everywhere"].values(), names["quickest"]] == [3, 3, 3]
+    finally:
+        exec(stop, names)
 
 
 def test_the_examples_of_balancing_run_one_after_the_other():

@@ -1,10 +1,13 @@
 """The first call of the README does what the README says."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from cli.processes import Process, kill, wait_for_nodes
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -41,3 +44,30 @@ def test_the_clients_print_what_the_readme_says(tmp_path):
                 assert client.stdout == printed
         finally:
             server.terminate()
+
+
+def test_three_commands_call_a_service_by_its_name(tmp_path):
+    (section,) = re.findall(r"^## Services by name\n(.*?)(?=^## )", README, flags=re.S | re.M)
+    registry, serve, call = (
+        line.split()[1:] for line in section.splitlines() if line.startswith("    rpc-proto ")
+    )
+    (tmp_path / "mymodule.py").write_text(ARITH)
+    with contextlib.ExitStack() as stack:
+
+        def run(command: list[str], url: str = "") -> Process:
+            words = [word.replace("http://127.0.0.1:9999", url) for word in command]
+            started = Process(*words, cwd=tmp_path)
+            stack.callback(kill, started)
+            return started
+
+        url = run([word.replace(":9999", ":0") for word in registry]).address()
+        run(serve, url).address()
+        wait_for_nodes(url, lambda nodes: len(nodes) == 1)
+        assert run(call, url).end() == (0, "3\n", "")
+
+
+ARITH = """
+class Arith:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+"""

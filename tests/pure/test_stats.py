@@ -85,6 +85,18 @@ def test_handler_that_outlives_its_connection_is_in_flight_until_it_ends() -> No
     assert (add["begun"], add["in_flight"], add["ended"]) == (1, 0, 1)
 
 
+def test_handler_that_returns_when_its_caller_has_gone_is_late() -> None:
+    pair, host = hosted(slow=SLOW)
+    for cancelled in (True, False):
+        call = pair.call("Arith.add", 1, 2)
+        if cancelled:
+            pair.client.cancel(call, pair.now)
+            pair.pump()
+        host.finish()
+    add = numbers(host)["methods"]["Arith.add"]
+    assert (add["served"], add["late"], add["errors"]) == (2, 1, {"cancelled": 1})
+
+
 def test_call_that_leaves_the_queue_unserved_has_ended() -> None:
     pair, host = hosted(slow=SLOW, max_concurrency=1)
     pair.call("Arith.add", 1, 2)

@@ -1,0 +1,78 @@
+"""The pages that every server has: what it does, its numbers, and whether it is well."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rpc_proto.errors import NotFound
+
+from .access import Pages, check_access
+from .messages import Application, HttpError, Request, Response
+from .router import Router
+
+__all__ = ["DEBUG_PATH", "HEALTH_PATH", "METRICS_PATH", "READY_PATH", "BuiltIn"]
+
+DEBUG_PATH = "/debug/rpc"
+METRICS_PATH = "/metrics"
+HEALTH_PATH = "/healthz"
+READY_PATH = "/readyz"
+
+
+class BuiltIn:
+    """The pages of a server: its `snapshot`, Introspection.services and Health.check as HTTP."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], dict[str, Any]],
+        services: Callable[[], dict[str, dict[str, Any]]],
+        check: Callable[[str], str],
+    ) -> None:
+        self._snapshot = snapshot
+        self._services = services
+        self._check = check
+
+    def add_to(self, router: Router, pages: Pages) -> None:
+        """Let the router answer for those that are not off."""
+        for path, access, application in (
+            (DEBUG_PATH, pages.debug, self.debug),
+            (METRICS_PATH, pages.metrics, self.metrics),
+            (HEALTH_PATH, "open", self.healthz),
+            (READY_PATH, "open", self.readyz),
+        ):
+            if access != "off":
+                router.add(path, _guarded(application, access, pages.token))
+
+    def debug(self, request: Request, now: float) -> Response:
+        """Show what goes on, as a page or, with `?format=json`, as JSON."""
+        from .debug import as_json, as_page, describe  # with the style and the script
+
+        form = request.query.get("format", "html")
+        if form not in ("html", "json"):
+            raise HttpError(400, f"format must be html or json, not {form[:80]!r}")
+        data = describe(self._snapshot(), self._services())
+        return as_json(data) if form == "json" else as_page(data)
+
+    def metrics(self, request: Request, now: float) -> Response:
+        """Tell Prometheus the numbers."""
+        from .metrics import as_metrics
+
+        return as_metrics(self._snapshot(), request.headers.get("accept", ""))
+
+    def healthz(self, request: Request, now: float) -> Response:
+        """Tell that the process answers."""
+        return Response.text("ok")
+
+    def readyz(self, request: Request, now: float) -> Response:
+        """Tell whether to send calls here, or to the service that `?service=` names."""
+        try:
+            health = self._check(request.query.get("service", ""))
+        except NotFound as error:
+            raise HttpError(404, str(error.message)) from None
+        return Response.text(health, 200 if health == "serving" else 503)
+
+
+def _guarded(application: Application, access: str, token: str | None) -> Application:
+    def answer(request: Request, now: float) -> Any:
+        check_access(request, access, token)
+        return application(request, now)
+
+    return answer
