@@ -146,9 +146,12 @@ class Client:
             if protocol.handshake.done() and not protocol.handshake.cancelled():
                 protocol.handshake.exception()  # it has been seen
             explained = explain(error, target, timeout)
-            if explained is error:
-                raise
-            raise explained from error
+            try:
+                if explained is error:
+                    raise
+                raise explained from error
+            finally:
+                del explained  # or error, traceback and frame would keep each other alive
         return cls(protocol, target.config, address)
 
     async def __aenter__(self) -> Self:

@@ -244,21 +244,26 @@ class BalancedBase(ABC):
         """Return a node that is connected, and see to it that the one in turn will be."""
         pool = self._pool
         balancer = pool.calm.get(method)
+        target: Any = None
         if balancer is not None and now < pool.returns_at:
-            target: Any = balancer.pick(now, key)
+            target = balancer.pick(now, key)
             if target is not None and now < target.expires_at:
                 client = target.client
                 if client is not None and client._connection.state is _OPEN:
                     return target  # type: ignore[no-any-return]
-        return self._find_another(method, now, key)
+        return self._find_carefully(method, now, key, target)
 
-    def _find_another(self, method: str, now: float, key: str | None) -> Target | None:
+    def _find_carefully(
+        self, method: str, now: float, key: str | None, target: Target | None
+    ) -> Target | None:
+        """Do what `_find` does; `target` is the one in turn if that is known already."""
         pool = self._pool
         if pool.view is None:
             return None
         service = method.rpartition(".")[0]
         for _ in range(_TRIES):
-            target = pool.pick(service, now, key)
+            if target is None:
+                target = pool.pick(service, now, key)
             client = target.client
             if client is not None and client._connection.state is _OPEN:
                 if now >= target.expires_at and target.dialling is None:
@@ -271,6 +276,7 @@ class BalancedBase(ABC):
                 self._dial_soon(target)
             if key is not None:  # it is worth the wait
                 break
+            target = None
         return None
 
     def _begin(

@@ -172,9 +172,12 @@ class SyncClient(ABC):
             return cls._connect(target, address, timeout)
         except BaseException as error:
             explained = explain(error, target, timeout)
-            if explained is error:
-                raise
-            raise explained from error
+            try:
+                if explained is error:
+                    raise
+                raise explained from error
+            finally:
+                del explained  # or error, traceback and frame would keep each other alive
 
     @classmethod
     @abstractmethod

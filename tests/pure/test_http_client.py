@@ -90,11 +90,14 @@ def test_field_that_cannot_be_said_is_refused(field):
 
 # Answers
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+EARLY = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"
+
 GOOD = {
     "with a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", (200, b"hello")),
     "empty": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", (200, b"")),
     "in chunks": (
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n",
+        CHUNKED + b"3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n",
         (200, b"hello"),
     ),
     "up to the end": (b"HTTP/1.1 200 OK\r\n\r\nhello", (200, b"hello")),
@@ -102,11 +105,7 @@ GOOD = {
     "not modified": (b'HTTP/1.1 304 Not Modified\r\nETag: "e-1"\r\n\r\n', (304, b"")),
     "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", (204, b"")),
     "without a reason": (b"HTTP/1.1 503 \r\nContent-Length: 0\r\n\r\n", (503, b"")),
-    "after others": (
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
-        (200, b"x"),
-    ),
+    "after others": (EARLY + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", (200, b"x")),
     "followed by what nobody asked for": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxHTTP/1.1 500 No\r\n\r\n",
         (200, b"x"),
@@ -181,7 +180,7 @@ def test_answer_longer_than_the_limit_is_cut_off(head, step):
 def test_endless_answer_holds_no_more_than_the_limit_and_one_read():
     what = Fetch("GET", URL, max_answer=100_000)
     what.receive(b"HTTP/1.1 200 OK\r\n\r\n")
+    what.receive(bytes(65536))
     with pytest.raises(ValueError, match="longer than 100000 bytes"):
-        for _ in range(1000):
-            what.receive(bytes(65536))
+        what.receive(bytes(65536))
     assert len(what.body) <= 100_000 + 65536
