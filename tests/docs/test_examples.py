@@ -94,6 +94,16 @@ def test_the_examples_of_servers_and_clients_run_one_after_the_other():
         exec(stop, names)
 
 
+def test_the_examples_of_balanced_clients_run_one_after_the_other():
+    page = (ROOT / "docs" / "discovery.md").read_text()
+    (section,) = re.findall(r"^## Balanced clients\n(.*?)(?=^## )", page, flags=re.S | re.M)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", section, flags=re.S):
+        exec(code, names)
+    assert len(names["results"]) == 3
+    assert 1 <= len(names["answered"]) <= 2
+
+
 def test_the_examples_of_balancing_run_one_after_the_other():
     page = (ROOT / "docs" / "discovery.md").read_text()
     (section,) = re.findall(r"^## Balancing\n(.*?)(?=^## |\Z)", page, flags=re.S | re.M)
