@@ -1,9 +1,11 @@
 """docs/http.md shows what servers answer, and its example runs."""
 
 import contextlib
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc_blocking import Client
+from rpc_blocking import Client, Server
 from rpc_proto import NotFound
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +54,7 @@ def steady(text: str) -> list[str]:
     return re.sub(r"'sha256-[^']+'", "'sha256-...'", text.replace("\r", "")).splitlines()
 
 
-TRANSCRIPTS = re.findall(r"^\$ (curl .*)\n((?:(?!\$ curl|```).*\n)+)", PAGE, flags=re.M)
+TRANSCRIPTS = re.findall(r"^\$ (curl -i .*)\n((?:(?!\$ curl|```).*\n)+)", PAGE, flags=re.M)
 
 
 @pytest.mark.parametrize(("command", "shown"), TRANSCRIPTS, ids=[one for one, _ in TRANSCRIPTS])
@@ -74,6 +76,41 @@ def test_the_server_answers_as_shown(address, command, shown):
         assert line in lines if skipping else next(lines) == line
         skipping = False
     assert skipping or list(lines) == []
+
+
+TYPED = "".join(re.findall(r"```sh\n.*?```", PAGE, flags=re.S))
+BY_HAND = re.findall(r"^\$ (.*)\n((?:(?!\$ |```).*\n)+)", TYPED, flags=re.M)
+
+
+@pytest.fixture(scope="module")
+def both(authority, tmp_path_factory) -> Iterator[tuple[str, str]]:
+    """The hosts and ports of a server, without TLS and with it."""
+    context = authority.server_context()
+    with Server() as server:
+        yield tuple(
+            server.start(f"{scheme}://127.0.0.1:0", ssl=ssl).partition("//")[2]
+            for scheme, ssl in (("tcp", None), ("tls", context))
+        )
+
+
+@pytest.mark.parametrize(("command", "shown"), BY_HAND)
+def test_connect_and_https_can_be_typed(both, authority, command, shown):
+    for tool in ("curl", "openssl"):
+        if tool in command and shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    plain, tls = both
+    real = command.replace("127.0.0.1:7000", plain).replace("127.0.0.1:7443", tls)
+    with subprocess.Popen(
+        ["sh", "-c", f"{real.replace('ca.pem', str(authority.file))} 2>/dev/null"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:  # openssl stays as long as the server does
+            lines = [process.stdout.readline() for _ in shown.splitlines()]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert b"".join(lines).decode().replace("\r", "") == shown
 
 
 def test_the_metrics_are_those_of_the_table(address):
