@@ -19,7 +19,8 @@ from .nodes import Node, View, hash_signatures
 from .picking import Balancer
 from .registration import Registration
 from .sources import FileDiscovery, RegistryDiscovery
-from .watching import FileView, RegistryWatch, StaleChanged, StaticDiscovery, ViewChanged
+from .views import StaleChanged, ViewChanged
+from .watching import FileView, RegistryWatch, StaticDiscovery
 
 if TYPE_CHECKING:
     from .registry import Registry

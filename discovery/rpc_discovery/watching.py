@@ -1,34 +1,19 @@
 """What is known of the nodes, from registries, files or a list (docs/discovery.md, "Views")."""
 
-from collections import deque
 from collections.abc import Iterable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from .documents import LONGEST_WAIT, MAX_ANSWER, is_epoch, parse_json, parse_node, parse_view
 from .links import HttpRequest, Link, RegistryUser, Rng, explain
 from .nodes import MOST_NODES, Node, View
+from .views import StaleChanged, ViewChanged, ViewKeeper
 
-__all__ = ["FileView", "RegistryWatch", "StaleChanged", "StaticDiscovery", "ViewChanged"]
+__all__ = ["FileView", "RegistryWatch", "StaticDiscovery"]
 
 _PAUSE = 0.1  # seconds from an answer that changed something to the next question, at the least
 _LONGEST_BACKOFF = 5.0  # seconds
-
-
-class ViewChanged(NamedTuple):
-    """There is a new view. A node that describes itself anew is in both lists."""
-
-    view: View
-    added: list[Node]
-    removed: list[Node]
-
-
-class StaleChanged(NamedTuple):
-    """The view has been unconfirmed since that time, for that reason; or, if None, it is good."""
-
-    since: float | None
-    reason: str
 
 
 class StaticDiscovery:
@@ -90,55 +75,7 @@ class _WatchLink(Link):
         self.waits = 0.0  # how long the registry was asked to wait with its answer
 
 
-class _ShrinkGuard:
-    """Holds nodes back from going when a registry most probably errs and they live.
-
-    That is when more than `share` of them go within `grace` seconds, as after it lost touch with
-    the nodes, or when it began anew. Held nodes go after `grace` seconds, or once most are back;
-    after a new beginning, once all are.
-    """
-
-    def __init__(self, grace: float, share: float) -> None:
-        self.held: dict[str, Node] = {}
-        self.until: float | None = None
-        self.times = 0  # how often it held anything
-        self._grace = grace
-        self._share = share
-        self._most = 0  # nodes before they went
-        self._anew = False  # whether it holds because a registry began anew
-        # How many nodes there were until when, falling: the first is the most within `grace`.
-        self._sizes: deque[tuple[float, int]] = deque()
-
-    def apply(
-        self, current: dict[str, Node], target: dict[str, Node], anew: bool, now: float
-    ) -> None:
-        """Add to `target`, which is to take the place of `current`, what is held back."""
-        sizes = self._sizes
-        if self.until is None:
-            while sizes and sizes[0][0] <= now - self._grace:
-                sizes.popleft()
-            while sizes and sizes[-1][1] <= len(current):
-                sizes.pop()
-            sizes.append((now, len(current)))
-            self._most = sizes[0][1]
-        going = [(address, node) for address, node in current.items() if address not in target]
-        self._anew = bool(going) and (self._anew or anew)
-        wrong = self._anew or len(target) < self._most * (1 - self._share)
-        if self.until is None and wrong and self._grace:
-            self.until = now + self._grace
-            self.times += 1
-        elif self.until is not None and (now >= self.until or not wrong):
-            self.until = None
-            self.held = {}
-            sizes.clear()
-        if self.until is None:
-            self._anew = False
-        else:
-            self.held = dict(going[: MOST_NODES - len(target)])
-            target.update(self.held)
-
-
-class RegistryWatch(RegistryUser[_WatchLink]):
+class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
     """The nodes that one or several registries know, kept up to date without anybody asking.
 
     `view` is the last good one, whatever happens to the registries; `stale_since` says since when
@@ -174,24 +111,14 @@ class RegistryWatch(RegistryUser[_WatchLink]):
             raise ValueError(f"wait must be from 0 to {LONGEST_WAIT:g} s, not {wait!r}")
         if not 0.1 <= refresh <= 3600:
             raise ValueError(f"refresh must be from 0.1 to 3600 s, not {refresh!r}")
-        if not 0 <= grace <= 3600 or not 0 < share < 1:
-            raise ValueError(
-                f"grace must be from 0 to 3600 s and share between 0 and 1, not {grace!r} and "
-                f"{share!r}"
-            )
         links = [_WatchLink(url, now) for url in registries]
-        super().__init__(links, token=token, timeout=timeout, rng=rng)
-        self.view = View()
-        self.ready = False  # whether any registry has answered
-        self.stale_since: float | None = None
-        self.stale_reason = ""
+        ViewKeeper.__init__(self, grace, share)
+        RegistryUser.__init__(self, links, token=token, timeout=timeout, rng=rng)
         self.rejected = 0  # listings, as a whole
         self.refused_nodes = 0
         self._service = service
         self._wait = wait
         self._refresh = refresh
-        self._guard = _ShrinkGuard(grace, share)
-        self._shown: dict[str, Node] = {}
         self._dirty = False
         self._anew = False  # whether a registry began anew since the last merge
         self._finish(now)
@@ -204,16 +131,6 @@ class RegistryWatch(RegistryUser[_WatchLink]):
             link.answered_at for link in self.links.values() if link.answered_at is not None
         ]
         return max(0.0, now - max(answered)) if answered else inf
-
-    @property
-    def held(self) -> int:
-        """How many nodes are shown only because too many went at once."""
-        return len(self._guard.held)
-
-    @property
-    def times_held(self) -> int:
-        """How often too many nodes went at once."""
-        return self._guard.times
 
     # Questions
 
@@ -324,10 +241,14 @@ class RegistryWatch(RegistryUser[_WatchLink]):
         until = self._guard.until
         if self._dirty or (until is not None and now >= until):
             self._dirty = False
-            self._show(now)
-        self._judge(now)
+            self._refresh_view(now)
+        links = self.links.values()
+        reason = ""
+        if all(link.failures for link in links):
+            reason = "; ".join(f"{link.url}: {link.error}" for link in links)[:400]
+        self._events += self._judge(reason, now - self.age(now), now)
 
-    def _show(self, now: float) -> None:
+    def _refresh_view(self, now: float) -> None:
         """Merge what the registries said into the view."""
         links = [link for link in self.links.values() if link.epoch]
         if not links:
@@ -337,13 +258,7 @@ class RegistryWatch(RegistryUser[_WatchLink]):
             self.rejected += 1
             return
         anew, self._anew = self._anew, False
-        self._guard.apply(self._shown, target, anew, now)
-        self._shown = target
-        view = View(target.values(), self.view.revision + 1)
-        added, removed = self.view.changes(view)
-        if added or removed or not self.ready:
-            self.view, self.ready = view, True
-            self._events.append(ViewChanged(view, added, removed))
+        self._events += self._show(target, anew, now)
 
     def _merge(self, links: list[_WatchLink]) -> dict[str, Node]:
         answering = [link for link in links if not link.failures]
@@ -364,20 +279,3 @@ class RegistryWatch(RegistryUser[_WatchLink]):
                 if address not in link.nodes and any(address in other.nodes for other in others)
             }
         return merged
-
-    def _judge(self, now: float) -> None:
-        """Say when nothing confirms the view any more, and when something does again."""
-        links = self.links.values()
-        reason = ""
-        since = self.stale_since
-        if self.ready and all(link.failures for link in links):
-            reason = "; ".join(f"{link.url}: {link.error}" for link in links)[:400]
-            since = now - self.age(now) if since is None else since
-        elif self._guard.until is not None:
-            reason = f"{self.held} nodes went at once and are shown nevertheless"
-            since = now if since is None else since
-        if not reason:
-            since = None
-        if (since is None) != (self.stale_since is None):
-            self._events.append(StaleChanged(since, reason))
-        self.stale_since, self.stale_reason = since, reason
