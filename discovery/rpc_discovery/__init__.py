@@ -18,7 +18,7 @@ from .links import HttpRequest, RegistryFailed, RegistryReached
 from .nodes import Node, View, hash_signatures
 from .picking import Balancer
 from .registration import Registration
-from .sources import FileDiscovery, RegistryDiscovery
+from .sources import EtcdDiscovery, FileDiscovery, RegistryDiscovery
 from .views import StaleChanged, ViewChanged
 from .watching import FileView, RegistryWatch, StaticDiscovery
 
@@ -30,6 +30,7 @@ __all__ = [
     "Balancer",
     "ConsistentHash",
     "Endpoint",
+    "EtcdDiscovery",
     "FileDiscovery",
     "FileView",
     "HedgeDelay",

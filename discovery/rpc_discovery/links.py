@@ -33,7 +33,8 @@ class HttpRequest(NamedTuple):
 
     `timeout`, in seconds, is for all of it, from the connection to the last byte of the answer.
     An answer of more than `max_answer` bytes is cut off and reported as failed. Redirects are
-    answers like any other.
+    answers like any other. `keep` says that the connection may serve more requests. A `stream` is
+    an answer that is told as it comes, and goes on for as long as it likes once it has begun.
     """
 
     id: int
@@ -44,6 +45,8 @@ class HttpRequest(NamedTuple):
     body: bytes
     timeout: float
     max_answer: int = MAX_ANSWER
+    keep: bool = False
+    stream: bool = False
 
 
 class RegistryFailed(NamedTuple):
@@ -122,6 +125,10 @@ class RegistryUser(Generic[LinkType]):
                 link.handed_out = True
                 requests.append(link.request)
         return requests
+
+    def requests_to_cancel(self) -> list[int]:
+        """Return the ids of the requests to give up before their time: none."""
+        return []
 
     def next_timeout(self) -> float | None:
         """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""

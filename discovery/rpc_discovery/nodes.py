@@ -79,6 +79,20 @@ class Node:
         if not 0 <= weight <= 1000:
             raise ValueError(f"weight must be from 0 to 1000, not {weight!r}")
 
+    def described_anew(
+        self,
+        services: Iterable[str] | Mapping[str, str] | None = None,
+        weight: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> "Node":
+        """Return this node with what is given in place of what it says now."""
+        return Node(
+            self.address,
+            self.services if services is None else services,
+            weight=self.weight if weight is None else weight,
+            metadata=self.metadata if metadata is None else metadata,
+        )
+
     def _key(self) -> tuple[Any, ...]:
         return (
             self.address,

@@ -77,14 +77,8 @@ class Registration(RegistryUser[_RegistrationLink]):
         metadata: Mapping[str, str] | None = None,
     ) -> list[object]:
         """Describe the node anew; ValueError as from `Node`. It is sent at once."""
-        old = self.node
-        node = Node(
-            old.address,
-            old.services if services is None else services,
-            weight=old.weight if weight is None else weight,
-            metadata=old.metadata if metadata is None else metadata,
-        )
-        if node != old and self._stops_at is None:
+        node = self.node.described_anew(services, weight, metadata)
+        if node != self.node and self._stops_at is None:
             self.node = node
             self._version += 1
             self._body = self._describe()

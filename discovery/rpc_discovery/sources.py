@@ -1,11 +1,14 @@
 """Where a balanced client learns of nodes: what users give it, whatever the backend."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .watching import FileView, RegistryWatch
 
-__all__ = ["FileDiscovery", "RegistryDiscovery"]
+if TYPE_CHECKING:
+    from .etcd import EtcdWatch
+
+__all__ = ["EtcdDiscovery", "FileDiscovery", "RegistryDiscovery"]
 
 
 class RegistryDiscovery:
@@ -26,6 +29,43 @@ class RegistryDiscovery:
     def open(self, now: float, rng: Callable[[], float]) -> RegistryWatch:
         """Return the machine that keeps a view."""
         return RegistryWatch(self._registries, now=now, rng=rng, **self._settings)
+
+
+class EtcdDiscovery:
+    """The nodes that etcd holds, at endpoints given as http(s)://host:port.
+
+    `service` watches the nodes of one service only. The other `settings` are those of
+    `EtcdWatch`: `probe`, `timeout`, `grace` and so on. `ssl` is the SSLContext for https://
+    endpoints, with the client's certificate if etcd wants one.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str],
+        *,
+        prefix: str | bytes = "/rpc",
+        service: str | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        ssl: Any = None,
+        **settings: Any,
+    ) -> None:
+        self._endpoints = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+        self._settings = {
+            "prefix": prefix,
+            "service": service,
+            "user": user,
+            "password": password,
+            **settings,
+        }
+        self.ssl = ssl
+        self.open(0.0, lambda: 0.0)  # ValueError for what cannot be
+
+    def open(self, now: float, rng: Callable[[], float]) -> "EtcdWatch":
+        """Return the machine that keeps a view."""
+        from .etcd import EtcdWatch
+
+        return EtcdWatch(self._endpoints, now=now, rng=rng, **self._settings)
 
 
 class FileDiscovery:

@@ -1,0 +1,216 @@
+"""What is asked of etcd and what it answers, whatever carries it: its API v3 in few words."""
+
+from typing import NamedTuple
+
+__all__ = [
+    "Answer",
+    "Authenticate",
+    "Authenticated",
+    "Change",
+    "Grant",
+    "Granted",
+    "Header",
+    "KeepAlive",
+    "KeptAlive",
+    "KeyValue",
+    "LeaseKeys",
+    "Leased",
+    "Operation",
+    "Question",
+    "Range",
+    "Ranged",
+    "Revoke",
+    "Revoked",
+    "Watch",
+    "Watched",
+    "Write",
+    "Written",
+    "prefix_end",
+]
+
+# Status codes of gRPC that mean something to us.
+INVALID_ARGUMENT = 3
+NOT_FOUND = 5
+PERMISSION_DENIED = 7
+FAILED_PRECONDITION = 9
+OUT_OF_RANGE = 11
+UNAUTHENTICATED = 16
+
+
+class Header(NamedTuple):
+    """Who answered, and when: the store's revision at that time. 0 is unknown."""
+
+    cluster: int = 0
+    member: int = 0
+    revision: int = 0
+    term: int = 0
+
+
+class KeyValue(NamedTuple):
+    """A key, with the revision at which it was written last and the lease it hangs on, or 0."""
+
+    key: bytes
+    value: bytes
+    revision: int
+    lease: int = 0
+
+
+class Change(NamedTuple):
+    """A key that was written, or deleted at the revision given."""
+
+    kv: KeyValue
+    deleted: bool = False
+
+
+class Range(NamedTuple):
+    """Read one key, or all from `key` up to `end`, linearizably; at a revision, or 0 for now."""
+
+    key: bytes
+    end: bytes = b""
+    revision: int = 0
+    limit: int = 0
+
+
+class Write(NamedTuple):
+    """Put keys, which then hang on the lease, and delete others, all at one revision."""
+
+    puts: tuple[tuple[bytes, bytes], ...]
+    deletes: tuple[bytes, ...]
+    lease: int
+
+
+class Grant(NamedTuple):
+    """Get a lease for so many seconds."""
+
+    ttl: int
+
+
+class KeepAlive(NamedTuple):
+    """Renew a lease."""
+
+    lease: int
+
+
+class LeaseKeys(NamedTuple):
+    """Ask which keys hang on a lease."""
+
+    lease: int
+
+
+class Revoke(NamedTuple):
+    """End a lease; its keys go with it."""
+
+    lease: int
+
+
+class Authenticate(NamedTuple):
+    """Log in."""
+
+    user: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"Authenticate(user={self.user!r})"
+
+
+class Watch(NamedTuple):
+    """Hear of all changes of the keys from `key` up to `end`, from a revision on: a stream."""
+
+    key: bytes
+    end: bytes
+    revision: int
+
+
+Question = Range | Write | Grant | KeepAlive | LeaseKeys | Revoke | Authenticate | Watch
+
+
+class Ranged(NamedTuple):
+    """The keys, in order, and whether there are more than the limit."""
+
+    header: Header
+    kvs: list[KeyValue]
+    more: bool = False
+
+
+class Written(NamedTuple):
+    """It is written."""
+
+    header: Header
+
+
+class Granted(NamedTuple):
+    """The lease and the seconds that it really has."""
+
+    header: Header
+    lease: int
+    ttl: int
+
+
+class KeptAlive(NamedTuple):
+    """The seconds that the lease has again; 0 or less if there is no such lease."""
+
+    header: Header
+    ttl: int
+
+
+class Leased(NamedTuple):
+    """The seconds that the lease has left, 0 or less if there is no such lease, and its keys."""
+
+    header: Header
+    ttl: int
+    keys: list[bytes]
+
+
+class Revoked(NamedTuple):
+    """The lease is no more."""
+
+    header: Header
+
+
+class Authenticated(NamedTuple):
+    """The token to show from now on."""
+
+    token: str
+
+    def __repr__(self) -> str:
+        return "Authenticated()"
+
+
+class Watched(NamedTuple):
+    """One message of a watch: that it is there, that it is no more and why, or changes.
+
+    `compacted` is the first revision that can still be watched, if that is the reason.
+    """
+
+    header: Header
+    created: bool = False
+    canceled: bool = False
+    compacted: int = 0
+    reason: str = ""
+    changes: list[Change] = []
+
+
+Answer = Ranged | Written | Granted | KeptAlive | Leased | Revoked | Authenticated
+
+
+class Operation(NamedTuple):
+    """One question to one endpoint; its outcome goes to `result` or `failed` with the same id.
+
+    `timeout`, in seconds, is for all of it; with `Watch`, for the first message, and each one goes
+    to `message`. `token` is from a login, or "".
+    """
+
+    id: int
+    endpoint: str
+    question: Question
+    timeout: float
+    token: str
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.id} at {self.endpoint}: {self.question!r}>"
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    r"""Return the first key behind all that begin so; b"\0" if none can be, as etcd has it."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else b"\0"

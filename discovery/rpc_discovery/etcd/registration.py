@@ -1,0 +1,212 @@
+"""One node in etcd: a lease, the keys that hang on it, and their return (docs/etcd.md)."""
+
+from collections.abc import Iterable, Mapping
+from math import ceil
+
+from rpc_discovery.documents import LONGEST_TTL, SHORTEST_TTL
+from rpc_discovery.links import RegistryFailed, Rng
+from rpc_discovery.nodes import Node
+
+from .keys import keys_of
+from .operations import (
+    NOT_FOUND,
+    PERMISSION_DENIED,
+    Answer,
+    Grant,
+    Granted,
+    KeepAlive,
+    KeptAlive,
+    Leased,
+    LeaseKeys,
+    Question,
+    Revoke,
+    Write,
+)
+from .user import EtcdUser
+
+__all__ = ["USUAL_TTL", "EtcdRegistration"]
+
+USUAL_TTL = 10.0  # seconds
+_MOST_WRITES = 100  # keys in one transaction; etcd allows 128
+_MOST_LEASES = 4  # that wait for their end
+
+
+class EtcdRegistration(EtcdUser):
+    """Keeps a node's keys in etcd, on a lease of `ttl` seconds that is renewed each third of it.
+
+    Whatever happens to etcd or to the lease, it is tried again for ever: a lease that is gone, or
+    that could not be renewed for `ttl` seconds, is never used again; a new one is granted and the
+    keys are put on it. Each `ttl` seconds it looks whether the keys are still there. See `EtcdUser`
+    for inputs and outputs; the commands are `update` and `stop`. `now` is monotonic.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        endpoints: Iterable[str],
+        *,
+        now: float,
+        rng: Rng,
+        prefix: str | bytes = "/rpc",
+        ttl: float = USUAL_TTL,
+        user: str | None = None,
+        password: str | None = None,
+        timeout: float = 2.0,
+    ) -> None:
+        if not SHORTEST_TTL <= ttl <= LONGEST_TTL:
+            raise ValueError(f"ttl must be from {SHORTEST_TTL} to {LONGEST_TTL} s, not {ttl!r}")
+        super().__init__(
+            endpoints, rng=rng, prefix=prefix, user=user, password=password, timeout=timeout
+        )
+        self.node = node
+        self.ttl = ttl
+        self.lease = 0  # 0: none
+        self._lease_until = 0.0  # counted from the time at which its renewal was sent
+        self._renew_at = 0.0
+        self._look_at = 0.0
+        self._wanted = keys_of(self.prefix, node)
+        # What hangs on the lease as far as we know: b"" where only an answer that did not come
+        # would tell.
+        self._known: dict[bytes, bytes] = {}
+        self._ended: list[int] = []  # leases to revoke, lest a late write hangs a key on them
+        self._stops_at: float | None = None
+        self._finish(now)
+
+    # Getters
+
+    @property
+    def done(self) -> bool:
+        """Whether it was stopped, and there is nothing left to do."""
+        return self._stops_at is not None and self._asked is None and self._due_at is None
+
+    def registered(self, now: float) -> list[str]:
+        """Return the endpoint at which the node is known as it is now, or nothing."""
+        known = self.lease and now < self._lease_until and self._known == self._wanted
+        return [self.endpoint] if known and self._stops_at is None else []
+
+    # Commands
+
+    def update(
+        self,
+        now: float,
+        *,
+        services: Iterable[str] | Mapping[str, str] | None = None,
+        weight: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[object]:
+        """Describe the node anew; ValueError as from `Node`. It is written at once."""
+        self.node = self.node.described_anew(services, weight, metadata)
+        self._wanted = keys_of(self.prefix, self.node)
+        return self._finish(now)
+
+    def stop(self, now: float, limit: float = 5.0) -> list[object]:
+        """Revoke the lease, with which the keys go; `done` within `limit` seconds.
+
+        Nothing is waited for but a lease that is being granted: a write that arrives behind the
+        end of its lease is refused by etcd.
+        """
+        if self._stops_at is None:
+            self._stops_at = now + limit
+            self._backoff_until = None
+            if self._asked is not None and not isinstance(self._asked.question, Grant):
+                self._dropped.append(self._asked.id)
+                self._asked = None
+        return self._finish(now)
+
+    # What to do
+
+    def _plan(self, now: float) -> Question | float | None:
+        if self._stops_at is not None:
+            self._let_go()
+            return Revoke(self._ended[0]) if self._ended else None
+        if self.lease and now >= self._lease_until:
+            self._let_go()
+        if not self.lease:
+            return Grant(ceil(self.ttl))
+        if now >= self._renew_at:
+            return KeepAlive(self.lease)
+        if self._known != self._wanted:
+            return self._compose()
+        if self._ended:
+            return Revoke(self._ended[0])
+        if now >= self._look_at:
+            return LeaseKeys(self.lease)
+        return min(self._renew_at, self._look_at)
+
+    def _compose(self) -> Write:
+        known, wanted = self._known, self._wanted
+        puts = [(key, value) for key, value in wanted.items() if known.get(key) != value]
+        puts = puts[:_MOST_WRITES]
+        deletes = [key for key in known if key not in wanted][: _MOST_WRITES - len(puts)]
+        for key in (*(key for key, _ in puts), *deletes):
+            known[key] = b""
+        return Write(tuple(puts), tuple(deletes), self.lease)
+
+    def _take(self, question: Question, answer: Answer, now: float) -> None:
+        if isinstance(question, Grant):
+            assert isinstance(answer, Granted)
+            if answer.lease <= 0 or answer.ttl <= 0:
+                raise ValueError(f"lease {answer.lease} of {answer.ttl} s is none")
+            self.lease = answer.lease
+            self._known = {}
+            self._look_at = now + answer.ttl
+            self._renewed(answer.ttl)
+        elif isinstance(question, KeepAlive):
+            assert isinstance(answer, KeptAlive)
+            if answer.ttl <= 0:
+                self._lost()
+            else:
+                self._renewed(answer.ttl)
+        elif isinstance(question, Write):
+            self._known |= question.puts
+            for key in question.deletes:
+                self._known.pop(key, None)
+        elif isinstance(question, LeaseKeys):
+            assert isinstance(answer, Leased)
+            if answer.ttl <= 0:
+                self._lost()
+            else:
+                self._known = {key: self._known.get(key, b"") for key in answer.keys}
+                self._look_at = now + self.ttl
+        elif isinstance(question, Revoke):
+            self._ended.remove(question.lease)
+        if self.lease and self._known == self._wanted:
+            self._succeed()
+
+    def _accepts(self, question: Question, code: int, error: str) -> bool:
+        if isinstance(question, Revoke) and code in (NOT_FOUND, PERMISSION_DENIED):
+            self._ended.remove(question.lease)
+            return True
+        if code == NOT_FOUND and isinstance(question, (KeepAlive, LeaseKeys, Write)):
+            self._lost()
+            return True
+        return False
+
+    def _renewed(self, ttl: float) -> None:
+        self._lease_until = self._asked_at + ttl
+        self._renew_at = self._asked_at + ttl / 3 * (1 - 0.2 * self._rng())
+
+    def _lost(self) -> None:
+        """Take note that etcd knows no such lease."""
+        self.lease = 0
+        if not self.failures:
+            self.failures = 1
+            self._events.append(RegistryFailed(self.endpoint, "the lease is gone"))
+
+    def _let_go(self) -> None:
+        """Use a lease no longer that may be there still."""
+        if self.lease:
+            self._ended = [*self._ended[1 - _MOST_LEASES :], self.lease]
+            self.lease = 0
+
+    def _also_at(self) -> float | None:
+        return None if self._stops_at is None or self.done else self._stops_at
+
+    def _conclude(self, now: float) -> None:
+        if self._stops_at is not None and now >= self._stops_at:
+            self._ended = []
+            self.lease = 0
+            self._backoff_until = None
+            if self._asked is not None:
+                self._dropped.append(self._asked.id)
+                self._asked = None

@@ -1,0 +1,268 @@
+"""What registration and watching share: one question at a time, to one of several endpoints."""
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from rpc_discovery.links import RegistryFailed, RegistryReached, Rng
+from rpc_proto import parse_address
+
+from .keys import parse_prefix
+from .operations import (
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+    Answer,
+    Authenticate,
+    Authenticated,
+    Operation,
+    Question,
+    Watch,
+    Watched,
+)
+
+__all__ = ["EtcdUser"]
+
+_MOST_ENDPOINTS = 16
+_FIRST_BACKOFF = 0.1  # seconds; doubled with each failure in a row
+_LONGEST_BACKOFF = 2.0
+_LONGEST_REFUSED = 15.0  # when etcd answers, but refuses: a login costs it much
+_SHORTEST_PAUSE = 0.01
+_LATE = 1.0  # seconds that a transport may be late with its report
+
+
+class EtcdUser:
+    """Asks one endpoint, logs in where that is needed, and goes on to the next one on failure.
+
+    Inputs: `handle_timeout(now)` at `next_timeout()`, `result(...)` or `failed(...)` for each
+    operation of `operations_to_send()`. They return events, and never raise, whatever etcd says.
+    What `operations_to_cancel()` names is to be given up. After each input `next_timeout()` is None
+    or later than its `now`.
+    """
+
+    def __init__(
+        self,
+        endpoints: Iterable[str],
+        *,
+        rng: Rng,
+        prefix: str | bytes,
+        user: str | None,
+        password: str | None,
+        timeout: float,
+    ) -> None:
+        self.endpoints = [parse_endpoint(url) for url in endpoints]
+        if not 0 < len(self.endpoints) <= _MOST_ENDPOINTS:
+            raise ValueError(f"1 to {_MOST_ENDPOINTS} endpoints, not {len(self.endpoints)}")
+        if len(set(self.endpoints)) < len(self.endpoints):
+            raise ValueError(f"an endpoint is given twice: {', '.join(self.endpoints)}")
+        if (user is None) is not (password is None) or user == "":
+            raise ValueError("user and password go together, and user must not be empty")
+        if not 0 < timeout <= 3600:
+            raise ValueError(f"timeout must be from 0 to 3600 s, not {timeout!r}")
+        self.prefix = parse_prefix(prefix)
+        self.ignored = 0  # reports that nobody waited for
+        self.failed_operations = 0
+        self.failures = 0  # in a row
+        self.error = ""  # of the last failure
+        self._login = Authenticate(user, password) if user is not None and password else None
+        self._token = None if self._login else ""
+        self._fresh = False  # whether the token has not been good for anything yet
+        self._timeout = timeout
+        self._rng = rng
+        self._place = int(rng() * len(self.endpoints))
+        self._serial = 0
+        self._asked: Operation | None = None
+        self._asked_at = 0.0
+        self._due_at: float | None = None
+        self._backoff_until: float | None = None
+        self._reached = False
+        self._outbox: list[Operation] = []
+        self._dropped: list[int] = []
+        self._events: list[object] = []
+
+    # Getters
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do, ever."""
+        return False
+
+    @property
+    def endpoint(self) -> str:
+        """The one that is asked now."""
+        return self.endpoints[self._place]
+
+    # Outputs
+
+    def operations_to_send(self) -> list[Operation]:
+        """Return the operations to send now, each once."""
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def operations_to_cancel(self) -> list[int]:
+        """Return the ids of those that nobody waits for any more, each once."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        times = (self._gives_up_at() if self._asked else self._due_at, self._also_at())
+        return min((at for at in times if at is not None), default=None)
+
+    # Inputs
+
+    def handle_timeout(self, now: float) -> list[object]:
+        """Do what is due; too early a call does nothing."""
+        return self._finish(now)
+
+    def result(self, operation_id: int, answer: Answer, now: float) -> list[object]:
+        """Take the answer to a question."""
+        asked = self._asked
+        if asked is None or asked.id != operation_id:
+            self.ignored += 1
+        else:
+            self._asked = None
+            if isinstance(answer, Authenticated):
+                self._token, self._fresh = answer.token, True
+            else:
+                self._fresh = False
+                try:
+                    self._take(asked.question, answer, now)
+                except ValueError as error:
+                    self._fail(str(error), now)
+        return self._finish(now)
+
+    def failed(self, operation_id: int, error: str, now: float, code: int = 0) -> list[object]:
+        """Take note that an operation failed; `code` is gRPC's if etcd itself said so."""
+        if self._asked is None or self._asked.id != operation_id:
+            self.ignored += 1
+        else:
+            question, self._asked = self._asked.question, None
+            self._refuse(question, str(error)[:200], code, now)
+        return self._finish(now)
+
+    def message(self, operation_id: int, message: Watched, now: float) -> list[object]:
+        """Take what a watch says."""
+        self.ignored += 1
+        return []
+
+    # For subclasses
+
+    def _plan(self, now: float) -> Question | float | None:
+        """Return what to ask now, or else when to see again."""
+        raise NotImplementedError
+
+    def _take(self, question: Question, answer: Answer, now: float) -> None:
+        """Take an answer; ValueError if it is not good."""
+        raise NotImplementedError
+
+    def _accepts(self, question: Question, code: int, error: str) -> bool:
+        """Whether an error of etcd is as good as an answer, which is then taken."""
+        return False
+
+    def _streams(self, operation: Operation, now: float) -> None:
+        """Take note that a watch is sent."""
+        raise NotImplementedError
+
+    def _also_at(self) -> float | None:
+        """Return when something else is due."""
+        return None
+
+    def _conclude(self, now: float) -> None:
+        """Do what follows from any input, before anything is sent."""
+
+    def _succeed(self) -> None:
+        """Take note that all is as it should be."""
+        if self.failures or not self._reached:
+            self._reached = True
+            self._events.append(RegistryReached(self.endpoint))
+        self.failures = 0
+        self.error = ""
+
+    def _fail(self, error: str, now: float, refused: bool = False) -> None:
+        """Go on with the next endpoint, after a pause."""
+        if not self.failures:
+            self._events.append(RegistryFailed(self.endpoint, error))
+        if self._asked is not None:
+            self._dropped.append(self._asked.id)
+            self._asked = None
+        self.error = f"{self.endpoint}: {error}"
+        self.failed_operations += 1
+        longest = _LONGEST_REFUSED if refused else _LONGEST_BACKOFF
+        longest = min(longest, _FIRST_BACKOFF * 2.0 ** min(self.failures, 30))
+        self._backoff_until = now + max(_SHORTEST_PAUSE, longest * self._rng())
+        self.failures += 1
+        self._place = (self._place + 1) % len(self.endpoints)
+
+    def _refuse(self, question: Question, error: str, code: int, now: float) -> None:
+        """Take an error that came in place of an answer."""
+        if isinstance(question, Authenticate):
+            if code == FAILED_PRECONDITION:  # authentication is not enabled, or not any more
+                self._token, self._fresh = "", True
+                return
+        elif self._login is not None and _is_about_tokens(code, error):
+            stale, self._token = not self._fresh, None
+            if stale:  # tokens end with their time, and with a restart
+                return
+        if code and self._accepts(question, code, error):
+            return
+        refused = code in (INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED)
+        if refused:
+            who = f"user {self._login.user!r}" if self._login else "without a user"
+            error = f"{error} ({who}, prefix {self.prefix.decode(errors='replace')!r})"
+        self._fail(error, now, refused)
+
+    def _finish(self, now: float) -> list[object]:
+        if self._asked is not None and self._gives_up_at() <= now:
+            self._fail(f"no answer within {self._asked.timeout:g} s", now)
+        self._conclude(now)
+        while self._asked is None:
+            if self._backoff_until is not None:
+                if now < self._backoff_until:
+                    self._due_at = self._backoff_until
+                    break
+                self._backoff_until = None
+            question = self._plan(now)
+            if question is None or isinstance(question, (int, float)):
+                self._due_at = question
+                break
+            self._ask(question, now)
+        events, self._events = self._events, []
+        return events
+
+    # The rest
+
+    def _ask(self, question: Question, now: float) -> None:
+        if self._token is None:
+            assert self._login is not None
+            question = self._login
+        self._serial += 1
+        operation = Operation(
+            self._serial, self.endpoint, question, self._timeout, self._token or ""
+        )
+        self._outbox.append(operation)
+        if isinstance(question, Watch):
+            self._streams(operation, now)
+        else:
+            self._asked, self._asked_at = operation, now
+
+    def _gives_up_at(self) -> float:
+        assert self._asked is not None
+        return self._asked_at + self._asked.timeout + _LATE
+
+
+def _is_about_tokens(code: int, error: str) -> bool:
+    """Whether a new login may help: etcd 3.5.1 says of an old token that permission is denied."""
+    return code in (PERMISSION_DENIED, UNAUTHENTICATED) or (
+        code == INVALID_ARGUMENT and ("user name is empty" in error or "auth store" in error)
+    )
+
+
+def parse_endpoint(url: str) -> str:
+    """Return an endpoint as http(s)://host:port; ValueError names the value and the rule."""
+    parts = urlsplit(url if isinstance(url, str) and url.isprintable() else "")
+    if parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
+        raise ValueError(f"an endpoint must be http(s)://host:port, not {url!r:.80}")
+    host = parts.netloc if parts.netloc.rpartition(":")[2].isdigit() else f"{parts.netloc}:2379"
+    where = parse_address(f"tcp://{host}")
+    return f"{parts.scheme}://{str(where).removeprefix('tcp://')}"

@@ -1,0 +1,346 @@
+"""The nodes that etcd holds, kept up to date by a watch (docs/etcd.md)."""
+
+from collections.abc import Iterable
+from math import inf
+
+from rpc_discovery.links import Rng
+from rpc_discovery.nodes import MOST_NODES, Node
+from rpc_discovery.views import ViewKeeper
+
+from .keys import Entry, merge, read_entry, start_of
+from .operations import (
+    OUT_OF_RANGE,
+    PERMISSION_DENIED,
+    Answer,
+    Header,
+    KeyValue,
+    Operation,
+    Question,
+    Range,
+    Ranged,
+    Watch,
+    Watched,
+    prefix_end,
+)
+from .user import EtcdUser
+
+__all__ = ["EtcdWatch"]
+
+_PAGE = 500  # keys in one answer
+_MOST_KEYS = 100_000
+_WAVE = 0.1  # seconds from one view to the next
+_SILENCE = 60.0  # seconds after which a watch that ought to have been told of something is suspect
+
+
+class EtcdWatch(ViewKeeper, EtcdUser):
+    """The nodes under a prefix: listed once, then watched from the next revision on.
+
+    `view` is the last good one, whatever happens to etcd; `stale_since` says since when nothing
+    confirms it, None while it is good. See `EtcdUser` for inputs and outputs, and `message` for
+    what a watch says; events are `ViewChanged`, `StaleChanged`, `RegistryReached` and
+    `RegistryFailed`, whose registry is an endpoint.
+
+    A watch that broke is taken up again where it ended. The nodes are listed again when etcd has
+    compacted away what happened since, and when it is not the same store any more: another cluster,
+    a revision or a term that went back, or another key in the place of one that was known.
+
+    While the watch is silent, a probe is sent every `probe` seconds to the same endpoint; another
+    one is taken when it fails. A key or a value that is not right is left out and counted in
+    `refused_nodes`; more than 100,000 keys or 10,000 nodes are rejected as a whole.
+    """
+
+    def __init__(
+        self,
+        endpoints: Iterable[str],
+        *,
+        now: float,
+        rng: Rng,
+        prefix: str | bytes = "/rpc",
+        service: str | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        timeout: float = 2.0,
+        probe: float = 5.0,
+        grace: float = 30.0,
+        share: float = 0.5,
+    ) -> None:
+        if not 0.1 <= probe <= 3600:
+            raise ValueError(f"probe must be from 0.1 to 3600 s, not {probe!r}")
+        ViewKeeper.__init__(self, grace, share)
+        EtcdUser.__init__(
+            self, endpoints, rng=rng, prefix=prefix, user=user, password=password, timeout=timeout
+        )
+        self.rejected = 0  # listings, as a whole
+        self.revision = 0  # up to which everything is known
+        self.listings = 0
+        self.resumed = 0  # watches that were taken up again
+        self._start = start_of(self.prefix, service)
+        self._end = prefix_end(self._start)
+        self._probe = probe
+        self._store = Header()  # as it was when it last answered a question
+        self._at_least = 0  # the revision that an answer must have, if it is the same store
+        self._entries: dict[bytes, Entry] = {}
+        self._keys: dict[str, set[bytes]] = {}  # by address
+        self._nodes: dict[str, Node] = {}  # by address, made of all keys of each
+        # What goes on: listing, or else a watch that is there (or on its way, or to be opened
+        # after a question whether the store is still the same).
+        self._listing: list[KeyValue] | None = []
+        self._listed_at = Header()
+        self._anew = False  # whether it is another store since the last view
+        self._same = False
+        self._watch: Operation | None = None
+        self._watching = False  # whether the watch has said that it is there
+        self._watch_until = 0.0  # when it has to have said so
+        self._heard_at = now  # of the watch
+        self._probe_at = now
+        self._confirmed_at = -inf
+        # The view
+        self._dirty = False
+        self._quiet_until = now
+        self._excess = ""
+        self._finish(now)
+
+    # Getters
+
+    def age(self, now: float) -> float:
+        """Return how many seconds ago etcd confirmed the view; infinite before the first time."""
+        return max(0.0, now - self._confirmed_at)
+
+    @property
+    def refused_nodes(self) -> int:
+        """How many keys there are that are not a node's, or whose value is not right."""
+        return len(self._entries) - sum(len(keys) for keys in self._keys.values())
+
+    # Inputs
+
+    def message(self, operation_id: int, message: Watched, now: float) -> list[object]:
+        """Take what a watch says."""
+        if self._watch is None or self._watch.id != operation_id:
+            self.ignored += 1
+        elif message.canceled:
+            self._close_watch()
+            if message.compacted:
+                self._listing = []
+            else:
+                reason = message.reason or "etcd ended the watch"
+                code = PERMISSION_DENIED if "permission" in reason or "token" in reason else 0
+                self._refuse(Watch(self._start, self._end, 0), reason, code, now)
+        else:
+            self._hear(message, now)
+        return self._finish(now)
+
+    def failed(self, operation_id: int, error: str, now: float, code: int = 0) -> list[object]:
+        """Take note that an operation failed, or that a watch ended."""
+        watch = self._watch
+        if watch is None or watch.id != operation_id:
+            return super().failed(operation_id, error, now, code)
+        self._close_watch()
+        self._refuse(watch.question, str(error)[:200], code, now)
+        return self._finish(now)
+
+    # What to ask
+
+    def _plan(self, now: float) -> Question | float | None:
+        # The watch may know more than the answer to a question that was asked before.
+        self._at_least = max(self.revision, self._listed_at.revision)
+        if self._listing is not None:
+            start = self._listing[-1].key + b"\0" if self._listing else self._start
+            return Range(start, self._end, self._listed_at.revision, _PAGE)
+        if self._watch is None:
+            if self._same:
+                return Watch(self._start, self._end, self.revision + 1)
+            witness = self._witness()
+            if witness is not None:
+                return Range(witness, revision=self.revision)
+            self._listing = []
+            return self._plan(now)
+        if not self._watching:
+            return self._watch_until
+        if now < self._probe_at:
+            return self._probe_at
+        return Range(self._start)
+
+    def _witness(self) -> bytes | None:
+        """Return a key that cannot be the same in another store, for its lease: the newest one."""
+        leased = [(entry.revision, key) for key, entry in self._entries.items() if entry.lease]
+        return max(leased)[1] if leased else None
+
+    def _streams(self, operation: Operation, now: float) -> None:
+        self._watch, self._watching = operation, False
+        self._watch_until = now + operation.timeout
+        self._heard_at = now
+
+    # Answers
+
+    def _take(self, question: Question, answer: Answer, now: float) -> None:
+        assert isinstance(question, Range)
+        assert isinstance(answer, Ranged)
+        listing = self._listing
+        if not self._is_same_store(answer.header):
+            self._begin_anew()
+        elif listing is not None:
+            self._list(listing, answer, now)
+        elif self._watch is None:
+            known = self._entries[question.key]
+            found = [(kv.key, kv.revision, kv.lease) for kv in answer.kvs]
+            if found == [(question.key, known.revision, known.lease)]:
+                self._same = True
+                self.resumed += 1
+            else:
+                self._begin_anew()
+        else:
+            self._confirmed_at = now
+            self._probe_at = self._next_probe(now)
+            if answer.header.revision > self.revision and now - self._heard_at > _SILENCE:
+                self._close_watch()  # and take it up again: its connection may be dead
+
+    def _accepts(self, question: Question, code: int, error: str) -> bool:
+        if code != OUT_OF_RANGE or not isinstance(question, Range) or not question.revision:
+            return False
+        if self._listing is not None:
+            return False  # but once more, after a pause
+        if "compacted" in error:
+            self._listing = []
+        else:  # the revision is one that is still to come
+            self._begin_anew()
+        return True
+
+    def _list(self, listing: list[KeyValue], answer: Ranged, now: float) -> None:
+        if not listing:
+            self._listed_at = answer.header
+        listing += answer.kvs
+        if len(listing) > _MOST_KEYS:
+            self.rejected += 1
+            raise ValueError(f"there are more than {_MOST_KEYS} keys")
+        if answer.more and answer.kvs:
+            return
+        self.listings += 1
+        self.revision = self._listed_at.revision
+        self._listing, self._listed_at = None, Header()
+        self._entries, self._keys = {}, {}
+        touched = set(self._nodes)
+        for kv in listing:
+            touched.add(self._put(kv))
+        self._merge(touched)
+        self._same = True
+        self._confirmed_at = self._quiet_until = now
+        self._dirty = True
+
+    def _hear(self, message: Watched, now: float) -> None:
+        header = message.header
+        if header.cluster != self._store.cluster or header.revision < self.revision:
+            self._begin_anew()
+            return
+        self._heard_at = self._confirmed_at = now
+        self._probe_at = self._next_probe(now)
+        if message.created and not self._watching:
+            self._watching = True
+            self._fresh = False
+            self._succeed()
+        touched: set[str] = set()
+        known = self.revision
+        for kv, deleted in message.changes:
+            if kv.revision <= known:
+                self.ignored += 1
+                continue
+            self.revision = max(self.revision, kv.revision)
+            touched.add(self._drop(kv.key))
+            if not deleted:
+                touched.add(self._put(kv))
+        if len(self._entries) > _MOST_KEYS:
+            self._close_watch()
+            self._listing = []
+        if touched:
+            self._merge(touched)
+            self._dirty = True
+
+    def _is_same_store(self, header: Header) -> bool:
+        """Whether nothing in an answer tells the store from the one that answered last."""
+        known, self._store = self._store, header
+        return (
+            known.cluster in (0, header.cluster)
+            and header.term >= known.term
+            and header.revision >= self._at_least
+        )
+
+    def _begin_anew(self) -> None:
+        """Forget where we were: it is another store. What is shown stays."""
+        self._close_watch()
+        self._anew = True
+        self.revision = 0
+        self._listing, self._listed_at = [], Header()
+
+    def _close_watch(self) -> None:
+        if self._watch is not None:
+            self._dropped.append(self._watch.id)
+        self._watch, self._watching, self._same = None, False, False
+
+    def _next_probe(self, now: float) -> float:
+        return now + self._probe * (1 - 0.2 * self._rng())
+
+    def _fail(self, error: str, now: float, refused: bool = False) -> None:
+        self._close_watch()
+        if self._listing is not None:
+            self._listing, self._listed_at = [], Header()
+        super()._fail(error, now, refused)
+
+    # The view
+
+    def _put(self, kv: KeyValue) -> str:
+        """Take a key, and return the address of its node, or ""."""
+        entry = read_entry(self.prefix, kv.key, kv.value, kv.revision, kv.lease)
+        self._entries[kv.key] = entry
+        if entry.node is None:
+            return ""
+        self._keys.setdefault(entry.node.address, set()).add(kv.key)
+        return entry.node.address
+
+    def _drop(self, key: bytes) -> str:
+        """Forget a key, and return the address of its node, or ""."""
+        entry = self._entries.pop(key, None)
+        if entry is None or entry.node is None:
+            return ""
+        address = entry.node.address
+        self._keys[address].remove(key)
+        if not self._keys[address]:
+            del self._keys[address]
+        return address
+
+    def _merge(self, touched: set[str]) -> None:
+        for address in touched:
+            keys = self._keys.get(address)
+            if not keys:
+                self._nodes.pop(address, None)
+                continue
+            node = merge([self._entries[key] for key in keys])
+            if self._nodes.get(address) != node:
+                self._nodes[address] = node
+
+    def _also_at(self) -> float | None:
+        times = [self._guard.until if not self._excess else None]
+        if self._dirty:
+            times.append(self._quiet_until)
+        if self._watch is not None and not self._watching:
+            times.append(self._watch_until)
+        return min((at for at in times if at is not None), default=None)
+
+    def _conclude(self, now: float) -> None:
+        if self._watch is not None and not self._watching and now >= self._watch_until:
+            self._fail(f"no watch within {self._watch.timeout:g} s", now)
+        until = self._guard.until
+        held_out = until is not None and now >= until and not self._excess
+        if held_out or (self._dirty and now >= self._quiet_until):
+            self._dirty = False
+            self._quiet_until = now + _WAVE
+            self._refresh_view(now)
+        reason = self.error if self.failures else self._excess
+        self._events += self._judge(reason, self._confirmed_at, now)
+
+    def _refresh_view(self, now: float) -> None:
+        self._excess = ""
+        if len(self._nodes) > MOST_NODES:
+            self.rejected += 1
+            self._excess = f"there are more than {MOST_NODES} nodes"
+            return
+        anew, self._anew = self._anew, False
+        self._events += self._show(dict(self._nodes), anew, now)
