@@ -68,7 +68,7 @@ class BalancedClient(BalancedBase):
         tasks = {target.dialling for target in targets if target.dialling is not None}
         if self._pump is not None:
             self._pump.stop()
-            tasks |= self._pump.requests
+            tasks |= set(self._pump.requests.values())
         if self._follower is not None:
             tasks.add(self._follower)
         for task in tasks:

@@ -4,15 +4,20 @@ import asyncio
 import logging
 import ssl as ssl_module
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from rpc_common.pump import describe
+from rpc_common.pump import carrier_of, describe
 from rpc_proto.http.client import Fetch
 
 __all__ = ["Pump", "fetch"]
 
 _READ_SIZE = 64 * 1024
+
+# A connection that may be used again, by its origin.
+Idle = dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+_NONE: Any = (None, None)
 
 
 class Pump:
@@ -35,7 +40,9 @@ class Pump:
         self._log = log
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
-        self.requests: set[asyncio.Task[None]] = set()
+        self._carrier = carrier_of(machine)
+        self.requests: dict[int, asyncio.Task[None]] = {}
+        self._idle: Idle = {}
         self._timer: asyncio.TimerHandle | None = None
         self._go_on()
 
@@ -53,32 +60,46 @@ class Pump:
         self.ended.set()
         if self._timer is not None:
             self._timer.cancel()
-        for task in self.requests:
+        for task in self.requests.values():
             task.cancel()
+        self._hang_up()
+
+    def _carried(self, request_id: int, _: object) -> None:
+        del self.requests[request_id]
+        if self.ended.is_set():
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        while self._idle:
+            _, (_, writer) = self._idle.popitem()
+            writer.transport.abort()
 
     def _go_on(self) -> None:
-        machine = self.machine
-        for request in machine.requests_to_send():
+        carrier = self._carrier
+        for request in carrier.requests_to_send():
             task = self._loop.create_task(self._carry(request))
-            self.requests.add(task)
-            task.add_done_callback(self.requests.discard)
-        if getattr(machine, "done", False):
+            self.requests[request.id] = task
+            task.add_done_callback(partial(self._carried, request.id))
+        for request_id in carrier.requests_to_cancel():
+            if request_id in self.requests:
+                self.requests[request_id].cancel()
+        if getattr(carrier, "done", False):
             self.stop()
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = machine.next_timeout()
+        at = carrier.next_timeout()
         if at is not None:
             seconds = max(0.0, at - monotonic())
             self._timer = self._loop.call_later(seconds, self.tell, self._due(at))
 
     def _due(self, at: float) -> Callable[[float], list[Any]]:
         # A loop may fire a little early by this clock; the machine must not see that.
-        return lambda now: self.machine.handle_timeout(max(at, now))
+        return lambda now: self._carrier.handle_timeout(max(at, now))
 
     async def _carry(self, request: Any) -> None:
-        machine = self.machine
+        carrier = self._carrier
         try:
             what = Fetch(
                 request.method,
@@ -86,24 +107,50 @@ class Pump:
                 request.headers,
                 request.body,
                 max_answer=request.max_answer,
+                keep=request.keep,
             )
-            async with asyncio.timeout(request.timeout):
-                await fetch(what, self._ssl)
+            async with asyncio.timeout(request.timeout) as limit:
+
+                def part(data: bytes) -> None:
+                    limit.reschedule(None)
+                    self.tell(lambda now: carrier.part(request.id, data, now))
+
+                await fetch(what, self._ssl, self._idle, part if request.stream else None)
         except (OSError, ValueError) as error:
             reason = describe(error, request.timeout)
-            self.tell(lambda now: machine.failed(request.id, reason, now))
+            self.tell(lambda now: carrier.failed(request.id, reason, now))
         else:
-            self.tell(lambda now: machine.response(request.id, what.status, what.body, now))
+            self.tell(lambda now: carrier.response(request.id, what.status, what.body, now))
 
 
-async def fetch(what: Fetch, ssl: ssl_module.SSLContext | None = None) -> None:
-    """Send a request and receive the answer into it; OSError or ValueError."""
+async def fetch(
+    what: Fetch,
+    ssl: ssl_module.SSLContext | None = None,
+    idle: Idle | None = None,
+    part: Callable[[bytes], None] | None = None,
+) -> None:
+    """Send a request and receive the answer into it; OSError or ValueError.
+
+    `idle` is where connections are that may be used again. `part(data)` gets a good answer as it
+    comes, piece by piece.
+    """
     where = what.where
-    context = (ssl or ssl_module.create_default_context()) if where.has_tls else None
-    reader, writer = await asyncio.open_connection(where.host, where.port, ssl=context)
-    try:
-        writer.write(what.data)
-        while not what.receive(await reader.read(_READ_SIZE)):
-            pass
-    finally:
+    reader, writer = (idle or {}).pop(what.origin, _NONE)
+    if writer is not None and (writer.is_closing() or reader.at_eof()):
         writer.transport.abort()
+        writer = None
+    if writer is None:
+        context = (ssl or ssl_module.create_default_context()) if where.has_tls else None
+        reader, writer = await asyncio.open_connection(where.host, where.port, ssl=context)
+    try:
+        complete = False
+        writer.write(what.data)
+        while not complete:
+            complete = what.receive(await reader.read(_READ_SIZE))
+            if part is not None and what.status == 200 and (data := what.take()):
+                part(data)
+    finally:
+        if idle is not None and what.reusable and what.origin not in idle:
+            idle[what.origin] = reader, writer
+        else:
+            writer.transport.abort()

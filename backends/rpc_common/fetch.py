@@ -2,6 +2,7 @@
 
 import ssl as ssl_module
 from collections.abc import Callable
+from socket import MSG_PEEK
 from time import monotonic
 from typing import Any
 
@@ -11,9 +12,33 @@ from .runtime import Runtime
 from .sockets import dial
 from .tls import Tls
 
-__all__ = ["fetch"]
+__all__ = ["Idle", "Line", "fetch"]
 
 _READ_SIZE = 64 * 1024
+
+
+class Line:
+    """A connection for requests, one after another."""
+
+    __slots__ = ("sock", "tls")
+
+    def __init__(self, sock: Any, tls: Tls | None) -> None:
+        self.sock = sock
+        self.tls = tls
+
+    def is_quiet(self) -> bool:
+        """Whether the server has said nothing since the last answer, such as a goodbye."""
+        try:
+            self.sock.settimeout(0)
+            self.sock.recv(1, MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+
+Idle = dict[str, Line]  # that may be used again, by origin
 
 
 def fetch(
@@ -22,20 +47,31 @@ def fetch(
     runtime: Runtime,
     ssl: ssl_module.SSLContext | None = None,
     opened: Callable[[Any], None] | None = None,
+    idle: Idle | None = None,
+    part: Callable[[bytes], None] | None = None,
 ) -> None:
     """Send a request and receive the answer into it; OSError, TimeoutError or ValueError.
 
-    `opened(sock)` is told of the socket: shutting that down ends the wait.
+    `opened(sock)` is told of the socket: shutting that down ends the wait. `idle` is where
+    connections are that may be used again. `part(data)` gets a good answer as it comes, piece by
+    piece; `timeout` then ends with the first one.
     """
-    deadline = monotonic() + timeout
-    sock = dial(what.where, None, deadline, runtime.socket, runtime.look_up)
+    until = monotonic() + timeout
+    deadline: float | None = until
+    line = idle.pop(what.origin, None) if idle is not None else None
+    if line is not None and not line.is_quiet():
+        line.sock.close()
+        line = None
+    if line is None:
+        line = Line(dial(what.where, None, until, runtime.socket, runtime.look_up), None)
+    sock = line.sock
     try:
         if opened is not None:
             opened(sock)
-        tls = None
-        if what.where.has_tls:
+        if line.tls is None and what.where.has_tls:
             context = ssl or ssl_module.create_default_context()
-            tls = Tls(context, server_side=False, hostname=what.where.host)
+            line.tls = Tls(context, server_side=False, hostname=what.where.host)
+        tls = line.tls
         _set_patience(sock, deadline)
         sock.sendall(what.data if tls is None else tls.encrypt(what.data))
         complete = False
@@ -48,12 +84,17 @@ def fetch(
                 if not data:
                     continue
             complete = what.receive(data)
+            if part is not None and what.status == 200 and (data := what.take()):
+                deadline = None
+                part(data)
     finally:
-        sock.close()
+        kept = idle is not None and what.reusable
+        if not kept or idle.setdefault(what.origin, line) is not line:
+            sock.close()
 
 
-def _set_patience(sock: Any, deadline: float) -> None:
-    left = deadline - monotonic()
-    if left <= 0:
+def _set_patience(sock: Any, deadline: float | None) -> None:
+    left = None if deadline is None else deadline - monotonic()
+    if left is not None and left <= 0:
         raise TimeoutError
     sock.settimeout(left)

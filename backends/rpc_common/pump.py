@@ -12,11 +12,12 @@ from typing import Any
 
 from rpc_proto.http.client import Fetch
 
-from .fetch import fetch
+from .fetch import Idle, fetch
 from .runtime import Runtime
 
-__all__ = ["Pump", "describe"]
+__all__ = ["Pump", "carrier_of", "describe"]
 
+_GIVEN_UP = object()
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
 
 Input = Callable[[float], list[Any]]  # what is told the machine, given the time
@@ -43,8 +44,12 @@ class Pump:
         self._runtime = runtime
         self._log = log
         self._ssl = ssl
+        self._carrier = carrier_of(machine)
         self._inbox = runtime.make_queue()
-        self._sockets: set[Any] = set()
+        # Of the requests that are on their way: None before there is one, _GIVEN_UP if it is
+        # wanted no more.
+        self._sockets: dict[int, Any] = {}
+        self._idle: Idle = {}
         self._lock = Lock()  # of the sockets
         self._stopped = False
         runtime.spawn(self._run)
@@ -58,30 +63,39 @@ class Pump:
         self._stopped = True
         self._inbox.put(self.machine.handle_timeout)
         with self._lock:
-            for sock in self._sockets:
-                with suppress(OSError):
-                    sock.shutdown(SHUT_RDWR)
+            for request_id in self._sockets:
+                self._give_up(request_id)
 
     def _run(self) -> None:
-        machine, runtime = self.machine, self._runtime
+        carrier, runtime = self._carrier, self._runtime
         try:
-            while not self._stopped and not getattr(machine, "done", False):
-                for request in machine.requests_to_send():
+            while not self._stopped and not getattr(carrier, "done", False):
+                for request in carrier.requests_to_send():
+                    with self._lock:
+                        self._sockets[request.id] = None
                     runtime.spawn(partial(self._carry, request))
+                with self._lock:
+                    for request_id in carrier.requests_to_cancel():
+                        self._give_up(request_id)
                 now = monotonic()
-                at = machine.next_timeout()
+                at = carrier.next_timeout()
                 seconds = _LONGEST if at is None else max(0.0, min(at - now, _LONGEST))
                 told = runtime.get(self._inbox, seconds)
                 now = monotonic()
-                self._handle(machine.handle_timeout(now) if told is None else told(now))
+                self._handle(carrier.handle_timeout(now) if told is None else told(now))
         except Exception:
             self._log.exception("discovery failed")
         finally:
             self.ended.set()
+            with self._lock:
+                for request_id in self._sockets:
+                    self._give_up(request_id)
+                while self._idle:
+                    self._idle.popitem()[1].sock.close()
 
     def _carry(self, request: Any) -> None:
         what: Fetch | None = None
-        machine = self.machine
+        carrier = self._carrier
         try:
             what = Fetch(
                 request.method,
@@ -89,20 +103,61 @@ class Pump:
                 request.headers,
                 request.body,
                 max_answer=request.max_answer,
+                keep=request.keep,
             )
-            fetch(what, request.timeout, self._runtime, self._ssl, self._opened)
+            opened = partial(self._opened, request.id)
+            part = partial(self._part, request.id) if request.stream else None
+            fetch(what, request.timeout, self._runtime, self._ssl, opened, self._idle, part)
             status, body = what.status, what.body
         except (OSError, ValueError) as error:
             reason = describe(error, request.timeout)
-            self.tell(lambda now: machine.failed(request.id, reason, now))
+            self.tell(lambda now: carrier.failed(request.id, reason, now))
         else:
-            self.tell(lambda now: machine.response(request.id, status, body, now))
+            self.tell(lambda now: carrier.response(request.id, status, body, now))
+        finally:
+            with self._lock:
+                del self._sockets[request.id]
+                if self.ended.is_set():
+                    while self._idle:
+                        self._idle.popitem()[1].sock.close()
 
-    def _opened(self, sock: Any) -> None:
+    def _part(self, request_id: int, data: bytes) -> None:
+        """Hand on a piece of a stream, and read on when it is understood."""
+        taken = self._runtime.make_event()
+
+        def take(now: float) -> list[Any]:
+            taken.set()
+            events: list[Any] = self._carrier.part(request_id, data, now)
+            return events
+
+        self.tell(take)
+        while not taken.wait(1.0) and not self.ended.is_set():
+            pass
+
+    def _opened(self, request_id: int, sock: Any) -> None:
         with self._lock:
-            self._sockets = {known for known in self._sockets if known.fileno() >= 0} | {sock}
-            if self._stopped:
+            given_up = self._stopped or self._sockets[request_id] is _GIVEN_UP
+            self._sockets[request_id] = sock
+            if given_up:
+                self._give_up(request_id)
+
+    def _give_up(self, request_id: int) -> None:
+        """Let a request fail that may be on its way; the lock is held."""
+        sock = self._sockets.get(request_id, _GIVEN_UP)
+        if sock is None:
+            self._sockets[request_id] = _GIVEN_UP
+        elif sock is not _GIVEN_UP:
+            with suppress(OSError):
                 sock.shutdown(SHUT_RDWR)
+
+
+def carrier_of(machine: Any) -> Any:
+    """Return what makes HTTP requests of what a machine wants, or the machine if it does."""
+    if not hasattr(machine, "operations_to_send"):
+        return machine
+    from rpc_discovery.etcd.gateway import Gateway
+
+    return Gateway(machine)
 
 
 def describe(error: Exception, timeout: float) -> str:

@@ -16,10 +16,11 @@ from rpc_discovery import (
     hash_signatures,
 )
 from rpc_discovery.documents import USUAL_TTL
+from rpc_discovery.links import Rng
 from rpc_proto import Address
 from rpc_proto.dispatch import Dispatcher
 
-__all__ = ["Registering", "Registrations"]
+__all__ = ["EtcdRegistering", "Registering", "Registrations"]
 
 _ANY = ("0.0.0.0", "::")
 
@@ -44,7 +45,7 @@ class Registering:
         token: str | None = None,
         ssl: ssl_module.SSLContext | None = None,
     ) -> None:
-        self.registries = [registries] if isinstance(registries, str) else list(registries)
+        self.where = [registries] if isinstance(registries, str) else list(registries)
         self.advertise = advertise
         self.weight = weight
         self.metadata = metadata
@@ -65,6 +66,49 @@ class Registering:
             address = str(where._replace(host=self.advertise.strip("[]")))
         return Node(address, services, weight=self.weight, metadata=self.metadata)
 
+    def open(self, node: Node, now: float, rng: Rng) -> Any:
+        """Return the machine that keeps a node registered."""
+        return Registration(node, self.where, now=now, rng=rng, **self.settings)
+
+
+class EtcdRegistering(Registering):
+    """What `server.start(..., register=...)` tells etcd, at endpoints http(s)://host:port.
+
+    The keys are `PREFIX/SERVICE/ADDRESS` (docs/etcd.md); they go when the server has been silent
+    for `ttl` seconds. `ssl` is for https:// endpoints, with the server's certificate as a client if
+    etcd wants one. The rest is as in `Registering`.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str],
+        *,
+        prefix: str | bytes = "/rpc",
+        advertise: str | None = None,
+        weight: float = 1.0,
+        metadata: Mapping[str, str] | None = None,
+        ttl: float = 10.0,
+        user: str | None = None,
+        password: str | None = None,
+        timeout: float = 2.0,
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
+        super().__init__(
+            endpoints, advertise=advertise, weight=weight, metadata=metadata, ttl=ttl, ssl=ssl
+        )
+        self.settings = {
+            "prefix": prefix,
+            "ttl": ttl,
+            "user": user,
+            "password": password,
+            "timeout": timeout,
+        }
+
+    def open(self, node: Node, now: float, rng: Rng) -> Any:
+        from rpc_discovery.etcd import EtcdRegistration
+
+        return EtcdRegistration(node, self.where, now=now, rng=rng, **self.settings)
+
 
 class Registrations:
     """The registrations of one server; `pumps` run them, one for each address."""
@@ -81,15 +125,9 @@ class Registrations:
         self.machine(registering, where._replace(port=port))
         return registering
 
-    def machine(self, registering: Registering, where: Address) -> Registration:
+    def machine(self, registering: Registering, where: Address) -> Any:
         """Return what registers an address."""
-        return Registration(
-            registering.node(where, self._describe()),
-            registering.registries,
-            now=monotonic(),
-            rng=random,
-            **registering.settings,
-        )
+        return registering.open(registering.node(where, self._describe()), monotonic(), random)
 
     def describe_anew(self) -> None:
         """Tell the registries of a change of the services."""

@@ -1,4 +1,4 @@
-"""The client's side of HTTP/1.1 (RFC 9112): one request on a connection of its own."""
+"""The client's side of HTTP/1.1 (RFC 9112): one request and its answer."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,8 @@ _MAX_HEAD = 32 * 1024
 class Fetch:
     """One request, without any I/O: dial `where`, write `data`, give what arrives to `receive`.
 
-    Then `status` and `body` are the answer.
+    Then `status` and `body` are the answer. With `keep`, any connection to `origin` will do that
+    served another request before, and this one leaves it as good if `reusable`.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Fetch:
         body: bytes = b"",
         *,
         max_answer: int = 1024 * 1024,
+        keep: bool = False,
     ) -> None:
         """ValueError for a URL that is not http(s)://host[:port]/path, or what HTTP cannot say.
 
@@ -35,11 +37,12 @@ class Fetch:
         if not separator or scheme not in ("http", "https"):
             raise ValueError(f"a URL must begin with http:// or https://, not {url[:80]!r}")
         self.where = parse_address(f"{scheme}://{authority}")
+        self.origin = f"{scheme}://{authority}"
         self.status = 0
         self._max_answer = max_answer
         self._parts: list[bytes] = []
         self._size = 0
-        fields = [("Host", authority), *headers, ("Connection", "close")]
+        fields = [("Host", authority), *headers, *([] if keep else [("Connection", "close")])]
         if body or method in ("POST", "PUT"):
             fields.append(("Content-Length", str(len(body))))
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
@@ -56,6 +59,18 @@ class Fetch:
     def body(self) -> bytes:
         """What has come of the body."""
         return b"".join(self._parts)
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection may serve another request: the answer is over, and no more."""
+        states = self._http.our_state, self._http.their_state
+        return states == (h11.DONE, h11.DONE) and self._http.trailing_data == (b"", False)
+
+    def take(self) -> bytes:
+        """Return what has come of the body, and forget it: for bodies that are streams."""
+        body = self.body
+        self._parts, self._size = [], 0
+        return body
 
     def receive(self, data: bytes) -> bool:
         """Take bytes, b"" at their end; whether that is all. ValueError if the answer is bad.
