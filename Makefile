@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types layers unit fuzz faults stress soak picks matrix conformance-http bench clean
+.PHONY: demo test check lint types layers unit fuzz faults etcd stress soak picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -33,6 +33,10 @@ fuzz: $(VENV)/.dev
 # The table of faults: row, test, outcome.
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m fault --fault-table -q
+
+# All cases of etcd, with the version from PyPI and those of the PATH and ETCD_PATH (about 5 minutes).
+etcd: $(VENV)/.dev
+	ETCD_ALL=1 $(BIN)/python -m pytest tests/etcd -n 2
 
 # 64 threads on one blocking client, with random deadlines and cancels, for half a minute.
 stress: $(VENV)/.dev

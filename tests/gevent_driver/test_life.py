@@ -350,7 +350,7 @@ print("done")
 
 @pytest.mark.parametrize("kind", ["plain", "patched"])
 def test_with_and_without_monkey_patching(kind: str, tmp_path: Any, authority: Authority) -> None:
-    server = str(authority._server)
+    server = str(authority.server_file)
     said = run_program(PATCHED, kind, str(tmp_path), server, str(authority.file))
     assert said.split() == ["7", "7", "7", "done"]
 

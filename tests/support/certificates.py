@@ -45,13 +45,15 @@ class Authority:
         self.file = folder / "authority.pem"
         self.file.write_bytes(self._sign(root))
         host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        self._server = self._issue("server", host)
-        self._client = self._issue("alice", x509.SubjectAlternativeName([x509.DNSName("alice")]))
+        self.server_file = self._issue("server", host)
+        self.client_file = self._issue(
+            "alice", x509.SubjectAlternativeName([x509.DNSName("alice")])
+        )
 
     def server_context(self, *, client_certificates: bool = False) -> ssl.SSLContext:
         """Return what a server needs; on demand it asks clients for certificates."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._server)
+        context.load_cert_chain(self.server_file)
         if client_certificates:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(self.file)
@@ -61,7 +63,7 @@ class Authority:
         """Return what a client needs to trust the servers, on demand with its own certificate."""
         context = ssl.create_default_context(cafile=str(self.file))
         if certificate:
-            context.load_cert_chain(self._client)
+            context.load_cert_chain(self.client_file)
         return context
 
     def _builder(self, name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
