@@ -88,8 +88,8 @@ def fetch(
                 deadline = None
                 part(data)
     finally:
-        kept = idle is not None and what.reusable
-        if not kept or idle.setdefault(what.origin, line) is not line:
+        spare = idle if what.reusable else None
+        if spare is None or spare.setdefault(what.origin, line) is not line:
             sock.close()
 
 

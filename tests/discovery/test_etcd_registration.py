@@ -1,0 +1,349 @@
+"""A registration in etcd: one lease, the keys on it, and what becomes of them."""
+
+import json
+
+import pytest
+
+from rpc_discovery import Node, RegistryFailed, RegistryReached
+from rpc_discovery.etcd import EtcdRegistration
+from rpc_discovery.etcd.operations import (
+    Authenticate,
+    Authenticated,
+    Grant,
+    Granted,
+    Header,
+    KeepAlive,
+    KeptAlive,
+    Leased,
+    LeaseKeys,
+    Revoke,
+    Revoked,
+    Write,
+    Written,
+)
+
+URL = "http://etcd:2379"
+NODE = Node("tcp://a:1", {"Arith": "0123456789ab"})
+KEY = b"/rpc/Arith/tcp://a:1"
+HEADER = Header(7, 1, 10, 2)
+
+
+def make(endpoints=(URL,), node=NODE, rng=lambda: 0.5, **settings):
+    return EtcdRegistration(node, endpoints, now=0.0, rng=rng, **settings)
+
+
+def asked(machine):
+    """The one operation that is on its way."""
+    [operation] = machine.operations_to_send()
+    return operation
+
+
+def same(one, other):
+    """Whether these are one question: tuples of different types may be equal."""
+    return type(one) is type(other) and one == other
+
+
+def answer(machine, result, now):
+    operation = asked(machine)
+    machine.result(operation.id, result, now)
+    return operation.question
+
+
+def registered(now=0.0, lease=5, ttl=9, **settings):
+    """A registration whose keys are written, at `now`."""
+    machine = make(ttl=ttl, **settings)
+    assert same(answer(machine, Granted(HEADER, lease, ttl), now), Grant(ttl))
+    assert isinstance(answer(machine, Written(HEADER), now), Write)
+    assert machine.registered(now) == [URL]
+    return machine
+
+
+def wait(machine):
+    """Let the next thing become due; the time of it."""
+    now = machine.next_timeout()
+    machine.handle_timeout(now)
+    return now
+
+
+def test_node_is_a_key_for_each_service_with_its_whole_description():
+    node = Node("tcp://a:1", {"Arith": "0123456789ab", "a/b%": ""}, weight=2.0)
+    machine = make(node=node)
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    question = asked(machine).question
+    assert [key for key, _ in question.puts] == [KEY, b"/rpc/a%2Fb%25/tcp://a:1"]
+    assert question.lease == 5
+    for _, value in question.puts:
+        assert json.loads(value) == {
+            "address": "tcp://a:1",
+            "services": {"Arith": "0123456789ab", "a/b%": ""},
+            "weight": 2.0,
+        }
+
+
+def test_node_without_services_has_a_key_nevertheless():
+    machine = make(node=Node("tcp://a:1"))
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    assert [key for key, _ in asked(machine).question.puts] == [b"/rpc//tcp://a:1"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"endpoints": []},
+        {"endpoints": ["etcd:2379"]},
+        {"endpoints": ["ftp://etcd"]},
+        {"endpoints": ["http://etcd:2379/path"]},
+        {"endpoints": ["http://etcd:70000"]},
+        {"endpoints": ["http://etcd:2379\r\nx"]},
+        {"endpoints": [URL, "http://etcd"]},
+        {"endpoints": [f"http://e:{n}" for n in range(1, 18)]},
+        {"ttl": 0.9},
+        {"ttl": 3601},
+        {"timeout": 0},
+        {"user": "alice"},
+        {"password": "x"},
+        {"user": "", "password": "x"},
+        {"prefix": 5},
+        {"prefix": "x" * 257},
+    ],
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match=r"must|twice|needs|endpoints|together"):
+        make(**settings)
+
+
+def test_lease_is_renewed_each_third_of_its_ttl_or_a_little_sooner():
+    machine = registered(ttl=9, rng=lambda: 0.999)
+    assert wait(machine) == pytest.approx(2.4, abs=0.01)
+    assert same(asked(machine).question, KeepAlive(5))
+
+
+def test_lease_counts_from_the_time_at_which_its_renewal_was_sent():
+    machine = registered(ttl=9)
+    sent = wait(machine)
+    operation = asked(machine)
+    machine.result(operation.id, KeptAlive(HEADER, 9), sent + 1.9)
+    assert machine.registered(sent + 8.9) == [URL]
+    assert machine.registered(sent + 9.1) == []
+
+
+@pytest.mark.fault(60)
+@pytest.mark.parametrize("ttl", [0, -1])
+def test_lease_without_time_left_is_gone_and_not_used_again(ttl):
+    machine = registered()
+    now = wait(machine)
+    assert same(answer(machine, KeptAlive(HEADER, ttl), now), KeepAlive(5))
+    assert machine.registered(now) == []
+    assert same(answer(machine, Granted(HEADER, 6, 9), now), Grant(9))
+    question = answer(machine, Written(HEADER), now)
+    assert (question.lease, [key for key, _ in question.puts]) == (6, [KEY])
+    assert machine.registered(now) == [URL]
+
+
+@pytest.mark.fault(60)
+def test_lease_that_etcd_does_not_know_is_gone():
+    machine = registered()
+    machine.update(0.0, weight=2.0)
+    operation = asked(machine)
+    events = machine.failed(operation.id, "etcdserver: requested lease not found", 0.0, 5)
+    assert events == [RegistryFailed(URL, "the lease is gone")]
+    assert same(asked(machine).question, Grant(9))
+
+
+@pytest.mark.fault(60)
+def test_lease_that_could_not_be_renewed_in_time_is_replaced_and_revoked():
+    machine = registered(ttl=9)
+    now = 0.0
+    while now < 9.0:
+        for operation in machine.operations_to_send():
+            assert same(operation.question, KeepAlive(5))
+            machine.failed(operation.id, "connection refused", now)
+        now = wait(machine)
+    assert same(answer(machine, Granted(HEADER, 6, 9), now), Grant(9))
+    assert answer(machine, Written(HEADER), now).lease == 6
+    # Or a write that hangs somewhere would yet hang the keys on the old lease.
+    assert same(answer(machine, Revoked(HEADER), now), Revoke(5))
+    assert machine.operations_to_send() == []
+
+
+def test_machine_that_slept_does_not_trust_its_lease():
+    machine = registered(ttl=9)
+    machine.handle_timeout(3600.0)
+    assert same(asked(machine).question, Grant(9))
+
+
+def test_keys_that_are_not_on_the_lease_any_more_are_written_again():
+    machine = registered(ttl=9)
+    now = wait(machine)
+    while isinstance((operation := asked(machine)).question, KeepAlive):
+        machine.result(operation.id, KeptAlive(HEADER, 9), now)
+        now = wait(machine)
+    assert same(operation.question, LeaseKeys(5))
+    assert now == 9.0
+    machine.result(operation.id, Leased(HEADER, 8, []), now)
+    assert [key for key, _ in asked(machine).question.puts] == [KEY]
+
+
+def test_service_that_comes_gets_a_key_and_one_that_goes_loses_it():
+    machine = registered()
+    machine.update(1.0, services={"Log": "", "Arith": "0123456789ab"})
+    question = answer(machine, Written(HEADER), 1.0)
+    assert [key for key, _ in question.puts] == [b"/rpc/Log/tcp://a:1", KEY]  # described anew
+    machine.update(2.0, services=["Log"])
+    question = answer(machine, Written(HEADER), 2.0)
+    assert [key for key, _ in question.puts] == [b"/rpc/Log/tcp://a:1"]
+    assert question.deletes == (KEY,)
+    assert machine.registered(2.0) == [URL]
+
+
+def test_write_without_an_answer_is_repeated_and_one_that_is_not_wanted_undone():
+    machine = registered()
+    machine.update(1.0, services=["Arith", "Log"])
+    operation = asked(machine)
+    machine.failed(operation.id, "no answer", 3.0)
+    machine.update(3.0, services=["Arith"])
+    wait(machine)
+    if machine._asked is not None and isinstance(machine._asked.question, KeepAlive):
+        answer(machine, KeptAlive(HEADER, 9), 3.1)
+    question = asked(machine).question
+    assert [key for key, _ in question.puts] == [KEY]
+    assert question.deletes == (b"/rpc/Log/tcp://a:1",)
+
+
+def test_many_services_are_written_in_parts_that_etcd_takes():
+    node = Node("tcp://a:1", [f"S{n}" for n in range(250)])
+    machine = make(node=node)
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    sizes = [len(answer(machine, Written(HEADER), 0.0).puts) for _ in range(3)]
+    assert sizes == [100, 100, 50]
+    assert machine.registered(0.0) == [URL]
+
+
+def test_farewell_revokes_the_lease():
+    machine = registered()
+    machine.stop(1.0)
+    assert not machine.done
+    assert same(answer(machine, Revoked(HEADER), 1.0), Revoke(5))
+    assert machine.done
+    assert machine.next_timeout() is None
+
+
+def test_farewell_waits_for_a_lease_that_is_being_granted():
+    machine = make()
+    operation = asked(machine)
+    machine.stop(0.0)
+    machine.result(operation.id, Granted(HEADER, 5, 10), 0.1)
+    assert same(answer(machine, Revoked(HEADER), 0.1), Revoke(5))
+    assert machine.done
+
+
+def test_farewell_does_not_wait_for_anything_else():
+    machine = make()
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    write = asked(machine)
+    machine.stop(0.0)
+    assert machine.operations_to_cancel() == [write.id]
+    assert same(asked(machine).question, Revoke(5))
+    machine.result(write.id, Written(HEADER), 0.1)
+    assert machine.ignored == 1
+
+
+def test_farewell_ends_at_its_limit():
+    machine = registered()
+    machine.stop(1.0, limit=5.0)
+    now = 1.0
+    while not machine.done:
+        for operation in machine.operations_to_send():
+            machine.failed(operation.id, "connection refused", now)
+        now = wait(machine) if not machine.done else now
+    assert now <= 6.0
+
+
+def test_endpoints_take_turns_when_they_fail():
+    urls = ["http://a:2379", "http://b:2379", "http://c:2379"]
+    machine = make(urls, rng=lambda: 0.0)
+    tried, now = [], 0.0
+    for _ in range(6):
+        operation = asked(machine)
+        tried.append(operation.endpoint)
+        machine.failed(operation.id, "connection refused", now)
+        now = wait(machine)
+    assert tried == urls * 2
+
+
+@pytest.mark.fault(53)
+def test_failures_are_tried_again_for_ever_after_pauses_that_are_drawn():
+    machine = make(rng=lambda: 0.999)
+    now, pauses, events = 0.0, [], []
+    for _ in range(50):
+        events += machine.failed(asked(machine).id, "connection refused", now)
+        pauses.append(machine.next_timeout() - now)
+        now = wait(machine)
+    assert pauses[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0], rel=0.01)
+    assert max(pauses) <= 2.0
+    assert events == [RegistryFailed(URL, "connection refused")]
+    answer(machine, Granted(HEADER, 5, 10), now)
+    operation = asked(machine)
+    assert machine.result(operation.id, Written(HEADER), now) == [RegistryReached(URL)]
+
+
+def test_silence_is_a_failure_after_a_while():
+    machine = make(timeout=2.0)
+    operation = asked(machine)
+    now = wait(machine)
+    assert now == 3.0  # the transport reports sooner
+    assert machine.operations_to_cancel() == [operation.id]
+    wait(machine)
+    assert same(asked(machine).question, Grant(10))
+    machine.result(operation.id, Granted(HEADER, 5, 10), 3.1)
+    assert machine.ignored == 1
+    assert machine.lease == 0
+
+
+def test_login_comes_first_and_its_token_is_shown():
+    machine = make(user="alice", password="secret")
+    operation = asked(machine)
+    assert operation.question == Authenticate("alice", "secret")
+    assert "secret" not in repr(operation)
+    machine.result(operation.id, Authenticated("token-1"), 0.0)
+    operation = asked(machine)
+    assert (operation.question, operation.token) == (Grant(10), "token-1")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (16, "etcdserver: invalid auth token"),
+        (7, "etcdserver: permission denied"),
+        (3, "etcdserver: user name is empty"),
+        (3, "etcdserver: revision of auth store is old"),
+    ],
+)
+def test_token_that_is_old_is_replaced_at_once_but_only_once(code, error):
+    machine = make(user="alice", password="secret")
+    answer(machine, Authenticated("token-1"), 0.0)
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    assert machine.failed(asked(machine).id, error, 0.0, code) == []
+    assert isinstance(answer(machine, Authenticated("token-2"), 0.0), Authenticate)
+    operation = asked(machine)
+    assert operation.token == "token-2"
+    [event] = machine.failed(operation.id, error, 0.0, code)
+    assert event.reason == f"{error} (user 'alice', prefix '/rpc')"
+    assert machine.operations_to_send() == []
+
+
+def test_wrong_password_is_not_tried_often():
+    machine = make(user="alice", password="wrong", rng=lambda: 0.999)
+    now, tries = 0.0, 0
+    while now < 300.0:
+        tries += 1
+        machine.failed(asked(machine).id, "etcdserver: authentication failed", now, 3)
+        now = wait(machine)
+    assert tries < 30
+
+
+def test_etcd_without_authentication_needs_no_login():
+    machine = make(user="alice", password="secret")
+    machine.failed(asked(machine).id, "etcdserver: authentication is not enabled", 0.0, 9)
+    operation = asked(machine)
+    assert (operation.question, operation.token) == (Grant(10), "")

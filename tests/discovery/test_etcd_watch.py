@@ -1,0 +1,390 @@
+"""A watch of etcd: what is believed of it, and what stays when it is gone."""
+
+import json
+import random
+
+import pytest
+
+from rpc_discovery import Node, RegistryFailed, RegistryReached, StaleChanged, ViewChanged
+from rpc_discovery.etcd import EtcdWatch
+from rpc_discovery.etcd.operations import (
+    Change,
+    Header,
+    KeyValue,
+    Range,
+    Ranged,
+    Watch,
+    Watched,
+    prefix_end,
+)
+from support.fake_etcd import URLS, World, held, seen
+
+URL = "http://etcd:2379"
+A, B, C, D = (f"tcp://{name}:1" for name in "abcd")
+
+
+def header(revision=10, cluster=7, term=2):
+    return Header(cluster, 1, revision, term)
+
+
+def kv(address, revision=10, lease=5, service="Arith", **more):
+    value = json.dumps({"address": address, **more}).encode()
+    return KeyValue(f"/rpc/{service}/{address}".encode(), value, revision, lease)
+
+
+def make(endpoints=(URL,), rng=lambda: 0.5, grace=0.0, **settings):
+    return EtcdWatch(endpoints, now=0.0, rng=rng, grace=grace, **settings)
+
+
+def asked(machine):
+    [operation] = machine.operations_to_send()
+    return operation
+
+
+def watching(*kvs, now=0.0, **settings):
+    """A watch that has listed these at revision 10 and is there; with its id."""
+    machine = make(**settings)
+    machine.result(asked(machine).id, Ranged(header(), list(kvs)), now)
+    operation = asked(machine)
+    assert isinstance(operation.question, Watch)
+    machine.message(operation.id, Watched(header(), created=True), now)
+    return machine, operation.id
+
+
+def changed(revision, *kvs, deleted=False):
+    changes = [Change(one._replace(revision=revision), deleted) for one in kvs]
+    return Watched(header(revision), changes=changes)
+
+
+def addresses(machine):
+    return sorted(node.address for node in machine.view)
+
+
+def go_on(machine):
+    now = machine.next_timeout()
+    machine.handle_timeout(now)
+    return now
+
+
+# Listing and watching
+
+
+def test_list_comes_first_then_the_watch_from_the_next_revision_on():
+    machine = make()
+    operation = asked(machine)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    events = machine.result(operation.id, Ranged(header(10), [kv(A)]), 0.0)
+    assert [type(event) for event in events] == [ViewChanged]
+    operation = asked(machine)
+    assert operation.question == Watch(b"/rpc/", b"/rpc0", 11)
+    events = machine.message(operation.id, Watched(header(10), created=True), 0.0)
+    assert events == [RegistryReached(URL)]
+
+
+def test_one_service_has_a_prefix_of_its_own():
+    operation = asked(make(service="a/b", prefix="/x/"))
+    assert operation.question == Range(b"/x/a%2Fb/", b"/x/a%2Fb0", limit=500)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [(b"/rpc/", b"/rpc0"), (b"a\xff", b"b"), (b"a\xff\xff", b"b"), (b"\xff", b"\0"), (b"", b"\0")],
+)
+def test_end_of_a_prefix_is_the_first_key_behind_it(prefix, end):
+    assert prefix_end(prefix) == end
+
+
+def test_long_list_comes_in_pages_of_one_revision():
+    machine = make()
+    machine.result(asked(machine).id, Ranged(header(10), [kv(A)], more=True), 0.0)
+    operation = asked(machine)
+    assert operation.question == Range(kv(A).key + b"\0", b"/rpc0", 10, 500)
+    assert not machine.ready
+    machine.result(operation.id, Ranged(header(12), [kv(B)]), 0.0)
+    assert addresses(machine) == [A, B]
+    assert asked(machine).question.revision == 11
+
+
+def test_changes_are_applied_one_by_one():
+    machine, watch = watching(kv(A))
+    machine.message(watch, changed(11, kv(B)), 1.0)
+    assert addresses(machine) == [A, B]
+    machine.message(watch, changed(12, kv(A), deleted=True), 2.0)
+    assert addresses(machine) == [B]
+    assert machine.revision == 12
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize("revision", [9, 10])
+def test_changes_that_are_known_already_are_ignored(revision):
+    machine, watch = watching(kv(A), kv(B))
+    change = Change(kv(A, revision), deleted=True)
+    machine.message(watch, Watched(header(10), changes=[change]), 1.0)
+    assert addresses(machine) == [A, B]
+    assert machine.ignored == 1
+
+
+@pytest.mark.fault(62)
+def test_node_that_flaps_costs_ten_views_a_second():
+    machine, watch = watching(kv(A))
+    views, now = 0, 1.0
+    for revision in range(11, 211):
+        now += 0.01
+        gone = revision % 2 == 1
+        events = machine.message(watch, changed(revision, kv(B), deleted=gone), now)
+        while machine.next_timeout() <= now:
+            events += machine.handle_timeout(now)
+        views += sum(isinstance(event, ViewChanged) for event in events)
+    assert views <= 21
+
+
+def test_node_is_what_its_newest_key_says_with_the_services_of_all():
+    machine, watch = watching(
+        kv(A, 8, services={"Arith": "old"}, weight=1.0),
+        kv(A, 9, service="Log", services={"Log": "hash", "Arith": "new"}, weight=2.0),
+    )
+    [node] = machine.view
+    assert node == Node(A, {"Arith": "old", "Log": "hash"}, weight=2.0)
+    machine.message(watch, changed(11, kv(A, service="Log"), deleted=True), 1.0)
+    assert list(machine.view) == [Node(A, {"Arith": "old"}, weight=1.0)]
+    machine.message(watch, changed(12, kv(A), deleted=True), 2.0)
+    assert addresses(machine) == []
+
+
+@pytest.mark.fault(58)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"/rpc/Arith/x", b""),
+        (b"/rpc/Arith/x", b"\x00\xff"),
+        (b"/rpc/Arith/x", b'{"address":"tcp://a:0"}'),
+        (b"/rpc/Arith/x", b'{"address":"tcp://a\\r\\nb:1"}'),
+        (b"/rpc/Arith/x", b'{"address":"file:///x"}'),
+        (b"/rpc/Arith/x", b"[" * 100_000),
+        (b"/rpc/no-node", b'{"address":"tcp://a:1"}'),
+        (b"/rpc/\xff/x", b'{"address":"tcp://a:1"}'),
+        (b"/rpc/a%0Ab/x", b'{"address":"tcp://a:1"}'),
+    ],
+)
+def test_key_that_is_not_right_is_left_out_alone(key, value):
+    machine, watch = watching(KeyValue(key, value, 9), kv(B))
+    assert addresses(machine) == [B]
+    assert machine.refused_nodes == 1
+    machine.message(watch, Watched(header(11), changes=[Change(kv(C, 11))]), 1.0)
+    assert addresses(machine) == [B, C]
+    machine.message(watch, Watched(header(12), changes=[Change(KeyValue(key, b"", 12), True)]), 2.0)
+    assert machine.refused_nodes == 0
+
+
+@pytest.mark.fault(59)
+def test_more_nodes_than_a_view_may_have_are_rejected_and_the_last_view_stays():
+    machine, watch = watching(kv(A))
+    changes = [Change(kv(f"tcp://h{n}:1", 11)) for n in range(10_000)]
+    events = machine.message(watch, Watched(header(11), changes=changes), 1.0)
+    assert events == [StaleChanged(1.0, "there are more than 10000 nodes")]
+    assert addresses(machine) == [A]
+    machine.message(watch, changed(12, kv("tcp://h0:1"), deleted=True), 2.0)
+    assert len(machine.view) == 10_000
+    assert machine.stale_since is None
+
+
+# When it breaks
+
+
+def resume(machine, answer, now):
+    """Let a watch that failed be taken up again; the question whether it is the same store."""
+    now = max(now, machine.next_timeout())
+    machine.handle_timeout(now)
+    operation = asked(machine)
+    machine.result(operation.id, answer, now)
+    return operation.question
+
+
+@pytest.mark.fault(55)
+def test_watch_that_broke_is_taken_up_again_where_it_ended():
+    machine, watch = watching(kv(A, 9), kv(B, 10, lease=6))
+    events = machine.failed(watch, "connection lost", 1.0)
+    assert events == [
+        RegistryFailed(URL, "connection lost"),
+        StaleChanged(0.0, f"{URL}: connection lost"),
+    ]
+    question = resume(machine, Ranged(header(15), [kv(B, 10, lease=6)]), 1.0)
+    assert question == Range(kv(B).key, revision=10)
+    operation = asked(machine)
+    assert operation.question.revision == 11
+    events = machine.message(operation.id, Watched(header(15), created=True), 1.5)
+    assert events == [RegistryReached(URL), StaleChanged(None, "")]
+    assert addresses(machine) == [A, B]
+    assert (machine.listings, machine.resumed) == (1, 1)
+
+
+@pytest.mark.fault(61)
+def test_history_that_is_compacted_away_is_replaced_by_a_list():
+    machine, watch = watching(kv(A), kv(B))
+    machine.failed(watch, "connection lost", 1.0)
+    now = go_on(machine)
+    error = "etcdserver: mvcc: required revision has been compacted"
+    assert machine.failed(asked(machine).id, error, now, 11) == []
+    machine.result(asked(machine).id, Ranged(header(20), [kv(A)]), now)
+    assert addresses(machine) == [A]
+    assert asked(machine).question.revision == 21
+
+
+@pytest.mark.fault(61)
+def test_watch_that_is_compacted_away_is_replaced_by_a_list():
+    machine, watch = watching(kv(A), kv(B))
+    machine.message(watch, Watched(header(20), canceled=True, compacted=18), 1.0)
+    assert isinstance(asked(machine).question, Range)
+    assert machine.stale_since is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Ranged(header(15), []),
+        Ranged(header(15), [kv(A, 9, lease=5)]),
+        Ranged(header(15), [kv(A, 10, lease=99)]),
+        Ranged(header(9), [kv(A)]),
+        Ranged(header(15, cluster=8), [kv(A)]),
+        Ranged(header(15, term=1), [kv(A)]),
+    ],
+    ids=["key", "revision-of-key", "lease-of-key", "revision", "cluster", "term"],
+)
+def test_another_store_is_listed_anew_and_what_it_lacks_is_held(answer):
+    machine, watch = watching(kv(A), kv(B, 9), grace=30.0)
+    machine.failed(watch, "connection lost", 1.0)
+    resume(machine, answer, 1.0)
+    operation = asked(machine)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    machine.result(operation.id, Ranged(answer.header, [kv(A, 2)]), 2.0)
+    assert addresses(machine) == [A, B]
+    assert machine.held == 1
+    assert asked(machine).question.revision == answer.header.revision + 1
+
+
+def test_revision_that_is_still_to_come_means_another_store():
+    machine, watch = watching(kv(A))
+    machine.failed(watch, "connection lost", 1.0)
+    now = go_on(machine)
+    error = "etcdserver: mvcc: required revision is a future revision"
+    machine.failed(asked(machine).id, error, now, 11)
+    assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
+
+
+def test_keys_without_a_lease_do_not_prove_that_the_store_is_the_same():
+    machine, watch = watching(kv(A, lease=0))
+    machine.failed(watch, "connection lost", 1.0)
+    go_on(machine)
+    assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
+
+
+@pytest.mark.fault(55)
+def test_last_view_outlives_any_outage():
+    machine, watch = watching(kv(A))
+    machine.failed(watch, "connection lost", 1.0)
+    now = 1.0
+    while now < 86400.0:
+        for operation in machine.operations_to_send():
+            machine.failed(operation.id, "connection refused", now)
+        now = go_on(machine)
+    assert addresses(machine) == [A]
+    assert machine.age(now) > 86000.0
+    assert machine.stale_since == 0.0
+
+
+# Silence
+
+
+def test_probe_goes_to_the_endpoint_of_the_watch_when_that_is_silent():
+    machine, watch = watching(kv(A), endpoints=["http://a:2379", "http://b:2379"])
+    endpoint = machine.endpoint
+    now = go_on(machine)
+    assert now == pytest.approx(4.5)
+    operation = asked(machine)
+    assert (operation.question, operation.endpoint) == (Range(b"/rpc/"), endpoint)
+    machine.failed(operation.id, "no answer within 2 s", now + 2.0)
+    assert machine.operations_to_cancel() == [watch]
+    go_on(machine)
+    assert asked(machine).endpoint != endpoint
+
+
+def test_watch_that_speaks_needs_no_probe():
+    machine, watch = watching(kv(A))
+    for n in range(20):
+        machine.message(watch, changed(11 + n, kv(B)), 3.0 * (n + 1))
+        machine.handle_timeout(3.0 * (n + 1) + 2.9)
+        assert machine.operations_to_send() == []
+
+
+def test_answer_to_a_probe_may_be_older_than_what_the_watch_said_meanwhile():
+    machine, watch = watching(kv(A))
+    now = go_on(machine)
+    probe = asked(machine)
+    machine.message(watch, changed(11, kv(B)), now + 0.1)
+    machine.result(probe.id, Ranged(header(10), []), now + 0.2)
+    assert machine.operations_to_send() == []
+    assert machine.listings == 1
+
+
+def test_watch_that_says_nothing_of_a_store_that_changes_is_taken_up_again():
+    machine, _ = watching(kv(A))
+    now = 0.0
+    while not machine.operations_to_cancel():
+        now = go_on(machine)
+        for operation in machine.operations_to_send():
+            machine.result(operation.id, Ranged(header(99), []), now)
+    assert 60.0 < now < 66.0
+    assert machine.stale_since is None
+    assert asked(machine).question == Range(kv(A).key, revision=10)
+
+
+def test_watch_that_does_not_come_is_given_up():
+    machine = make(timeout=2.0)
+    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    watch = asked(machine)
+    assert go_on(machine) == 2.0
+    assert machine.operations_to_cancel() == [watch.id]
+    machine.message(watch.id, changed(11, kv(B)), 2.1)
+    assert addresses(machine) == [A]
+    assert machine.ignored == 1
+
+
+def test_refused_watch_says_why():
+    machine, watch = watching(kv(A))
+    machine.failed(watch, "connection lost", 1.0)
+    resume(machine, Ranged(header(15), [kv(A)]), 1.0)
+    watch = asked(machine).id
+    machine.message(watch, Watched(header(15), created=True), 1.5)
+    reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+    events = machine.message(watch, Watched(header(15), canceled=True, reason=reason), 1.5)
+    assert f"{reason} (without a user, prefix '/rpc')" in machine.stale_reason
+    assert len(events) == 2
+
+
+# In a world
+
+
+def test_bound_after_an_outage_is_kept_by_many_watches():
+    world = World(seed=5)
+    for n in range(8):
+        world.register(Node(f"tcp://10.0.0.{n}:1", ["Arith"]))
+    for n in range(20):
+        world.watch(f"w{n}", grace=0.0)
+    world.run(5.0)
+    for url in URLS:
+        world.stop(url)
+    world.run(30.0)
+    world.restart()
+    world.kill("tcp://10.0.0.7:1")
+    world.run(10.1 + 2.5)  # its ttl; and a pause
+    for n in range(20):
+        assert seen(world.actors[f"w{n}"]) == held(world.store)
+        views = [e.view for e in world.events[f"w{n}"] if isinstance(e, ViewChanged)]
+        assert len(views[-1]) == 7
+        assert len(views[-2]) == 8
+
+
+def test_watches_of_many_endpoints_do_not_all_begin_with_the_first():
+    draw = random.Random(1).random
+    urls = ["http://a:2379", "http://b:2379", "http://c:2379"]
+    assert {make(urls, rng=draw).endpoint for _ in range(50)} == set(urls)
