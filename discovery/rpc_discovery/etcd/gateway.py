@@ -288,12 +288,12 @@ def _read_error(status: int, body: bytes) -> _GatewayError:
     """Return the error that a body tells of, in whichever dialect."""
     try:
         value = parse_json(body)
-        error = value["error"] if isinstance(value["error"], dict) else value
+        error = value["error"] if isinstance(value.get("error"), dict) else value
         code = error.get("grpc_code", error.get("code", 0))
         message = error.get("message", error.get("error"))
         if type(code) is int and isinstance(message, str):
             return _GatewayError(message, code)
-    except (ValueError, KeyError, TypeError):
+    except (AttributeError, ValueError):
         pass
     return _GatewayError(explain(status, body))
 
