@@ -262,13 +262,14 @@ def test_farewell_ends_at_its_limit():
 def test_endpoints_take_turns_when_they_fail():
     urls = ["http://a:2379", "http://b:2379", "http://c:2379"]
     machine = make(urls, rng=lambda: 0.0)
-    tried, now = [], 0.0
+    tried, events, now = [], [], 0.0
     for _ in range(6):
         operation = asked(machine)
         tried.append(operation.endpoint)
-        machine.failed(operation.id, "connection refused", now)
+        events += machine.failed(operation.id, "connection refused", now)
         now = wait(machine)
     assert tried == urls * 2
+    assert events == [RegistryFailed(", ".join(urls), "http://a:2379: connection refused")]
 
 
 @pytest.mark.fault(53)

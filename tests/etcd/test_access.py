@@ -1,12 +1,14 @@
 """etcd that wants a password, or certificates at both ends."""
 
 import time
+from importlib import import_module
 
 import pytest
 
 from etcd.actors import describe, is_registered
 from etcd.conftest import FOUND
-from rpc_discovery import RegistryFailed
+from rpc_discovery import EtcdDiscovery, RegistryFailed
+from rpc_proto import DeadlineExceeded
 from rpc_testing import Etcd, TlsFiles
 
 A, B, C = (f"tcp://10.0.0.{n}:4000" for n in (1, 2, 3))
@@ -83,6 +85,15 @@ def test_refusal_says_who_may_not_do_what(settings, reason, protected, cast):
     registration = cast.register(protected.endpoints, A, **settings)
     registration.until(lambda machine: machine.error)
     assert reason in reasons(registration)[0]
+
+
+def test_caller_is_told_why_no_node_is_known(protected, runtime):
+    discovery = EtcdDiscovery(protected.endpoints, prefix="/secret", **SECRET)
+    package = import_module(f"rpc_{runtime.name}")
+    client = runtime.do(lambda: package.BalancedClient(discovery))
+    with pytest.raises(DeadlineExceeded, match=r"permission denied \(user 'alice'"):
+        runtime.do(lambda: client.call("Arith.add", 1, 2, timeout=2.0))
+    runtime.do(client.close)
 
 
 def test_watch_that_is_refused_later_keeps_the_view_and_says_so(protected, cast):

@@ -191,7 +191,7 @@ class EtcdRegistration(EtcdUser):
         self.lease = 0
         if not self.failures:
             self.failures = 1
-            self._events.append(RegistryFailed(self.endpoint, "the lease is gone"))
+            self._events.append(RegistryFailed(self.name, "the lease is gone"))
 
     def _let_go(self) -> None:
         """Use a lease no longer that may be there still."""

@@ -55,6 +55,7 @@ class EtcdUser:
             raise ValueError(f"1 to {_MOST_ENDPOINTS} endpoints, not {len(self.endpoints)}")
         if len(set(self.endpoints)) < len(self.endpoints):
             raise ValueError(f"an endpoint is given twice: {', '.join(self.endpoints)}")
+        self.name = ", ".join(self.endpoints)  # in events
         if (user is None) is not (password is None) or user == "":
             raise ValueError("user and password go together, and user must not be empty")
         if not 0 < timeout <= 3600:
@@ -175,14 +176,15 @@ class EtcdUser:
         """Take note that all is as it should be."""
         if self.failures or not self._reached:
             self._reached = True
-            self._events.append(RegistryReached(self.endpoint))
+            self._events.append(RegistryReached(self.name))
         self.failures = 0
         self.error = ""
 
     def _fail(self, error: str, now: float, refused: bool = False) -> None:
         """Go on with the next endpoint, after a pause."""
         if not self.failures:
-            self._events.append(RegistryFailed(self.endpoint, error))
+            where = f"{self.endpoint}: " if len(self.endpoints) > 1 else ""
+            self._events.append(RegistryFailed(self.name, f"{where}{error}"))
         if self._asked is not None:
             self._dropped.append(self._asked.id)
             self._asked = None

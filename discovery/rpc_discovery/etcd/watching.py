@@ -38,7 +38,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
     `view` is the last good one, whatever happens to etcd; `stale_since` says since when nothing
     confirms it, None while it is good. See `EtcdUser` for inputs and outputs, and `message` for
     what a watch says; events are `ViewChanged`, `StaleChanged`, `RegistryReached` and
-    `RegistryFailed`, whose registry is an endpoint.
+    `RegistryFailed`, whose registry is all endpoints.
 
     A watch that broke is taken up again where it ended. The nodes are listed again when etcd has
     compacted away what happened since, and when it is not the same store any more: another cluster,
