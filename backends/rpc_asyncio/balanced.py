@@ -8,11 +8,10 @@ from contextvars import Context
 from math import inf
 from random import random
 from time import monotonic
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self
 
 from rpc_common.balanced import (
     DRAIN,
-    OPTIONS,
     BalancedBase,
     Request,
     check_count,
@@ -26,14 +25,11 @@ from rpc_common.files import look
 from rpc_discovery import FileView
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
-from rpc_proto.proxy import service_proxy
 
 from .client import Client
 from .pump import Pump
 
 __all__ = ["BalancedClient"]
-
-Api = TypeVar("Api")
 
 
 class BalancedClient(BalancedBase):
@@ -242,26 +238,6 @@ class BalancedClient(BalancedBase):
             asyncio.create_task(self._persist(whole, request)) for whole in self._some(first, count)
         ]
         return (await _race(tasks)).value
-
-    @overload
-    def service(self, service: str, **options: Any) -> Any: ...
-    @overload
-    def service(self, service: type[Api], **options: Any) -> Api: ...
-    def service(self, service: Any, **options: Any) -> Any:
-        """Return a proxy: `await client.service("Arith").add(1, 2)`; see `Client.service`.
-
-        `options` are those of `call`, for all calls through it: `idempotent=True` for instance.
-        """
-
-        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            if OPTIONS.isdisjoint(kwargs):
-                return self.call(method, *args, returns=returns, **options, **kwargs)
-            # They are the method's own, and the options are those given here.
-            more = {"timeout": None, **options}
-            request = Request(method, args, kwargs, returns, more.pop("metadata", None))
-            return self._call(request, started=monotonic(), **more)
-
-        return service_proxy(invoke, service)
 
     # One call, as often as it takes
 

@@ -8,7 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from rpc_common.pump import carrier_of, describe
+from rpc_common.pump import carrier_of, describe, fetch_of
 from rpc_proto.http.client import Fetch
 
 __all__ = ["Pump", "fetch"]
@@ -101,14 +101,7 @@ class Pump:
     async def _carry(self, request: Any) -> None:
         carrier = self._carrier
         try:
-            what = Fetch(
-                request.method,
-                request.url,
-                request.headers,
-                request.body,
-                max_answer=request.max_answer,
-                keep=request.keep,
-            )
+            what = fetch_of(request)
             async with asyncio.timeout(request.timeout) as limit:
 
                 def part(data: bytes) -> None:

@@ -2,16 +2,18 @@
 
 import socket
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Event, Thread
 from time import monotonic, sleep
 from typing import Any
 
+from rpc_common.runtime import Runtime
+
 __all__ = ["BLOCKING"]
 
 
-class _Blocking:
-    socket: Any = socket
+class _Blocking(Runtime):
+    socket = socket
 
     def spawn(self, function: Callable[[], Any]) -> Any:
         Thread(target=function, name="rpc-beside", daemon=True).start()
@@ -27,12 +29,6 @@ class _Blocking:
 
     def make_queue(self) -> Any:
         return SimpleQueue()
-
-    def get(self, queue: Any, seconds: float | None) -> Any:
-        try:
-            return queue.get(timeout=seconds)
-        except Empty:
-            return None
 
     def sleep(self, seconds: float) -> None:
         sleep(seconds)

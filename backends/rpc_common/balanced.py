@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from random import random
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 from rpc_discovery import (
     Node,
@@ -29,12 +29,12 @@ from rpc_proto import (
     parse_address,
 )
 from rpc_proto.context import inherit
+from rpc_proto.proxy import service_proxy
 
 from .forks import Forks
 
 __all__ = [
     "DRAIN",
-    "OPTIONS",
     "BalancedBase",
     "BroadcastFailed",
     "Request",
@@ -45,6 +45,8 @@ __all__ = [
     "judge",
 ]
 
+Api = TypeVar("Api")
+
 _POLICIES = ("each", "all", "any", "first")
 
 _OPEN = State.OPEN
@@ -54,7 +56,7 @@ _MOST_DIALS = 64  # at a time, but for calls that cannot go on without
 
 
 # What `call` takes for itself, and a method may take, too.
-OPTIONS = frozenset({"timeout", "metadata", "returns", "key", "node", "idempotent", "hedge"})
+_OPTIONS = frozenset({"timeout", "metadata", "returns", "key", "node", "idempotent", "hedge"})
 
 
 class Request(NamedTuple):
@@ -142,6 +144,27 @@ class BalancedBase(ABC):
             self._pool.update(view, monotonic())
         self._prepare()
 
+    @overload
+    def service(self, service: str, **options: Any) -> Any: ...
+    @overload
+    def service(self, service: type[Api], **options: Any) -> Api: ...
+    def service(self, service: Any, **options: Any) -> Any:
+        """Return a proxy: `client.service("Arith").add(1, 2)`, with `await` in asyncio.
+
+        See `Client.service`. `options` are those of `call`, for all calls through it:
+        `idempotent=True` for instance.
+        """
+
+        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
+            if _OPTIONS.isdisjoint(kwargs):
+                return self.call(method, *args, returns=returns, **options, **kwargs)
+            # They are the method's own, and the options are those given here.
+            more = {"timeout": None, **options}
+            request = Request(method, args, kwargs, returns, more.pop("metadata", None))
+            return self._call(request, started=monotonic(), **more)
+
+        return service_proxy(invoke, service)
+
     @property
     def nodes(self) -> list[Node]:
         """The nodes that are known."""
@@ -167,6 +190,23 @@ class BalancedBase(ABC):
         }
 
     # What a runtime supplies
+
+    @abstractmethod
+    def call(self, method: str, /, *args: Any, **options: Any) -> Any:
+        """Call "Service.method" on one of the nodes."""
+
+    @abstractmethod
+    def _call(
+        self,
+        request: Request,
+        timeout: float | None,
+        started: float,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+    ) -> Any:
+        """Make a call with the options that `call` takes for itself."""
 
     def _prepare(self) -> None:  # noqa: B027 - not all need it
         """Set up what the runtime needs."""

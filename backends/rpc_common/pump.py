@@ -15,7 +15,7 @@ from rpc_proto.http.client import Fetch
 from .fetch import Idle, fetch
 from .runtime import Runtime
 
-__all__ = ["Pump", "carrier_of", "describe"]
+__all__ = ["Pump", "carrier_of", "describe", "fetch_of"]
 
 _GIVEN_UP = object()
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
@@ -90,21 +90,12 @@ class Pump:
             with self._lock:
                 for request_id in self._sockets:
                     self._give_up(request_id)
-                while self._idle:
-                    self._idle.popitem()[1].sock.close()
+                self._hang_up()
 
     def _carry(self, request: Any) -> None:
-        what: Fetch | None = None
         carrier = self._carrier
         try:
-            what = Fetch(
-                request.method,
-                request.url,
-                request.headers,
-                request.body,
-                max_answer=request.max_answer,
-                keep=request.keep,
-            )
+            what = fetch_of(request)
             opened = partial(self._opened, request.id)
             part = partial(self._part, request.id) if request.stream else None
             fetch(what, request.timeout, self._runtime, self._ssl, opened, self._idle, part)
@@ -118,8 +109,12 @@ class Pump:
             with self._lock:
                 del self._sockets[request.id]
                 if self.ended.is_set():
-                    while self._idle:
-                        self._idle.popitem()[1].sock.close()
+                    self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close the connections that nobody uses; the lock is held."""
+        while self._idle:
+            self._idle.popitem()[1].sock.close()
 
     def _part(self, request_id: int, data: bytes) -> None:
         """Hand on a piece of a stream, and read on when it is understood."""
@@ -158,6 +153,18 @@ def carrier_of(machine: Any) -> Any:
     from rpc_discovery.etcd.gateway import Gateway
 
     return Gateway(machine)
+
+
+def fetch_of(request: Any) -> Fetch:
+    """Return what carries a request of a machine; ValueError if it cannot be sent."""
+    return Fetch(
+        request.method,
+        request.url,
+        request.headers,
+        request.body,
+        max_answer=request.max_answer,
+        keep=request.keep,
+    )
 
 
 def describe(error: Exception, timeout: float) -> str:

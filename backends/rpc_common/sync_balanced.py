@@ -7,17 +7,15 @@ from functools import partial
 from random import random
 from threading import Lock
 from time import monotonic
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self
 
 from rpc_discovery import FileView, View
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 from rpc_proto.context import ambient_call
-from rpc_proto.proxy import service_proxy
 
 from .balanced import (
     DRAIN,
-    OPTIONS,
     BalancedBase,
     Request,
     check_count,
@@ -33,8 +31,6 @@ from .pump import Pump
 from .runtime import Runtime
 
 __all__ = ["SyncBalancedClient"]
-
-Api = TypeVar("Api")
 
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
 _MOST_BESIDE = 64  # calls of one broadcast at a time
@@ -268,26 +264,6 @@ class SyncBalancedClient(BalancedBase):
             return self._first(race).value
         finally:
             self._abandon(race.running)
-
-    @overload
-    def service(self, service: str, **options: Any) -> Any: ...
-    @overload
-    def service(self, service: type[Api], **options: Any) -> Api: ...
-    def service(self, service: Any, **options: Any) -> Any:
-        """Return a proxy: `client.service("Arith").add(1, 2)`; see `Client.service`.
-
-        `options` are those of `call`, for all calls through it: `idempotent=True` for instance.
-        """
-
-        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            if OPTIONS.isdisjoint(kwargs):
-                return self.call(method, *args, returns=returns, **options, **kwargs)
-            # They are the method's own, and the options are those given here.
-            more = {"timeout": None, **options}
-            request = Request(method, args, kwargs, returns, more.pop("metadata", None))
-            return self._call(request, started=monotonic(), **more)
-
-        return service_proxy(invoke, service)
 
     # One call, as often as it takes
 

@@ -7,7 +7,9 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 from gevent.monkey import get_original
-from gevent.queue import Empty, SimpleQueue
+from gevent.queue import SimpleQueue
+
+from rpc_common.runtime import Runtime
 
 __all__ = ["GEVENT", "get_ident"]
 
@@ -15,8 +17,8 @@ __all__ = ["GEVENT", "get_ident"]
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 
-class _Gevent:
-    socket: Any = socket
+class _Gevent(Runtime):
+    socket = socket
 
     def spawn(self, function: Callable[[], Any]) -> Any:
         return gevent.spawn(function)
@@ -32,12 +34,6 @@ class _Gevent:
 
     def make_queue(self) -> Any:
         return SimpleQueue()
-
-    def get(self, queue: Any, seconds: float | None) -> Any:
-        try:
-            return queue.get(timeout=seconds)
-        except Empty:
-            return None
 
     def sleep(self, seconds: float) -> None:
         gevent.sleep(seconds)

@@ -1,6 +1,7 @@
 """What registration and watching share: one request at a time with each of several registries."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -80,7 +81,7 @@ class Link:
 LinkType = TypeVar("LinkType", bound=Link)
 
 
-class RegistryUser(Generic[LinkType]):
+class RegistryUser(ABC, Generic[LinkType]):
     """Sends one request at a time to each registry and waits longer after each failure in a row.
 
     Inputs: `handle_timeout(now)` at `next_timeout()`, `response(...)` and `failed(...)` for each
@@ -173,18 +174,18 @@ class RegistryUser(Generic[LinkType]):
 
     # For subclasses
 
+    @abstractmethod
     def _compose(self, link: LinkType, now: float) -> HttpRequest:
         """Return the next request for a registry."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _accept(
         self, link: LinkType, sent: HttpRequest, status: int, body: bytes, now: float
     ) -> float:
         """Take a response; the seconds until the next request. ValueError if it is not good."""
-        raise NotImplementedError
 
-    def _longest_backoff(self) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _longest_backoff(self) -> float: ...
 
     def _also_at(self) -> float | None:
         """Return when something else is due."""

@@ -1,5 +1,6 @@
 """What all balancers do: find out who may be picked, and with what weight."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 
@@ -13,7 +14,7 @@ _ENOUGH = 0.5  # the share of a zone that has to be in service to serve it alone
 _TRIES = 4  # to come upon an endpoint that is not to be avoided, before all are looked at
 
 
-class Balancer:
+class Balancer(ABC):
     """Picks an endpoint for each call. To add one: a subclass with `choose`, and `arrange` if it
     prepares anything.
 
@@ -71,15 +72,15 @@ class Balancer:
             return self._untried(now, key, avoid)
         return self.choose(now, key, avoid)
 
-    def arrange(self, now: float) -> None:
+    def arrange(self, now: float) -> None:  # noqa: B027 - not all need it
         """Prepare for picks among `endpoints`, at least one, with `weights`, all over 0.
 
         Called before a pick when they have changed, and for each step of a slow start.
         """
 
+    @abstractmethod
     def choose(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
         """Return one of `endpoints`. It may look at `avoid`, but need not."""
-        raise NotImplementedError
 
     def _weigh(self, now: float) -> None:
         """Find out who may be picked, and with what weight at this time."""

@@ -1,5 +1,6 @@
 """What registration and watching share: one question at a time, to one of several endpoints."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -31,7 +32,7 @@ _SHORTEST_PAUSE = 0.01
 _LATE = 1.0  # seconds that a transport may be late with its report
 
 
-class EtcdUser:
+class EtcdUser(ABC):
     """Asks one endpoint, logs in where that is needed, and goes on to the next one on failure.
 
     Inputs: `handle_timeout(now)` at `next_timeout()`, `result(...)` or `failed(...)` for each
@@ -149,13 +150,13 @@ class EtcdUser:
 
     # For subclasses
 
+    @abstractmethod
     def _plan(self, now: float) -> Question | float | None:
         """Return what to ask now, or else when to see again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, question: Question, answer: Answer, now: float) -> None:
         """Take an answer; ValueError if it is not good."""
-        raise NotImplementedError
 
     def _accepts(self, question: Question, code: int, error: str) -> bool:
         """Whether an error of etcd is as good as an answer, which is then taken."""
@@ -163,13 +164,13 @@ class EtcdUser:
 
     def _streams(self, operation: Operation, now: float) -> None:
         """Take note that a watch is sent."""
-        raise NotImplementedError
+        raise NotImplementedError  # who sends none is not told of one
 
     def _also_at(self) -> float | None:
         """Return when something else is due."""
         return None
 
-    def _conclude(self, now: float) -> None:
+    def _conclude(self, now: float) -> None:  # noqa: B027 - not all need it
         """Do what follows from any input, before anything is sent."""
 
     def _succeed(self) -> None:
