@@ -12,6 +12,9 @@ from rpc_proto import parse_address
 _READ = 65536
 # No read and no write of the proxy takes longer, in seconds; it ends with its test anyway.
 _LONGEST = 60.0
+# A stalled direction takes no more than about twice this, in bytes, besides what the sender's
+# kernel buffers. Without it the kernel may grow the receive buffer to tens of MiB.
+_RECEIVE_BUFFER = 1 << 20
 
 TO_SERVER = 0
 TO_CLIENT = 1
@@ -44,6 +47,8 @@ class Proxy:
         self._forwarding: list[threading.Thread] = []
         self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
+        # Those that it accepts inherit it.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         scheme = "tcp" if self._target.scheme == "unix" else self._target.scheme
         self.address = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
