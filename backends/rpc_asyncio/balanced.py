@@ -114,9 +114,12 @@ class BalancedClient(BalancedBase):
                     self._give_up(target, client, call)
                     raise
                 else:
-                    ended = monotonic()
-                    target.end(ended, ended - started)  # as in Pool.succeeded, without a call more
-                    self._pool.ended_well += 1
+                    if self._pool.measures:
+                        self._pool.succeeded(target, started, monotonic())
+                    else:  # the same, without a call more
+                        target.in_flight -= 1
+                        target.errors = 0
+                        self._pool.ended_well += 1
                     return value
                 return (await self._persist(whole, request, pause)).value
         request = Request(method, args, kwargs, returns, metadata)

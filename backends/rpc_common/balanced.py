@@ -285,9 +285,9 @@ class BalancedBase(ABC):
         pool = self._pool
         balancer = pool.calm.get(method)
         target: Any = None
-        if balancer is not None and now < pool.returns_at:
-            target = balancer.pick(now, key)
-            if target is not None and now < target.expires_at:
+        if balancer is not None and now < pool.returns_at and now < balancer.due:
+            target = balancer.choose(now, key, ())  # as `pick` does, without a call more
+            if now < target.expires_at:
                 client = target.client
                 if client is not None and client._connection.state is _OPEN:
                     return target  # type: ignore[no-any-return]

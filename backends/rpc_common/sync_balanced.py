@@ -135,12 +135,13 @@ class SyncBalancedClient(BalancedBase):
                         self._pool.cancelled(target)
                     raise
                 else:
-                    ended = monotonic()
                     with self._lock:
-                        target.end(
-                            ended, ended - started
-                        )  # as in Pool.succeeded, without a call more
-                        self._pool.ended_well += 1
+                        if self._pool.measures:
+                            self._pool.succeeded(target, started, monotonic())
+                        else:  # the same, without a call more
+                            target.in_flight -= 1
+                            target.errors = 0
+                            self._pool.ended_well += 1
                     return value
                 return (self._persist(whole, request, pause)).value
         request = Request(method, args, kwargs, returns, metadata)

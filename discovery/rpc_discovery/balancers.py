@@ -36,6 +36,8 @@ _WALK = 1000  # points that are looked at for a node with room
 class Random(Balancer):
     """Each call goes to a node drawn by weight."""
 
+    measures = False
+
     def arrange(self, now: float) -> None:
         """Sum the weights up."""
         self._sums = list(accumulate(self.weights))
@@ -56,6 +58,8 @@ class LeastLoaded(Random):
     neighbour gets the call only when it is more than twice as good: so nodes that are about equal
     are used roughly by weight, and a bad one is avoided even if there are only two.
     """
+
+    measures = True
 
     def arrange(self, now: float) -> None:
         """Sum the weights up, and find what a call in flight means to each."""
@@ -91,6 +95,7 @@ class RoundRobin(Balancer):
     """
 
     weighted = False
+    measures = False
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -140,6 +145,8 @@ class ConsistentHash(Balancer):
     A call without a key goes to a random point. Next to heavy nodes, one with less than 1/96 of the
     mean weight (1/5 with 10,000 nodes) may be without keys.
     """
+
+    measures = False
 
     def __init__(self, *, load: float = 1.25, **settings: Any) -> None:
         super().__init__(**settings)

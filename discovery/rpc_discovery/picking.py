@@ -33,6 +33,7 @@ class Balancer(ABC):
     """
 
     weighted = True  # whether weights matter, apart from 0: such nodes get nothing
+    measures = True  # whether `choose` looks at latencies; if not, nobody need measure them
 
     def __init__(
         self, *, rng: Callable[[], float], zone: str | None = None, slow_start: float = 10.0
@@ -45,7 +46,7 @@ class Balancer(ABC):
         self.known: Sequence[Endpoint] = ()
         self.endpoints: list[Endpoint] = []
         self.weights: list[float] = []
-        self._due = inf
+        self.due = inf  # when `pick` has more to do than `choose`
 
     def rebuild(self, endpoints: Iterable[Endpoint], now: float) -> None:
         """Take these endpoints, ejected ones included, instead of those before.
@@ -54,7 +55,7 @@ class Balancer(ABC):
         work is done at the next pick, once for any number of changes.
         """
         self.known = tuple(endpoints)
-        self._due = -inf
+        self.due = -inf
 
     def pick(
         self, now: float, key: str | None = None, avoid: Collection[Endpoint] = ()
@@ -64,7 +65,7 @@ class Balancer(ABC):
         `avoid` holds those that were tried already: they are returned only when nothing else is
         left, in other zones neither. `key` matters to balancers that keep calls together.
         """
-        if now >= self._due:
+        if now >= self.due:
             self._weigh(now)
         if not self.endpoints:
             return None
@@ -89,7 +90,7 @@ class Balancer(ABC):
         weights: list[float] = []
         near: list[bool] = []
         zone_weight = near_weight = 0.0
-        self._due = inf
+        self.due = inf
         for endpoint in self.known:
             node = endpoint.node
             weight = node.weight if weighted or not node.weight else 1.0
@@ -104,7 +105,7 @@ class Balancer(ABC):
                 near_weight += weight
             if now - endpoint.since < slow_start:
                 weight *= max(_FLOOR, (now - endpoint.since) / slow_start)
-                self._due = now + slow_start / _STEPS
+                self.due = now + slow_start / _STEPS
             endpoints.append(endpoint)
             weights.append(weight)
             near.append(is_near)

@@ -158,7 +158,7 @@ class Pool:
         self._max_age = max_age
         self._rng = rng
         self._settings = balancer, settings
-        self._make_balancer()  # ValueError for what cannot be
+        self.measures = self._make_balancer().measures  # ValueError for what cannot be
         self._max_attempts = max_attempts
         self.attempt_timeout = attempt_timeout
         self.budget = RetryBudget(now, ratio=retry_ratio, minimum=retry_minimum)
@@ -283,7 +283,11 @@ class Pool:
         return balancer is not None and len(balancer.known) > len(call.tried)
 
     def succeeded(self, target: Target, started: float, now: float) -> None:
-        """Take note that a call has ended well."""
+        """Take note that a call has ended well.
+
+        With a balancer that does not look at latencies, that is `in_flight`, `errors` and
+        `ended_well`.
+        """
         target.end(now, now - started)
         self.ended_well += 1
 
