@@ -139,8 +139,14 @@ def test_serve_forever_returns_when_the_server_is_stopped():
 
 def test_interrupt_ends_serve_forever_and_the_process():
     source = """
+import sys, threading
 from rpc_blocking import Server
+class Main:
+    def waits(self) -> bool:
+        frame = sys._current_frames()[threading.main_thread().ident]
+        return frame.f_code.co_name == "wait"
 server = Server()
+server.register(Main())
 print(server.start("tcp://127.0.0.1:0"), flush=True)
 try:
     server.serve_forever()
@@ -156,7 +162,8 @@ except KeyboardInterrupt:
     )
     with process:
         address = process.stdout.readline().strip()
-        with Client.connect(address):
+        with Client.connect(address) as client:
+            until(lambda: client.call("Main.waits"))
             process.send_signal(signal.SIGINT)
             assert process.communicate(timeout=LONGEST)[0] == "interrupted 0\n"
 
