@@ -1,6 +1,5 @@
 """The command line: what it may say, and what that means."""
 
-import math
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
@@ -9,31 +8,28 @@ from typing import NoReturn
 
 from rpc_discovery.balancers import BALANCERS
 from rpc_discovery.documents import USUAL_TTL
-from rpc_discovery.links import parse_registry
-from rpc_proto import __version__, parse_address
-from rpc_proto.codecs import BUILT_IN
-from rpc_proto.http import Pages
-from rpc_proto.http.access import ACCESS
+from rpc_proto import __version__
 
+from . import option_values
 from .errors import USAGE
-from .pages import PAGE_TOKEN_VARIABLE
+from .options import (
+    ADDRESS,
+    REGISTRY_TOKEN_VARIABLE,
+    add_address,
+    add_connection,
+    add_registries,
+    add_serving,
+    add_token,
+)
 from .registry import DEFAULT_REGISTRY
-from .serve import BACKENDS, DEFAULT_ADDRESS
+from .serve import DEFAULT_ADDRESS
 
-__all__ = ["REGISTRY_TOKEN_VARIABLE", "TOKEN_VARIABLE", "parse"]
-
-TOKEN_VARIABLE = "RPC_PROTO_TOKEN"
-REGISTRY_TOKEN_VARIABLE = "RPC_PROTO_REGISTRY_TOKEN"
+__all__ = ["parse"]
 
 _VALUES = """\
 Each ARG is JSON: 1, '"text"', '[1, 2]', '{"x": 1.5}', null. name=JSON passes a named argument.
 JSON has no bytes: {"$base64": "aGVsbG8="} stands for them, in arguments and in results.
 """
-
-_ADDRESS = (
-    "tcp://host:port, tls://host:port, unix:///path; or http:// and https:// with host and port, "
-    "for HTTP CONNECT"
-)
 
 _EXIT_CODES = "Exit codes: 0 done, 1 the call failed or there is no connection, 2 wrong usage."
 
@@ -63,7 +59,7 @@ def _sort_words(parser: ArgumentParser, options: Namespace) -> None:
     options.address = None
     if not options.registry:
         try:
-            options.address = _address(words.pop(0))
+            options.address = option_values.address(words.pop(0))
         except ArgumentTypeError as error:
             parser.error(f"argument ADDRESS: {error}")
     options.method = words.pop(0)
@@ -105,10 +101,10 @@ def _make_parser() -> _Parser:
         add("call", "make one call and print its result as JSON", f"{_VALUES}\n{_EXIT_CODES}")
     )
     services = add("services", "show what a server offers, with signatures", _EXIT_CODES)
-    _add_address(services, nargs="?")
-    _add_registries(services, "show what the nodes offer that it knows")
-    _add_connection(services)
-    services.add_argument("--timeout", type=_seconds, default=10.0, metavar="SECONDS")
+    add_address(services, nargs="?")
+    add_registries(services, "show what the nodes offer that it knows")
+    add_connection(services)
+    services.add_argument("--timeout", type=option_values.seconds, default=10.0, metavar="SECONDS")
     services.add_argument("--json", action="store_true", help="as JSON")
     _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
     _add_registry(add("registry", "know which servers there are, until SIGTERM or SIGINT"))
@@ -126,7 +122,7 @@ def _add_serve(parser: ArgumentParser) -> None:
         help="a class to serve, made without arguments; the current directory is importable; "
         "module:Class=Name serves it under another name",
     )
-    _add_serving(parser, DEFAULT_ADDRESS)
+    add_serving(parser, DEFAULT_ADDRESS)
     add("--access-log", action="store_true", help="log each call that has ended")
     add("--debug", action="store_true", help="send tracebacks to callers and show them here")
     add(
@@ -135,8 +131,8 @@ def _add_serve(parser: ArgumentParser) -> None:
         action="store_false",
         help="do not tell callers what is offered",
     )
-    _add_token(parser, "the token that clients must show")
-    _add_registries(parser, "make the server known there")
+    add_token(parser, "the token that clients must show")
+    add_registries(parser, "make the server known there")
     add(
         "--advertise",
         metavar="HOST",
@@ -151,56 +147,16 @@ def _add_serve(parser: ArgumentParser) -> None:
     )
     add(
         "--ttl",
-        type=_seconds,
+        type=option_values.seconds,
         metavar="SECONDS",
         help="of silence after which a registry forgets the server; it is heard of three times as "
         f"often (default: {USUAL_TTL:g})",
     )
 
 
-def _add_serving(parser: ArgumentParser, address: str) -> None:
-    """Add the options of all that listens."""
-    add = parser.add_argument
-    add(
-        "--listen",
-        action="append",
-        type=_listening,
-        metavar="ADDRESS",
-        help="tcp://host:port, tls://host:port or unix:///path, http:// and https:// being other "
-        "words for tcp:// and tls://; may be repeated; port 0 takes a free one "
-        f"(default: {address})",
-    )
-    add("--backend", choices=tuple(BACKENDS), default="asyncio", help="the runtime to serve with")
-    add(
-        "--grace",
-        type=_number,
-        default=5.0,
-        metavar="SECONDS",
-        help="for running calls to end after a signal (default: 5)",
-    )
-    add("--verbose", action="store_true", help="log what the server does, too, not only failures")
-    add(
-        "--stop-with-stdin",
-        action="store_true",
-        help="stop, too, when standard input ends: for a parent process that may die",
-    )
-    for name, access, what in (
-        ("--debug-page", Pages.debug, "what goes on, at /debug/rpc"),
-        ("--metrics", Pages.metrics, "the numbers for Prometheus, at /metrics"),
-    ):
-        add(name, choices=ACCESS, default=access, help=f"who sees {what} (default: {access})")
-    add(
-        "--page-token",
-        metavar="TOKEN",
-        help='what shows who sees pages whose access is "token" '
-        f"(default: ${PAGE_TOKEN_VARIABLE}, which other users cannot see)",
-    )
-    _add_tls(parser, ca="clients must show a certificate that these vouch for")
-
-
 def _add_registry(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    _add_serving(parser, DEFAULT_REGISTRY)
+    add_serving(parser, DEFAULT_REGISTRY)
     add(
         "--token",
         default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
@@ -218,33 +174,10 @@ def _add_registry(parser: ArgumentParser) -> None:
 
 def _add_nodes(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    _add_registries(parser, "ask this one", required=True)
+    add_registries(parser, "ask this one", required=True)
     add("--service", metavar="NAME", help="only nodes that offer it")
     add("--watch", action="store_true", help="go on until Ctrl-C, and show what changes")
     add("--json", action="store_true", help="as JSON, one line for each change with --watch")
-
-
-def _add_registries(parser: ArgumentParser, text: str, *, required: bool = False) -> None:
-    add = parser.add_argument
-    add(
-        "--registry",
-        action="append",
-        type=_registry,
-        required=required,
-        metavar="URL",
-        help=f"{text}: http://host:port or https://host:port; may be repeated",
-    )
-    add(
-        "--registry-token",
-        default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
-        metavar="TOKEN",
-        help=f"the token to show to it (default: ${REGISTRY_TOKEN_VARIABLE})",
-    )
-    add(
-        "--registry-ca",
-        metavar="FILE",
-        help="certificates in PEM form: trust these at https:// instead of the system's",
-    )
 
 
 def _add_call(parser: ArgumentParser) -> None:
@@ -254,13 +187,13 @@ def _add_call(parser: ArgumentParser) -> None:
         "args",
         nargs="*",
         metavar="ADDRESS METHOD ARG",
-        help=f'{_ADDRESS}; "Service.method"; JSON, or name=JSON, see below',
+        help=f'{ADDRESS}; "Service.method"; JSON, or name=JSON, see below',
     )
     add = parser.add_argument
-    _add_registries(parser, "call one of the nodes that it knows, instead of ADDRESS")
+    add_registries(parser, "call one of the nodes that it knows, instead of ADDRESS")
     add("--balancer", choices=tuple(BALANCERS), help="how the node is chosen")
     add("--key", help="calls of one key go to one node (by consistent_hash)")
-    add("--node", type=_address, metavar="ADDRESS", help="call this node")
+    add("--node", type=option_values.address, metavar="ADDRESS", help="call this node")
     add(
         "--broadcast",
         action="store_true",
@@ -271,10 +204,10 @@ def _add_call(parser: ArgumentParser) -> None:
         action="store_true",
         help="the call may be repeated at another node though a handler may have run",
     )
-    _add_connection(parser)
+    add_connection(parser)
     add(
         "--timeout",
-        type=_seconds,
+        type=option_values.seconds,
         default=60.0,
         metavar="SECONDS",
         help="for the call, connecting included (default: 60)",
@@ -290,112 +223,41 @@ def _add_call(parser: ArgumentParser) -> None:
 
 def _add_bench(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    _add_address(parser)
-    _add_connection(parser)
+    add_address(parser)
+    add_connection(parser)
     add("method", metavar="METHOD", help='"Service.method"')
     add("args", nargs="*", metavar="ARG", help="JSON, or name=JSON; see below")
     add(
         "--concurrency",
-        type=_count,
+        type=option_values.count,
         default=64,
         metavar="N",
         help="calls at a time, over all connections (default: 64)",
     )
-    add("--connections", type=_count, default=1, metavar="N", help="connections (default: 1)")
-    add("--seconds", type=_seconds, default=5.0, metavar="S", help="how long (default: 5)")
+    add(
+        "--connections",
+        type=option_values.count,
+        default=1,
+        metavar="N",
+        help="connections (default: 1)",
+    )
+    add(
+        "--seconds",
+        type=option_values.seconds,
+        default=5.0,
+        metavar="S",
+        help="how long (default: 5)",
+    )
     add(
         "--timeout",
-        type=_seconds,
+        type=option_values.seconds,
         default=60.0,
         metavar="SECONDS",
         help="for each call (default: 60)",
     )
     add(
         "--payload",
-        type=_size,
+        type=option_values.size,
         metavar="BYTES",
         help="send one argument, so many bytes, instead of ARGS",
     )
-
-
-def _add_address(parser: ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument("address", type=_address, nargs=nargs, metavar="ADDRESS", help=_ADDRESS)
-
-
-def _add_connection(parser: ArgumentParser) -> None:
-    parser.add_argument("--codec", choices=BUILT_IN, default="msgpack")
-    parser.add_argument(
-        "--proxy",
-        metavar="URL|env",
-        help="an HTTP proxy to go through, http://user:password@host:port, or env for what "
-        "http_proxy, https_proxy, all_proxy and no_proxy say, which other users cannot see",
-    )
-    _add_token(parser, "the token to show to the server")
-    _add_tls(parser, ca="trust these instead of the system's certificates")
-
-
-def _add_token(parser: ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "--token",
-        default=os.environ.get(TOKEN_VARIABLE) or None,
-        help=f"{text} (default: ${TOKEN_VARIABLE}, which other users cannot see)",
-    )
-
-
-def _add_tls(parser: ArgumentParser, ca: str) -> None:
-    parser.add_argument("--tls-ca", metavar="FILE", help=f"certificates in PEM form: {ca}")
-    parser.add_argument("--tls-cert", metavar="FILE", help="the certificate to show, PEM")
-    parser.add_argument("--tls-key", metavar="FILE", help="its key, if not in the same file, PEM")
-
-
-def _checked(text: str, listening: bool) -> str:
-    try:
-        parse_address(text, listening=listening)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _address(text: str) -> str:
-    return _checked(text, listening=False)
-
-
-def _listening(text: str) -> str:
-    return _checked(text, listening=True)
-
-
-def _registry(text: str) -> str:
-    try:
-        parse_registry(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value) or value < 0:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _number(text)
-    if not value:
-        raise ArgumentTypeError("0 seconds are too few")
-    return value
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 100_000):
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100000")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 11):
-        raise ArgumentTypeError(f"{text!r} is not a number of bytes")
-    return int(text)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from .arguments import REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
 from .errors import CommandError
+from .options import REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
 
 __all__ = ["ANYWHERE", "LISTENING", "Started", "start"]
 

@@ -1,0 +1,132 @@
+"""Options that several commands have, each group added by one function."""
+
+import os
+from argparse import ArgumentParser
+
+from rpc_proto.codecs import BUILT_IN
+from rpc_proto.http import Pages
+from rpc_proto.http.access import ACCESS
+
+from . import option_values
+from .pages import PAGE_TOKEN_VARIABLE
+from .serve import BACKENDS
+
+__all__ = [
+    "ADDRESS",
+    "REGISTRY_TOKEN_VARIABLE",
+    "TOKEN_VARIABLE",
+    "add_address",
+    "add_connection",
+    "add_registries",
+    "add_serving",
+    "add_tls",
+    "add_token",
+]
+
+TOKEN_VARIABLE = "RPC_PROTO_TOKEN"
+REGISTRY_TOKEN_VARIABLE = "RPC_PROTO_REGISTRY_TOKEN"
+
+ADDRESS = (
+    "tcp://host:port, tls://host:port, unix:///path; or http:// and https:// with host and port, "
+    "for HTTP CONNECT"
+)
+
+
+def add_serving(parser: ArgumentParser, address: str) -> None:
+    """Add the options of all that listens."""
+    add = parser.add_argument
+    add(
+        "--listen",
+        action="append",
+        type=option_values.listening,
+        metavar="ADDRESS",
+        help="tcp://host:port, tls://host:port or unix:///path, http:// and https:// being other "
+        "words for tcp:// and tls://; may be repeated; port 0 takes a free one "
+        f"(default: {address})",
+    )
+    add("--backend", choices=tuple(BACKENDS), default="asyncio", help="the runtime to serve with")
+    add(
+        "--grace",
+        type=option_values.number,
+        default=5.0,
+        metavar="SECONDS",
+        help="for running calls to end after a signal (default: 5)",
+    )
+    add("--verbose", action="store_true", help="log what the server does, too, not only failures")
+    add(
+        "--stop-with-stdin",
+        action="store_true",
+        help="stop, too, when standard input ends: for a parent process that may die",
+    )
+    for name, access, what in (
+        ("--debug-page", Pages.debug, "what goes on, at /debug/rpc"),
+        ("--metrics", Pages.metrics, "the numbers for Prometheus, at /metrics"),
+    ):
+        add(name, choices=ACCESS, default=access, help=f"who sees {what} (default: {access})")
+    add(
+        "--page-token",
+        metavar="TOKEN",
+        help='what shows who sees pages whose access is "token" '
+        f"(default: ${PAGE_TOKEN_VARIABLE}, which other users cannot see)",
+    )
+    add_tls(parser, ca="clients must show a certificate that these vouch for")
+
+
+def add_registries(parser: ArgumentParser, text: str, *, required: bool = False) -> None:
+    """Add the options of all that registries are for; `text` says for what."""
+    add = parser.add_argument
+    add(
+        "--registry",
+        action="append",
+        type=option_values.registry,
+        required=required,
+        metavar="URL",
+        help=f"{text}: http://host:port or https://host:port; may be repeated",
+    )
+    add(
+        "--registry-token",
+        default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
+        metavar="TOKEN",
+        help=f"the token to show to it (default: ${REGISTRY_TOKEN_VARIABLE})",
+    )
+    add(
+        "--registry-ca",
+        metavar="FILE",
+        help="certificates in PEM form: trust these at https:// instead of the system's",
+    )
+
+
+def add_address(parser: ArgumentParser, nargs: str | None = None) -> None:
+    """Add the address of a server as an argument."""
+    parser.add_argument(
+        "address", type=option_values.address, nargs=nargs, metavar="ADDRESS", help=ADDRESS
+    )
+
+
+def add_connection(parser: ArgumentParser) -> None:
+    """Add the options of all that connects to servers."""
+    parser.add_argument("--codec", choices=BUILT_IN, default="msgpack")
+    parser.add_argument(
+        "--proxy",
+        metavar="URL|env",
+        help="an HTTP proxy to go through, http://user:password@host:port, or env for what "
+        "http_proxy, https_proxy, all_proxy and no_proxy say, which other users cannot see",
+    )
+    add_token(parser, "the token to show to the server")
+    add_tls(parser, ca="trust these instead of the system's certificates")
+
+
+def add_token(parser: ArgumentParser, text: str) -> None:
+    """Add the token of calls; `text` says what it is for."""
+    parser.add_argument(
+        "--token",
+        default=os.environ.get(TOKEN_VARIABLE) or None,
+        help=f"{text} (default: ${TOKEN_VARIABLE}, which other users cannot see)",
+    )
+
+
+def add_tls(parser: ArgumentParser, ca: str) -> None:
+    """Add the options for TLS; `ca` says what the authority is for."""
+    parser.add_argument("--tls-ca", metavar="FILE", help=f"certificates in PEM form: {ca}")
+    parser.add_argument("--tls-cert", metavar="FILE", help="the certificate to show, PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, if not in the same file, PEM")
