@@ -97,16 +97,17 @@ class Server(ServerBase):
         address: str,
         *,
         ssl: ssl_module.SSLContext | None = None,
-        register: "Registering | str | Iterable[str] | None" = None,
+        register: "Registering | str | Iterable[Registering | str] | None" = None,
     ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
         http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
         called again for more addresses. `register` names the registries that shall know the
-        address: URLs, or `Registering` to say more. Raises OSError when the address cannot be had.
+        address: URLs, or `Registering` to say more, or several of these. Raises OSError when the
+        address cannot be had.
         """
         where = self._check_listening(address, ssl)
-        registering = self._check_registering(register, where)
+        registerings = self._check_registering(register, where)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -135,7 +136,7 @@ class Server(ServerBase):
             self._close_listeners()
             raise LocalProtocolError("the server was stopped while it started")
         self._log_listening(where)
-        if registering is not None:
+        for registering in registerings:
             from .pump import Pump
 
             registrations = self._registrations

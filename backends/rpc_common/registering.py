@@ -118,12 +118,19 @@ class Registrations:
         self._log = log
         self._dispatcher = dispatcher
 
-    def check(self, register: Registering | str | Iterable[str], where: Address) -> Registering:
+    def check(
+        self, register: Registering | str | Iterable[Registering | str], where: Address
+    ) -> list[Registering]:
         """Return what the argument means; ValueError if that cannot be registered."""
-        registering = register if isinstance(register, Registering) else Registering(register)
+        given = [register] if isinstance(register, (Registering, str)) else [*register]
+        checked = [one for one in given if isinstance(one, Registering)]
+        urls = [one for one in given if not isinstance(one, Registering)]
+        if urls or not checked:
+            checked.append(Registering(urls))
         port = where.port or 1  # which one it will be is not known yet
-        self.machine(registering, where._replace(port=port))
-        return registering
+        for registering in checked:
+            self.machine(registering, where._replace(port=port))
+        return checked
 
     def machine(self, registering: Registering, where: Address) -> Any:
         """Return what registers an address."""

@@ -255,16 +255,16 @@ class ServerBase(ABC):
         return where
 
     def _check_registering(
-        self, register: "Registering | str | Iterable[str] | None", where: Address
-    ) -> "Registering | None":
+        self, register: "Registering | str | Iterable[Registering | str] | None", where: Address
+    ) -> "list[Registering]":
         if register is None:
-            return None
+            return []
         if self._registrations is None:
             from .registering import Registrations
 
             self._registrations = Registrations(self._log, self._dispatcher)
-        registering: Registering = self._registrations.check(register, where)
-        return registering
+        checked: list[Registering] = self._registrations.check(register, where)
+        return checked
 
     def _check_grace(self, grace: float) -> None:
         if not grace >= 0:
@@ -485,19 +485,20 @@ class SyncServer(ServerBase):
         address: str,
         *,
         ssl: ssl_module.SSLContext | None = None,
-        register: "Registering | str | Iterable[str] | None" = None,
+        register: "Registering | str | Iterable[Registering | str] | None" = None,
     ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
         http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
         called again for more addresses. `register` names the registries that shall know the
-        address: URLs, or `Registering` to say more. Raises OSError when the address cannot be had.
+        address: URLs, or `Registering` to say more, or several of these. Raises OSError when the
+        address cannot be had.
         """
         where = self._check_listening(address, ssl)
-        registering = self._check_registering(register, where)
+        registerings = self._check_registering(register, where)
         where = self._listen(where, ssl)
         self._log_listening(where)
-        if registering is not None:
+        for registering in registerings:
             from .pump import Pump
 
             registrations = self._registrations

@@ -17,9 +17,10 @@ from .options import (
     REGISTRY_TOKEN_VARIABLE,
     add_address,
     add_connection,
-    add_registries,
+    add_node_sources,
     add_serving,
     add_token,
+    has_nodes,
 )
 from .registry import DEFAULT_REGISTRY
 from .serve import DEFAULT_ADDRESS
@@ -43,21 +44,31 @@ def parse(argv: Sequence[str]) -> Namespace:
         if not hasattr(options, "args") or not all(_is_argument(text) for text in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.args += rest
+    if _has_stray_options(options):
+        parser.error("--etcd-prefix, -user, -ca, -cert and -key go with --etcd")
     if options.command == "call":
         _sort_words(parser, options)
-    elif options.command == "services" and (options.address is None) is (not options.registry):
-        parser.error("either ADDRESS or --registry says where to ask")
+    elif options.command == "services" and (options.address is not None) is has_nodes(options):
+        parser.error("either ADDRESS or --registry or --etcd says where to ask")
     return options
 
 
+def _has_stray_options(options: Namespace) -> bool:
+    """Whether there are options for etcd, but no etcd."""
+    given = vars(options)
+    return not given.get("etcd") and any(
+        name.startswith("etcd_") and value is not None for name, value in given.items()
+    )
+
+
 def _sort_words(parser: ArgumentParser, options: Namespace) -> None:
-    """Tell the words of a call apart: with a registry there is no address among them."""
-    names = ["METHOD"] if options.registry else ["ADDRESS", "METHOD"]
+    """Tell the words of a call apart: where nodes are known there is no address among them."""
+    names = ["METHOD"] if has_nodes(options) else ["ADDRESS", "METHOD"]
     words = options.args
     if len(words) < len(names):
         parser.error(f"the following arguments are required: {', '.join(names[len(words) :])}")
     options.address = None
-    if not options.registry:
+    if not has_nodes(options):
         try:
             options.address = option_values.address(words.pop(0))
         except ArgumentTypeError as error:
@@ -102,13 +113,13 @@ def _make_parser() -> _Parser:
     )
     services = add("services", "show what a server offers, with signatures", _EXIT_CODES)
     add_address(services, nargs="?")
-    add_registries(services, "show what the nodes offer that it knows")
+    add_node_sources(services, "show what the nodes offer that it knows")
     add_connection(services)
     services.add_argument("--timeout", type=option_values.seconds, default=10.0, metavar="SECONDS")
     services.add_argument("--json", action="store_true", help="as JSON")
     _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
     _add_registry(add("registry", "know which servers there are, until SIGTERM or SIGINT"))
-    _add_nodes(add("nodes", "show the nodes that a registry knows", _EXIT_CODES))
+    _add_nodes(add("nodes", "show the nodes that a registry or etcd knows", _EXIT_CODES))
     add("demo", "start servers and show in half a minute what calls can do")
     return parser
 
@@ -132,7 +143,7 @@ def _add_serve(parser: ArgumentParser) -> None:
         help="do not tell callers what is offered",
     )
     add_token(parser, "the token that clients must show")
-    add_registries(parser, "make the server known there")
+    add_node_sources(parser, "make the server known there", both=True)
     add(
         "--advertise",
         metavar="HOST",
@@ -149,8 +160,8 @@ def _add_serve(parser: ArgumentParser) -> None:
         "--ttl",
         type=option_values.seconds,
         metavar="SECONDS",
-        help="of silence after which a registry forgets the server; it is heard of three times as "
-        f"often (default: {USUAL_TTL:g})",
+        help="of silence after which the server is forgotten; it is heard of three times as often "
+        f"(default: {USUAL_TTL:g} at a registry, 10 in etcd)",
     )
 
 
@@ -174,14 +185,16 @@ def _add_registry(parser: ArgumentParser) -> None:
 
 def _add_nodes(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add_registries(parser, "ask this one", required=True)
+    add_node_sources(parser, "ask this one", required=True)
     add("--service", metavar="NAME", help="only nodes that offer it")
     add("--watch", action="store_true", help="go on until Ctrl-C, and show what changes")
     add("--json", action="store_true", help="as JSON, one line for each change with --watch")
 
 
 def _add_call(parser: ArgumentParser) -> None:
-    parser.usage = "rpc-proto call [OPTION ...] (ADDRESS | --registry URL) METHOD [ARG ...]"
+    parser.usage = (
+        "rpc-proto call [OPTION ...] (ADDRESS | --registry URL | --etcd URL) METHOD [ARG ...]"
+    )
     # All in one, because only the options tell what the first word is.
     parser.add_argument(
         "args",
@@ -190,7 +203,7 @@ def _add_call(parser: ArgumentParser) -> None:
         help=f'{ADDRESS}; "Service.method"; JSON, or name=JSON, see below',
     )
     add = parser.add_argument
-    add_registries(parser, "call one of the nodes that it knows, instead of ADDRESS")
+    add_node_sources(parser, "call one of the nodes that it knows, instead of ADDRESS")
     add("--balancer", choices=tuple(BALANCERS), help="how the node is chosen")
     add("--key", help="calls of one key go to one node (by consistent_hash)")
     add("--node", type=option_values.address, metavar="ADDRESS", help="call this node")

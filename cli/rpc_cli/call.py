@@ -1,4 +1,4 @@
-"""`rpc-proto call`: one call, to a server or to nodes of a registry, its result as JSON."""
+"""`rpc-proto call`: one call, to a server or to one of many nodes, its result as JSON."""
 
 import asyncio
 import ssl
@@ -12,6 +12,7 @@ from rpc_proto import CallError
 
 from .connect import CONNECT_TIMEOUT, balance, client_tls, connect, tls_for_nodes
 from .errors import FAILED, CommandError, UsageError, explain
+from .options import has_nodes
 from .terminal import can_show
 from .values import parse_arguments, parse_pairs, to_json
 
@@ -23,7 +24,7 @@ _OPTIONS_OF_BALANCED = (*_OPTIONS_OF_CALLS, "key", "node", "idempotent", "hedge"
 
 def call(options: Namespace) -> int:
     """Make the call and print its result."""
-    balanced = bool(options.registry)
+    balanced = has_nodes(options)
     args, kwargs = parse_call(options.args, _OPTIONS_OF_BALANCED if balanced else _OPTIONS_OF_CALLS)
     try:
         metadata = parse_pairs(options.metadata)
@@ -40,7 +41,8 @@ def call(options: Namespace) -> int:
             (options.balancer, options.key, options.node, options.broadcast, options.idempotent)
         ):
             raise UsageError(
-                "--balancer, --key, --node, --broadcast and --idempotent go with --registry"
+                "--balancer, --key, --node, --broadcast and --idempotent go with --registry "
+                "or --etcd"
             )
         result = asyncio.run(_call(options, client_tls(options), args, kwargs, metadata))
         code = 0
@@ -89,15 +91,15 @@ async def _call_nodes(
     metadata: dict[str, str] | None,
 ) -> tuple[Any, int]:
     """Return what is to be shown, and the exit code."""
-    from .registries import Registries
+    from .registries import find_nodes
 
     deadline = monotonic() + options.timeout
-    registries = Registries(options)
     try:
         async with asyncio.timeout(options.timeout):
-            nodes = await registries.nodes()
+            nodes = await find_nodes(options)
     except TimeoutError:
-        raise CommandError(f"no answer of a registry within {options.timeout:g} s") from None
+        asked = "etcd" if options.etcd else "a registry"
+        raise CommandError(f"no answer of {asked} within {options.timeout:g} s") from None
     balancer = options.balancer or ("consistent_hash" if options.key else "round_robin")
     async with balance(options, nodes, tls, balancer) as client:
         left = max(0.0, deadline - monotonic())

@@ -1,11 +1,15 @@
-"""`rpc-proto nodes`: what registries know, once or as it changes."""
+"""`rpc-proto nodes`: what registries or etcd know, once or as it changes."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from rpc_discovery.documents import describe_node
 
 from .errors import CommandError
 from .registries import Registries
@@ -13,7 +17,9 @@ from .terminal import can_show, is_fancy, make_console, need_rich
 from .values import printable, to_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
+
+    from .etcd import EtcdNodes
 
 __all__ = ["nodes"]
 
@@ -22,28 +28,50 @@ _WIDE = 10_000  # characters: nobody is there whose terminal would end
 
 
 class _Known(NamedTuple):
-    """What registries know: their entries by address, how many they left out, who failed."""
+    """What is known: entries by address, how many were left out, what is wrong.
+
+    `confirmed` is when it was last confirmed, if nothing does that now.
+    """
 
     entries: dict[str, dict[str, Any]]
     omitted: int
     errors: list[str]
+    confirmed: float | None = None
 
     def what_changes(self) -> Any:
-        """Return what is worth a new table: all but the ages."""
+        """Return what is worth a new table: not the ages, and one reason for an outage will do."""
         entries = [{**entry, "age": 0} for entry in self.entries.values()]
-        return entries, self.omitted, self.errors
+        return entries, self.omitted, self.confirmed or self.errors
+
+    @property
+    def stale(self) -> float | None:
+        """For how many seconds nothing has confirmed it."""
+        return None if self.confirmed is None else monotonic() - self.confirmed
+
+
+class _Source(Protocol):
+    async def look(self) -> _Known:
+        """Return what is known; CommandError if nobody tells."""
+
+    async def pause(self) -> None:
+        """Wait until it is time to look again."""
 
 
 def nodes(options: Namespace) -> int:
     """Show the nodes; with --watch until Ctrl-C."""
     if not options.json:
         need_rich()
-    asyncio.run(_watch(options) if options.watch else _once(options))
+    if options.watch:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(_watch(options))
+    else:
+        asyncio.run(_once(options))
     return 0
 
 
 async def _once(options: Namespace) -> None:
-    known = await _ask(Registries(options), options.service)
+    async with _open(options) as source:
+        known = await source.look()
     for error in known.errors:
         print(f"rpc-proto: {error}", file=sys.stderr, flush=True)
     if options.json:
@@ -52,58 +80,92 @@ async def _once(options: Namespace) -> None:
         _print(known)
 
 
-async def _ask(registries: Registries, service: str | None) -> _Known:
-    reports, errors = await registries.status(service)
-    entries: dict[str, dict[str, Any]] = {}
-    try:
-        for report in reports:
-            for entry in report["entries"]:
-                known = entries.get(entry["address"])
-                if known is None or entry["age"] < known["age"]:
-                    entries[entry["address"]] = entry
-        omitted = max(report["omitted"] for report in reports)
-    except (KeyError, TypeError):
-        raise CommandError("what answers there is no registry") from None
-    return _Known({at: entries[at] for at in sorted(entries)}, omitted, errors)
+@contextlib.asynccontextmanager
+async def _open(options: Namespace) -> AsyncIterator[_Source]:
+    if not options.etcd:
+        yield _FromRegistries(Registries(options), options.service)
+        return
+    from .etcd import EtcdNodes, etcd_discovery
+
+    async with EtcdNodes(etcd_discovery(options, options.service)) as etcd:
+        yield _FromEtcd(etcd)
+
+
+class _FromRegistries:
+    def __init__(self, registries: Registries, service: str | None) -> None:
+        self._registries = registries
+        self._service = service
+
+    async def look(self) -> _Known:
+        reports, errors = await self._registries.status(self._service)
+        entries: dict[str, dict[str, Any]] = {}
+        try:
+            for report in reports:
+                for entry in report["entries"]:
+                    known = entries.get(entry["address"])
+                    if known is None or entry["age"] < known["age"]:
+                        entries[entry["address"]] = entry
+            omitted = max(report["omitted"] for report in reports)
+        except (KeyError, TypeError):
+            raise CommandError("what answers there is no registry") from None
+        return _Known({at: entries[at] for at in sorted(entries)}, omitted, errors)
+
+    async def pause(self) -> None:
+        await asyncio.sleep(_REFRESH)
+
+
+class _FromEtcd:
+    def __init__(self, etcd: "EtcdNodes") -> None:
+        self._etcd = etcd
+
+    async def look(self) -> _Known:
+        found = {node.address: describe_node(node) for node in await self._etcd.nodes()}
+        watch = self._etcd.watch
+        errors = []
+        confirmed = None
+        if watch.stale_since is not None:
+            errors.append(f"etcd {printable(watch.stale_reason)}")
+            confirmed = watch.stale_since
+        if watch.refused_nodes:
+            errors.append(f"{_count(watch.refused_nodes, 'key')} left out: not a node's")
+        return _Known({at: found[at] for at in sorted(found)}, 0, errors, confirmed)
+
+    async def pause(self) -> None:
+        changed = self._etcd.changed
+        changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH):
+                await changed.wait()
 
 
 async def _watch(options: Namespace) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    registries = Registries(options)
-    if options.json:
-        await _follow(registries, options.service, stop, _on_change(_print_json))
-    elif not is_fancy(sys.stdout):
-        await _follow(registries, options.service, stop, _on_change(_print))
-    else:
-        from rich.live import Live
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    async with _open(options) as source:
+        if options.json:
+            await _follow(source, _on_change(_print_json))
+        elif not is_fancy(sys.stdout):
+            await _follow(source, _on_change(_print))
+        else:
+            from rich.live import Live
 
-        with Live(console=make_console(sys.stdout), auto_refresh=False) as live:
-            await _follow(
-                registries,
-                options.service,
-                stop,
-                lambda known: live.update(_table(known), refresh=True),
-            )
+            with Live(console=make_console(sys.stdout), auto_refresh=False) as live:
+                await _follow(source, lambda known: live.update(_table(known), refresh=True))
 
 
-async def _follow(
-    registries: Registries, service: str | None, stop: asyncio.Event, show: Callable[[_Known], None]
-) -> None:
+async def _follow(source: _Source, show: Callable[[_Known], None]) -> None:
     known = _Known({}, 0, [])
-    while not stop.is_set():
+    seen: float | None = None
+    while True:
         try:
-            known = await _ask(registries, service)
+            known = await source.look()
+            seen = monotonic()
         except CommandError as error:  # what was known last is still worth to be seen
-            known = known._replace(errors=[str(error)])
+            known = known._replace(errors=[str(error)], confirmed=seen)
         show(known)
-        try:
-            async with asyncio.timeout(_REFRESH):
-                await stop.wait()
-        except TimeoutError:
-            pass
+        await source.pause()
 
 
 def _on_change(show: Callable[[_Known], None]) -> Callable[[_Known], None]:
@@ -132,24 +194,29 @@ def _print_json(known: _Known) -> None:
 
 
 def _as_json(known: _Known, indent: int | None) -> str:
+    stale = known.stale
     value = {
         "nodes": list(known.entries.values()),
         "omitted": known.omitted,
         "errors": known.errors,
+        "stale": None if stale is None else round(stale, 3),
     }
     return to_json(value, indent, ascii_only=not can_show(sys.stdout, "\u2713\U0001f600"))
 
 
-def _table(known: _Known) -> "Table":
+def _table(known: _Known) -> "Group":
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, show_edge=False, caption_justify="left")
+    table = Table(box=None, pad_edge=False, show_edge=False)
     for name in ("ADDRESS", "SERVICES"):
         table.add_column(name, overflow="fold")
     table.add_column("WEIGHT", justify="right")
     table.add_column("METADATA", overflow="fold")
-    table.add_column("HEARTBEAT", justify="right")
-    table.add_column("FLAPPED", justify="right")
+    beats = any("age" in entry for entry in known.entries.values())  # etcd tells of none
+    if beats:
+        table.add_column("HEARTBEAT", justify="right")
+        table.add_column("FLAPPED", justify="right")
     for entry in known.entries.values():
         metadata = entry.get("metadata", {})
         cells = [
@@ -157,14 +224,15 @@ def _table(known: _Known) -> "Table":
             " ".join(entry.get("services", ())),
             f"{entry.get('weight', 1):g}",
             " ".join(f"{name}={metadata[name]}" for name in sorted(metadata)),
-            f"{entry['age']:.1f} s of {entry['ttl']:g}",
-            _count(entry["flaps"], "time") if entry["flaps"] else "",
         ]
+        if beats:
+            cells.append(f"{entry['age']:.1f} s of {entry['ttl']:g}")
+            cells.append(_count(entry["flaps"], "time") if entry["flaps"] else "")
         table.add_row(*map(printable, cells))
     shown = _count(len(known.entries), "node") if known.entries else "no nodes"
     more = f", and {known.omitted} more" if known.omitted else ""
-    table.caption = "\n".join([shown + more, *known.errors])
-    return table
+    stale = "" if known.stale is None else f", last confirmed {known.stale:.1f} s ago"
+    return Group(table, shown + more + stale, *known.errors)
 
 
 def _count(number: int, what: str) -> str:

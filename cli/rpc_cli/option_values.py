@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 from rpc_discovery.links import parse_registry
 from rpc_proto import parse_address
 
-__all__ = ["address", "count", "listening", "number", "registry", "seconds", "size"]
+__all__ = ["address", "count", "endpoints", "listening", "number", "registry", "seconds", "size"]
 
 
 def _checked(text: str, listening: bool) -> str:
@@ -34,6 +34,16 @@ def registry(text: str) -> str:
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
     return text
+
+
+def endpoints(text: str) -> list[str]:
+    """Take the URLs of one etcd, with commas between them."""
+    from rpc_discovery.etcd.user import parse_endpoint
+
+    try:
+        return [parse_endpoint(url) for url in text.split(",")]
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def number(text: str) -> float:

@@ -1,7 +1,8 @@
 """Options that several commands have, each group added by one function."""
 
 import os
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
+from typing import Any
 
 from rpc_proto.codecs import BUILT_IN
 from rpc_proto.http import Pages
@@ -9,22 +10,25 @@ from rpc_proto.http.access import ACCESS
 
 from . import option_values
 from .pages import PAGE_TOKEN_VARIABLE
-from .serve import BACKENDS
+from .runtimes import BACKENDS
 
 __all__ = [
     "ADDRESS",
+    "ETCD_PASSWORD_VARIABLE",
     "REGISTRY_TOKEN_VARIABLE",
     "TOKEN_VARIABLE",
     "add_address",
     "add_connection",
-    "add_registries",
+    "add_node_sources",
     "add_serving",
     "add_tls",
     "add_token",
+    "has_nodes",
 ]
 
 TOKEN_VARIABLE = "RPC_PROTO_TOKEN"
 REGISTRY_TOKEN_VARIABLE = "RPC_PROTO_REGISTRY_TOKEN"
+ETCD_PASSWORD_VARIABLE = "RPC_PROTO_ETCD_PASSWORD"
 
 ADDRESS = (
     "tcp://host:port, tls://host:port, unix:///path; or http:// and https:// with host and port, "
@@ -72,28 +76,55 @@ def add_serving(parser: ArgumentParser, address: str) -> None:
     add_tls(parser, ca="clients must show a certificate that these vouch for")
 
 
-def add_registries(parser: ArgumentParser, text: str, *, required: bool = False) -> None:
-    """Add the options of all that registries are for; `text` says for what."""
-    add = parser.add_argument
-    add(
+def add_node_sources(
+    parser: ArgumentParser, text: str, *, both: bool = False, required: bool = False
+) -> None:
+    """Add the options that say where nodes are known, in registries or in etcd.
+
+    `text` says what for; with `both` it may be both.
+    """
+    source: Any = parser if both else parser.add_mutually_exclusive_group(required=required)
+    source.add_argument(
         "--registry",
         action="append",
         type=option_values.registry,
-        required=required,
         metavar="URL",
-        help=f"{text}: http://host:port or https://host:port; may be repeated",
+        help=f"a registry: {text}; http://host:port or https://host:port; may be repeated",
     )
+    source.add_argument(
+        "--etcd",
+        action="extend",
+        type=option_values.endpoints,
+        metavar="URL[,URL...]",
+        help=f"etcd: {text}; http://host:port or https://host:port of its members",
+    )
+    add = parser.add_argument
     add(
         "--registry-token",
         default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
         metavar="TOKEN",
-        help=f"the token to show to it (default: ${REGISTRY_TOKEN_VARIABLE})",
+        help=f"the token to show to a registry (default: ${REGISTRY_TOKEN_VARIABLE})",
     )
     add(
         "--registry-ca",
         metavar="FILE",
         help="certificates in PEM form: trust these at https:// instead of the system's",
     )
+    add("--etcd-prefix", metavar="PREFIX", help="what its keys begin with (default: /rpc)")
+    add(
+        "--etcd-user",
+        metavar="NAME",
+        help=f"log in as this user; the password is in ${ETCD_PASSWORD_VARIABLE}, which other "
+        "users cannot see",
+    )
+    add("--etcd-ca", metavar="FILE", help="as --registry-ca, for etcd")
+    add("--etcd-cert", metavar="FILE", help="the certificate to show to etcd, PEM")
+    add("--etcd-key", metavar="FILE", help="its key, if not in the same file, PEM")
+
+
+def has_nodes(options: Namespace) -> bool:
+    """Whether the options say where nodes are known."""
+    return bool(options.registry or options.etcd)
 
 
 def add_address(parser: ArgumentParser, nargs: str | None = None) -> None:

@@ -18,9 +18,19 @@ from .errors import CommandError, UsageError
 from .tls import client_context
 from .values import printable
 
-__all__ = ["Registries"]
+__all__ = ["Registries", "find_nodes"]
 
 _TIMEOUT = 5.0  # seconds
+
+
+async def find_nodes(options: Namespace) -> list[Node]:
+    """Return the nodes that registries know, or etcd; CommandError if none of them answers."""
+    if not options.etcd:
+        return await Registries(options).nodes()
+    from .etcd import EtcdNodes, etcd_discovery
+
+    async with EtcdNodes(etcd_discovery(options)) as etcd:
+        return await etcd.nodes()
 
 
 class Registries:

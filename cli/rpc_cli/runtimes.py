@@ -38,7 +38,7 @@ class Settings:
     pages: Pages
     grace: float
     stop_with_stdin: bool
-    register: "Registering | None" = None
+    register: "list[Registering] | None" = None
     applications: list[Any] = field(default_factory=list)
 
     def make(self, kind: type) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rpc_proto import parse_address
 
 from .errors import CommandError, UsageError
+from .options import has_nodes
 from .pages import make_pages
 from .runtimes import BACKENDS, Settings
 from .tls import client_context, server_context
@@ -70,8 +71,8 @@ def check_listening(
     return listen
 
 
-def _registering(options: Namespace) -> "Registering | None":
-    """Return what registries are to be told; None without any."""
+def _registering(options: Namespace) -> "list[Registering] | None":
+    """Return what registries and etcd are to be told; None without any."""
     said = {
         "advertise": options.advertise,
         "weight": options.weight,
@@ -79,25 +80,33 @@ def _registering(options: Namespace) -> "Registering | None":
         "ttl": options.ttl,
     }
     said = {name: value for name, value in said.items() if value is not None}
-    if not options.registry:
-        if said or options.registry_ca:
+    if options.registry_ca and not options.registry:
+        raise UsageError("--registry-ca goes with --registry")
+    if not has_nodes(options):
+        if said:
             raise UsageError(
-                "--advertise, --weight, --node-metadata, --ttl and --registry-ca go with --registry"
+                "--advertise, --weight, --node-metadata and --ttl go with --registry or --etcd"
             )
         return None
-    from rpc_common.registering import Registering
+    from rpc_common.registering import EtcdRegistering, Registering
 
+    registering: list[Registering] = []
     try:
         if "metadata" in said:
             said["metadata"] = parse_pairs(said["metadata"])
-        return Registering(
-            options.registry,
-            token=options.registry_token,
-            ssl=client_context(options.registry_ca, None, None) if options.registry_ca else None,
-            **said,
-        )
+        if options.registry:
+            ca = options.registry_ca
+            tls = client_context(ca, None, None) if ca else None
+            registering.append(
+                Registering(options.registry, token=options.registry_token, ssl=tls, **said)
+            )
+        if options.etcd:
+            from .etcd import etcd_settings
+
+            registering.append(EtcdRegistering(options.etcd, **etcd_settings(options), **said))
     except ValueError as error:
         raise UsageError(str(error)) from None
+    return registering
 
 
 def _tls_for(address: str, options: Namespace) -> ssl.SSLContext | None:

@@ -1,4 +1,4 @@
-"""`rpc-proto services`: what a server, or each node of a registry, says that it offers."""
+"""`rpc-proto services`: what a server, or each of many nodes, says that it offers."""
 
 import asyncio
 import ssl
@@ -12,6 +12,7 @@ from rpc_proto import CallError, Unimplemented
 
 from .connect import balance, client_tls, connect, tls_for_nodes
 from .errors import CommandError, explain
+from .options import has_nodes
 from .terminal import can_show
 from .values import printable, to_json
 
@@ -33,7 +34,7 @@ _Offer = dict[str, dict[str, _Described]]
 def services(options: Namespace) -> int:
     """Ask the server or the nodes and print the answer, as text or as JSON."""
     counts: dict[str, str] = {}
-    if options.registry:
+    if has_nodes(options):
         offer, counts = asyncio.run(_ask_nodes(options, tls_for_nodes(options)))
     else:
         offer = asyncio.run(_ask(options, client_tls(options)))
@@ -65,10 +66,10 @@ async def _ask_nodes(
     Of nodes whose services have the same methods one is asked, another if it does not answer. If
     nodes of a service differ, what most of them offer is shown.
     """
-    from .registries import Registries
+    from .registries import find_nodes
 
     variants: dict[str, dict[str, list[Node]]] = {}
-    for node in await Registries(options).nodes():
+    for node in await find_nodes(options):
         for name, methods in node.services.items():
             variants.setdefault(name, {}).setdefault(methods, []).append(node)
     offer: _Offer = {}
