@@ -312,7 +312,7 @@ def test_watch_goes_on_through_an_outage(start: Any) -> None:
         (["call", "--registry=http://127.0.0.1:1", "A.b", "--broadcast", "--key=k"], "all nodes"),
         (["services"], "either ADDRESS or --registry"),
         (["services", "tcp://127.0.0.1:1", "--registry=http://127.0.0.1:1"], "either ADDRESS or"),
-        (["nodes"], "required: --registry"),
+        (["nodes"], "--registry --etcd is required"),
         (["registry", "--protect-reads"], "needs a token"),
         (["serve", "served:Other", "--weight", "1"], "go with --registry"),
         (["serve", "served:Other", "--registry=http://h:1", "--weight=-1"], "from 0 to 1000"),
