@@ -140,9 +140,6 @@ class RegistryUser(ABC, Generic[LinkType]):
 
     def handle_timeout(self, now: float) -> list[object]:
         """Do what is due; too early a call does nothing."""
-        for link in self.links.values():
-            if link.request is not None and link.gives_up_at <= now:
-                self._fail(link, f"no answer within {link.request.timeout:g} s", now)
         return self._finish(now)
 
     def response(self, request_id: int, status: int, body: bytes, now: float) -> list[object]:
@@ -215,6 +212,9 @@ class RegistryUser(ABC, Generic[LinkType]):
         link.failures += 1
 
     def _finish(self, now: float) -> list[object]:
+        for link in self.links.values():
+            if link.request is not None and link.gives_up_at <= now:
+                self._fail(link, f"no answer within {link.request.timeout:g} s", now)
         self._conclude(now)
         for link in self.links.values():
             if link.request is None and link.due_at is not None and link.due_at <= now:

@@ -182,6 +182,22 @@ def test_each_registry_goes_its_own_way():
     assert only(registration.requests_to_send()).registry == "http://other:1"
 
 
+@pytest.mark.parametrize("what", ["answer", "failure", "change", "farewell"])
+def test_registry_that_is_silent_is_given_up_by_whatever_comes_first(what):
+    registration = make([URL, "http://other:1"])
+    good, silent = registration.requests_to_send()
+    if what == "answer":
+        registration.response(good.id, 200, b"", 7.0)
+    elif what == "failure":
+        registration.failed(good.id, "refused", 7.0)
+    elif what == "change":
+        registration.update(7.0, weight=2.0)
+    else:
+        registration.stop(7.0)
+    assert registration.links[silent.registry].error == "no answer within 5 s"
+    assert registration.next_timeout() > 7.0
+
+
 def test_change_is_sent_at_once():
     registration = make()
     succeed(registration, 0.0)
