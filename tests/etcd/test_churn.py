@@ -10,6 +10,7 @@ import threading
 import time
 from base64 import b64decode
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import NamedTuple
 
@@ -146,18 +147,15 @@ class Churn:
     def step(self):
         """Do one to three things at once, and wait until etcd and the client know."""
         began = time.monotonic()
-        threads = [threading.Thread(target=act) for act in self._choose(self._random.randint(1, 3))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(self._choose(self._random.randint(1, 3)))
         self.agree(began)
 
     def agree(self, began):
         """Wait until the client sees what etcdctl sees, and that is as it should be."""
         while True:
             told = self.ask()
-            seen = {n.address: Said(frozenset(n.services), n.metadata["life"]) for n in self.view}
+            view = self.client.nodes
+            seen = {n.address: Said(frozenset(n.services), n.metadata["life"]) for n in view}
             wanted = {address: node.said for address, node in self.nodes.items()}
             silent = {
                 address: said
@@ -190,20 +188,12 @@ class Churn:
             found[value["address"]] = said
         return found
 
-    @property
-    def view(self):
-        return self.client.nodes
-
     def end(self):
         """Let all nodes say farewell at once."""
         self._steady = set()
-        threads = [threading.Thread(target=node.leave) for node in self.nodes.values()]
-        self.did["farewell"] += len(threads)
-        self.nodes = {}
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        leaving, self.nodes = self.nodes, {}
+        self.did["farewell"] += len(leaving)
+        at_once([node.leave for node in leaving.values()])
 
     def _choose(self, number):
         """Return what to do now, each to another node."""
@@ -272,6 +262,12 @@ class Killer:
                 leader.start()
         except BaseException as error:
             self.failure = error
+
+
+def at_once(acts):
+    with ThreadPoolExecutor(FORM.most) as pool:
+        for done in [pool.submit(act) for act in acts]:
+            done.result()
 
 
 def leases(cluster):
