@@ -1,8 +1,8 @@
 """etcd, nodes and watches in any order of events: afterwards the views tell the truth.
 
 Nodes come, go, are killed and change; servers stop, stand still, restart and lose their data;
-leases and keys vanish; histories are compacted; answers are lost, late and out of order; streams
-die without a word; the clock jumps.
+leases and keys vanish, or may not be written; histories are compacted; answers are lost, late and
+out of order; streams die without a word; the clock jumps.
 """
 
 from typing import Any
@@ -119,6 +119,10 @@ class Etcd(RuleBasedStateMachine):
             key = data.draw(st.sampled_from(sorted(self.world.store.kvs)))
             self.world.store.write([], [key])
 
+    @rule(forbidden=st.booleans())
+    def forbid(self, forbidden: bool) -> None:
+        self.world.store.forbidden = forbidden
+
     @rule()
     def write_elsewhere(self) -> None:
         self.world.store.write([(b"/other", b"1")], [])
@@ -175,6 +179,7 @@ class Etcd(RuleBasedStateMachine):
     def teardown(self) -> None:
         world = self.world
         self.heal()
+        self.forbid(False)
         world.thaw()
         if world.down:
             world.restart()

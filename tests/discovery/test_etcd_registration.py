@@ -127,17 +127,33 @@ def test_lease_counts_from_the_time_at_which_its_renewal_was_sent():
     assert machine.registered(sent + 9.1) == []
 
 
+def test_lease_has_the_time_that_etcd_gives_it_and_not_the_one_that_was_asked_for():
+    machine = make(ttl=1.5)
+    assert same(answer(machine, Granted(HEADER, 5, 4), 0.0), Grant(2))
+    answer(machine, Written(HEADER), 0.0)
+    assert machine.registered(3.9) == [URL]
+    assert machine.registered(4.0) == []
+    now = wait(machine)
+    answer(machine, KeptAlive(HEADER, 3), now)
+    assert machine.registered(now + 2.9) == [URL]
+    assert machine.registered(now + 3.0) == []
+
+
 @pytest.mark.fault(60)
 @pytest.mark.parametrize("ttl", [0, -1])
 def test_lease_without_time_left_is_gone_and_not_used_again(ttl):
     machine = registered()
     now = wait(machine)
-    assert same(answer(machine, KeptAlive(HEADER, ttl), now), KeepAlive(5))
+    operation = asked(machine)
+    assert same(operation.question, KeepAlive(5))
+    events = machine.result(operation.id, KeptAlive(HEADER, ttl), now)
+    assert events == [RegistryFailed(URL, "the lease is gone")]
     assert machine.registered(now) == []
     assert same(answer(machine, Granted(HEADER, 6, 9), now), Grant(9))
     question = answer(machine, Written(HEADER), now)
     assert (question.lease, [key for key, _ in question.puts]) == (6, [KEY])
     assert machine.registered(now) == [URL]
+    assert machine.operations_to_send() == []  # there is nothing to revoke
 
 
 @pytest.mark.fault(60)
@@ -166,6 +182,40 @@ def test_lease_that_could_not_be_renewed_in_time_is_replaced_and_revoked():
     assert machine.operations_to_send() == []
 
 
+def test_of_leases_to_revoke_those_are_kept_that_live_longest():
+    machine = registered(lease=1, ttl=9)
+    now = 0.0
+    for lease in range(2, 8):
+        now += 9.0
+        machine.handle_timeout(now)
+        answer(machine, Granted(HEADER, lease, 9), now)
+        answer(machine, Written(HEADER), now)
+        machine.failed(asked(machine).id, "connection refused", now)  # revoking
+    wait(machine)
+    revoked = [answer(machine, Revoked(HEADER), now).lease for _ in range(4)]
+    assert revoked == [3, 4, 5, 6]
+    assert machine.operations_to_send() == []
+
+
+def test_lease_is_renewed_though_its_keys_are_refused():
+    machine = registered(ttl=9, rng=lambda: 0.999)
+    machine.update(0.0, weight=2.0)
+    now, renewed, refused = 0.0, 0, 0
+    while now < 60.0:
+        for operation in machine.operations_to_send():
+            if isinstance(operation.question, KeepAlive):
+                renewed += 1
+                machine.result(operation.id, KeptAlive(HEADER, 9), now)
+            else:
+                refused += isinstance(operation.question, Write)
+                machine.failed(operation.id, "etcdserver: permission denied", now, 7)
+        if not machine._outbox:
+            now = wait(machine)
+    assert machine.lease == 5
+    assert renewed >= 20
+    assert refused <= renewed + 5
+
+
 def test_machine_that_slept_does_not_trust_its_lease():
     machine = registered(ttl=9)
     machine.handle_timeout(3600.0)
@@ -182,6 +232,42 @@ def test_keys_that_are_not_on_the_lease_any_more_are_written_again():
     assert now == 9.0
     machine.result(operation.id, Leased(HEADER, 8, []), now)
     assert [key for key, _ in asked(machine).question.puts] == [KEY]
+
+
+def look(machine):
+    """Renew the lease until its keys are looked for; that question, and when."""
+    while True:
+        now = wait(machine)
+        operation = asked(machine)
+        if isinstance(operation.question, LeaseKeys):
+            return operation, now
+        machine.result(operation.id, KeptAlive(HEADER, 9), now)
+
+
+def test_keys_are_looked_for_each_ttl():
+    machine = registered(ttl=9)
+    for n in range(1, 5):
+        operation, now = look(machine)
+        assert now == 9.0 * n
+        machine.result(operation.id, Leased(HEADER, 8, [KEY]), now)
+        assert machine.registered(now) == [URL]
+
+
+def test_lease_that_is_found_to_be_gone_when_its_keys_are_looked_for_is_replaced():
+    machine = registered(ttl=9)
+    operation, now = look(machine)
+    events = machine.result(operation.id, Leased(HEADER, -1, []), now)
+    assert events == [RegistryFailed(URL, "the lease is gone")]
+    assert same(asked(machine).question, Grant(9))
+
+
+def test_change_while_the_keys_are_looked_for_is_written():
+    machine = registered(ttl=9)
+    operation, now = look(machine)
+    machine.update(now, weight=2.0)
+    machine.result(operation.id, Leased(HEADER, 8, [KEY]), now)
+    [(key, value)] = asked(machine).question.puts
+    assert (key, json.loads(value)["weight"]) == (KEY, 2.0)
 
 
 def test_service_that_comes_gets_a_key_and_one_that_goes_loses_it():
@@ -248,6 +334,23 @@ def test_farewell_does_not_wait_for_anything_else():
     assert machine.ignored == 1
 
 
+def test_farewell_does_not_wait_for_a_pause_to_end():
+    machine = registered()
+    now = wait(machine)
+    machine.failed(asked(machine).id, "connection refused", now)
+    assert machine.next_timeout() > now
+    machine.stop(now)
+    assert same(asked(machine).question, Revoke(5))
+
+
+@pytest.mark.parametrize("code", [5, 7])
+def test_lease_that_is_gone_or_not_ours_to_revoke_ends_the_farewell(code):
+    machine = registered()
+    machine.stop(1.0)
+    machine.failed(asked(machine).id, "etcdserver: no", 1.0, code)
+    assert machine.done
+
+
 def test_farewell_ends_at_its_limit():
     machine = registered()
     machine.stop(1.0, limit=5.0)
@@ -299,6 +402,29 @@ def test_silence_is_a_failure_after_a_while():
     machine.result(operation.id, Granted(HEADER, 5, 10), 3.1)
     assert machine.ignored == 1
     assert machine.lease == 0
+
+
+def test_failure_of_what_was_given_up_is_none_of_what_is_asked_now():
+    machine = make()
+    operation = asked(machine)
+    wait(machine)  # it is given up
+    now = wait(machine)
+    assert same(asked(machine).question, Grant(10))
+    assert machine.failed(operation.id, "connection lost", now) == []
+    assert (machine.ignored, machine.failed_operations) == (1, 1)
+
+
+def test_what_goes_well_is_told_once_and_leaves_no_error_behind():
+    machine = registered(ttl=9)
+    now = wait(machine)
+    machine.failed(asked(machine).id, "connection refused", now)
+    assert machine.error == f"{URL}: connection refused"
+    now = wait(machine)
+    events = machine.result(asked(machine).id, KeptAlive(HEADER, 9), now)
+    assert events == [RegistryReached(URL)]
+    assert machine.error == ""
+    now = wait(machine)
+    assert machine.result(asked(machine).id, KeptAlive(HEADER, 9), now) == []
 
 
 def test_login_comes_first_and_its_token_is_shown():

@@ -140,15 +140,27 @@ def test_node_that_flaps_costs_ten_views_a_second():
 
 def test_node_is_what_its_newest_key_says_with_the_services_of_all():
     machine, watch = watching(
-        kv(A, 8, services={"Arith": "old"}, weight=1.0),
+        kv(A, 8, services={"Arith": "old"}, weight=1.0, metadata={"zone": "x"}),
         kv(A, 9, service="Log", services={"Log": "hash", "Arith": "new"}, weight=2.0),
     )
     [node] = machine.view
     assert node == Node(A, {"Arith": "old", "Log": "hash"}, weight=2.0)
     machine.message(watch, changed(11, kv(A, service="Log"), deleted=True), 1.0)
-    assert list(machine.view) == [Node(A, {"Arith": "old"}, weight=1.0)]
+    assert list(machine.view) == [Node(A, {"Arith": "old"}, metadata={"zone": "x"})]
     machine.message(watch, changed(12, kv(A), deleted=True), 2.0)
     assert addresses(machine) == []
+
+
+def test_key_that_was_written_last_counts_where_two_offer_the_same_service():
+    for first, second in ((8, 9), (9, 8)):
+        by_hand = kv(A, second, services={"Arith": "by-hand"}, metadata={"zone": str(second)})
+        machine, _ = watching(
+            kv(A, first, services={"Arith": "its-own"}, metadata={"zone": str(first)}),
+            by_hand._replace(key=b"/rpc/Arith/by-hand"),
+            kv(A, 7, service="Log"),
+        )
+        newest = "by-hand" if second == 9 else "its-own"
+        assert list(machine.view) == [Node(A, {"Arith": newest, "Log": ""}, metadata={"zone": "9"})]
 
 
 @pytest.mark.fault(58)
@@ -163,6 +175,7 @@ def test_node_is_what_its_newest_key_says_with_the_services_of_all():
         (b"/rpc/Arith/x", b"[" * 100_000),
         (b"/rpc/no-node", b'{"address":"tcp://a:1"}'),
         (b"/rpc/\xff/x", b'{"address":"tcp://a:1"}'),
+        (b"/rpc/%FF/x", b'{"address":"tcp://a:1"}'),
         (b"/rpc/a%0Ab/x", b'{"address":"tcp://a:1"}'),
     ],
 )

@@ -52,6 +52,7 @@ class Store:
         self._leases = count(1000)
         self._tokens = count(1)
         self.password: str | None = None
+        self.forbidden = False  # whether writing is
         self.term = 1
         self.wipe()
 
@@ -127,6 +128,8 @@ class Store:
             self.valid.add(new := f"token-{next(self._tokens)}")
             return Authenticated(new)
         self.check(token)
+        if self.forbidden and isinstance(question, (Write, Revoke)):
+            raise Refusal(7, "etcdserver: permission denied")
         if isinstance(question, Range):
             return self._range(question)
         if isinstance(question, Grant):

@@ -82,7 +82,7 @@ class EtcdRegistration(EtcdUser):
     def registered(self, now: float) -> list[str]:
         """Return the endpoint at which the node is known as it is now, or nothing."""
         known = self.lease and now < self._lease_until and self._known == self._wanted
-        return [self.endpoint] if known and self._stops_at is None else []
+        return [self.endpoint] if known else []
 
     # Commands
 
@@ -181,6 +181,12 @@ class EtcdRegistration(EtcdUser):
             self._lost()
             return True
         return False
+
+    def _fail(self, error: str, now: float, refused: bool = False) -> None:
+        super()._fail(error, now, refused)
+        # A lease is renewed although its keys are refused, or those it has would go.
+        if self.lease and now < self._renew_at and self._backoff_until is not None:
+            self._backoff_until = min(self._backoff_until, self._renew_at)
 
     def _renewed(self, ttl: float) -> None:
         self._lease_until = self._asked_at + ttl
