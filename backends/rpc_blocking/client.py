@@ -265,10 +265,17 @@ class Client(SyncClient):
             self._hand_on()
             self._tidy()
 
-    def _get_bell(self) -> socket.socket:
-        """Return what rings when another thread wants the reader to look again."""
+    def _get_bell(self) -> socket.socket | None:
+        """Return what rings when another thread wants the reader to look again.
+
+        None when the process has no descriptor left: the reader then looks each time its patience
+        is over.
+        """
         if self._bell is None:
-            self._bell = socket.socketpair()
+            try:
+                self._bell = socket.socketpair()
+            except OSError:
+                return None
             for end in self._bell:
                 end.setblocking(False)
         ear = self._bell[0]

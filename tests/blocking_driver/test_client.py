@@ -17,6 +17,7 @@ from blocking_driver.support import (
     accept_and,
     idle,
     pair,
+    run_python,
     serving,
     silence,
     took,
@@ -293,6 +294,35 @@ def test_interrupt_of_the_reader_hands_the_role_on(interrupts):
         sending.result()
         gate.open_()
         assert sleeping[0].result() == "second"
+
+
+def test_calls_go_on_when_the_process_has_no_descriptor_left():
+    printed = run_python(
+        """
+import resource, socket, threading
+from rpc_blocking import Client, Server
+
+class Gate:
+    opened = threading.Event()
+    def wait(self, value: int) -> int:
+        self.opened.wait(10)
+        return value
+    def open(self, later: int) -> None:
+        threading.Timer(later / 1000, self.opened.set).start()
+
+with Server() as server:
+    server.register(Gate())
+    with Client.connect(server.start("tcp://127.0.0.1:0")) as client:
+        with socket.socket() as probe:
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno() + 1, before[1]))
+            client.call("Gate.open", 100)
+            calls = [client.submit("Gate.wait", number) for number in range(3)]
+            print(*(call.result() for call in calls))
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+"""
+    )
+    assert printed.split() == ["0", "1", "2"]
 
 
 def test_interrupt_of_connect_closes_its_socket(interrupts):

@@ -1,6 +1,7 @@
 """The debug page in a real browser, under load and with hostile texts in all that it shows."""
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -48,8 +49,11 @@ class Hostile:
 
 @contextlib.contextmanager
 def under_load() -> Iterator[str]:
-    """Give the URL of the page of a server that is called all the time."""
-    ended = threading.Event()
+    """Give the URL of the page of a server that is called all the time.
+
+    Its lists are full: the page grows no more.
+    """
+    filled, ended = threading.Event(), threading.Event()
     names = [name for name in vars(Hostile) if not name.startswith("_")]
     methods = [*(f"Hostile.{name}" for name in (*names, PAYLOAD)), PAYLOAD]
     with Server() as server:
@@ -58,15 +62,19 @@ def under_load() -> Iterator[str]:
 
         def call() -> None:
             with Client.connect(address) as client:
-                while not ended.is_set():
+                for count in itertools.count():
                     for method in methods:
                         with contextlib.suppress(CallError):
                             client.call(method, metadata={PAYLOAD: PAYLOAD})
-                    ended.wait(0.01)
+                    if count >= 50:  # as many errors as are shown
+                        filled.set()
+                        if ended.wait(0.01):
+                            break
 
         thread = threading.Thread(target=call)
         thread.start()
         try:
+            assert filled.wait(LIMIT)
             yield f"http://localhost:{address.rpartition(':')[2]}/debug/rpc"
         finally:
             ended.set()
