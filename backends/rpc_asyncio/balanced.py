@@ -27,7 +27,7 @@ from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 
 from .client import Client
-from .pump import Pump
+from .pump import Pump, check_source
 
 __all__ = ["BalancedClient"]
 
@@ -44,6 +44,7 @@ class BalancedClient(BalancedBase):
         self._tasks: set[asyncio.Task[Any]] = set()  # dials, and connections that are closed
         self._pump: Pump | None = None
         self._follower: asyncio.Task[None] | None = None
+        check_source(self.discovery)
 
     def _make_event(self) -> asyncio.Event:
         return asyncio.Event()
@@ -320,7 +321,8 @@ class BalancedClient(BalancedBase):
         if isinstance(self._machine, FileView):
             self._follower = self._spawn(self._follow_file())
         else:
-            self._pump = Pump(self._machine, self._take, self._log, self.discovery.ssl)
+            source = self.discovery
+            self._pump = Pump(self._machine, self._take, self._log, source.ssl, source.transport)
 
     async def _follow_file(self) -> None:
         seen: Any = None

@@ -3,15 +3,18 @@
 import asyncio
 import logging
 import ssl as ssl_module
+import sys
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from rpc_common.pump import carrier_of, describe, fetch_of
+from rpc_common.forks import Forks
+from rpc_common.pump import carrier_of, context_of, describe, fetch_of
+from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
 
-__all__ = ["Pump", "fetch"]
+__all__ = ["Pump", "check_source", "fetch"]
 
 _READ_SIZE = 64 * 1024
 
@@ -24,7 +27,8 @@ class Pump:
     """One Task for a machine, and one for each request that is on its way.
 
     `handle` gets the events. `tell` gives the machine a command. It ends when the machine is
-    `done`, or by `stop`.
+    `done`, or by `stop`. `transport` is how etcd is spoken to: "grpc", "gateway", or None for what
+    there is.
     """
 
     def __init__(
@@ -32,15 +36,17 @@ class Pump:
         machine: Any,
         handle: Callable[[list[Any]], None],
         log: logging.Logger,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | PemFiles | None = None,
+        transport: str | None = None,
     ) -> None:
         self.machine = machine
         self.ended = asyncio.Event()
         self._handle = handle
         self._log = log
-        self._ssl = ssl
+        self._ssl = context_of(ssl)
         self._loop = asyncio.get_running_loop()
-        self._carrier = carrier_of(machine)
+        self._grpc = _grpc_for(machine, ssl, transport)
+        self._carrier = self._grpc or carrier_of(machine)
         self.requests: dict[int, asyncio.Task[None]] = {}
         self._idle: Idle = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -70,6 +76,8 @@ class Pump:
             self._hang_up()
 
     def _hang_up(self) -> None:
+        if self._grpc is not None:
+            self._grpc.close()
         while self._idle:
             _, (_, writer) = self._idle.popitem()
             writer.transport.abort()
@@ -77,7 +85,8 @@ class Pump:
     def _go_on(self) -> None:
         carrier = self._carrier
         for request in carrier.requests_to_send():
-            task = self._loop.create_task(self._carry(request))
+            carried = self._grpc.carry(request, self.tell) if self._grpc else self._carry(request)
+            task = self._loop.create_task(carried)
             self.requests[request.id] = task
             task.add_done_callback(partial(self._carried, request.id))
         for request_id in carrier.requests_to_cancel():
@@ -114,6 +123,46 @@ class Pump:
             self.tell(lambda now: carrier.failed(request.id, reason, now))
         else:
             self.tell(lambda now: carrier.response(request.id, what.status, what.body, now))
+
+
+def check_source(source: Any) -> None:
+    """Check the TLS files and the transport that users gave: OSError, ImportError, RuntimeError."""
+    if getattr(source, "transport", None) == "grpc":
+        _load_grpc()
+    context_of(getattr(source, "ssl", None))
+
+
+def _load_grpc() -> Any:
+    try:
+        from . import etcd_grpc
+    except ImportError as error:
+        raise ImportError("transport 'grpc' needs: pip install 'rpc-proto[etcd]'") from error
+    if Forks.count != etcd_grpc.BORN:
+        raise RuntimeError("transport 'grpc' cannot be used in the child of a process that used it")
+    return etcd_grpc.Grpc
+
+
+def _grpc_for(
+    machine: Any, ssl: ssl_module.SSLContext | PemFiles | None, transport: str | None
+) -> Any:
+    """Return what carries a machine's operations over gRPC, or None if HTTP does."""
+    if not hasattr(machine, "operations_to_send") or transport == "gateway":
+        return None
+    if transport is None:
+        if not isinstance(ssl, PemFiles) and (
+            ssl is not None or any(url.startswith("https:") for url in machine.endpoints)
+        ):
+            return None
+        # What gevent has patched, gRPC would block.
+        patched = sys.modules.get("gevent.monkey")
+        if patched is not None and patched.is_module_patched("socket"):
+            return None
+    try:
+        return _load_grpc()(machine, ssl)
+    except (ImportError, RuntimeError):
+        if transport is not None:
+            raise
+        return None
 
 
 async def fetch(

@@ -108,6 +108,11 @@ class Server(ServerBase):
         """
         where = self._check_listening(address, ssl)
         registerings = self._check_registering(register, where)
+        if registerings:
+            from .pump import Pump, check_source
+
+            for registering in registerings:
+                check_source(registering)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -137,11 +142,11 @@ class Server(ServerBase):
             raise LocalProtocolError("the server was stopped while it started")
         self._log_listening(where)
         for registering in registerings:
-            from .pump import Pump
-
             registrations = self._registrations
             machine = registrations.machine(registering, where)
-            pump = Pump(machine, registrations.take, self._log, registering.ssl)
+            pump = Pump(
+                machine, registrations.take, self._log, registering.ssl, registering.transport
+            )
             registrations.pumps.append(pump)
         return str(where)
 

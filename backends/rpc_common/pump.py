@@ -10,12 +10,13 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 
+from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
 
 from .fetch import Idle, fetch
 from .runtime import Runtime
 
-__all__ = ["Pump", "carrier_of", "describe", "fetch_of"]
+__all__ = ["Pump", "carrier_of", "check_source", "context_of", "describe", "fetch_of"]
 
 _GIVEN_UP = object()
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
@@ -36,14 +37,14 @@ class Pump:
         handle: Callable[[list[Any]], None],
         runtime: Runtime,
         log: logging.Logger,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | PemFiles | None = None,
     ) -> None:
         self.machine = machine
         self.ended = runtime.make_event()
         self._handle = handle
         self._runtime = runtime
         self._log = log
-        self._ssl = ssl
+        self._ssl = context_of(ssl)
         self._carrier = carrier_of(machine)
         self._inbox = runtime.make_queue()
         # Of the requests that are on their way: None before there is one, _GIVEN_UP if it is
@@ -144,6 +145,23 @@ class Pump:
         elif sock is not _GIVEN_UP:
             with suppress(OSError):
                 sock.shutdown(SHUT_RDWR)
+
+
+def check_source(source: Any) -> None:
+    """Check the TLS files and the transport that users gave: OSError or ValueError."""
+    if getattr(source, "transport", None) == "grpc":
+        raise ValueError("transport 'grpc' is for asyncio only; here it must be 'gateway' or None")
+    context_of(getattr(source, "ssl", None))
+
+
+def context_of(ssl: ssl_module.SSLContext | PemFiles | None) -> ssl_module.SSLContext | None:
+    """Return the context to use; OSError for files that are not good."""
+    if not isinstance(ssl, PemFiles):
+        return ssl
+    context = ssl_module.create_default_context(cafile=ssl.authority)
+    if ssl.certificate is not None:
+        context.load_cert_chain(ssl.certificate, ssl.key)
+    return context
 
 
 def carrier_of(machine: Any) -> Any:

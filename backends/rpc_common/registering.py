@@ -10,6 +10,7 @@ from typing import Any
 
 from rpc_discovery import (
     Node,
+    PemFiles,
     Registration,
     RegistryFailed,
     RegistryReached,
@@ -17,6 +18,7 @@ from rpc_discovery import (
 )
 from rpc_discovery.documents import USUAL_TTL
 from rpc_discovery.links import Rng
+from rpc_discovery.sources import check_transport
 from rpc_proto import Address
 from rpc_proto.dispatch import Dispatcher
 
@@ -34,6 +36,8 @@ class Registering:
     https://.
     """
 
+    transport: str | None = None
+
     def __init__(
         self,
         registries: str | Iterable[str],
@@ -43,7 +47,7 @@ class Registering:
         metadata: Mapping[str, str] | None = None,
         ttl: float = USUAL_TTL,
         token: str | None = None,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | PemFiles | None = None,
     ) -> None:
         self.where = [registries] if isinstance(registries, str) else list(registries)
         self.advertise = advertise
@@ -76,7 +80,7 @@ class EtcdRegistering(Registering):
 
     The keys are `PREFIX/SERVICE/ADDRESS` (docs/etcd.md); they go when the server has been silent
     for `ttl` seconds. `ssl` is for https:// endpoints, with the server's certificate as a client if
-    etcd wants one. The rest is as in `Registering`.
+    etcd wants one. For `transport` see `EtcdDiscovery`; the rest is as in `Registering`.
     """
 
     def __init__(
@@ -91,11 +95,14 @@ class EtcdRegistering(Registering):
         user: str | None = None,
         password: str | None = None,
         timeout: float = 2.0,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | PemFiles | None = None,
+        transport: str | None = None,
     ) -> None:
         super().__init__(
             endpoints, advertise=advertise, weight=weight, metadata=metadata, ttl=ttl, ssl=ssl
         )
+        check_transport(transport, ssl, self.where)
+        self.transport = transport
         self.settings = {
             "prefix": prefix,
             "ttl": ttl,

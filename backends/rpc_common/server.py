@@ -496,11 +496,14 @@ class SyncServer(ServerBase):
         """
         where = self._check_listening(address, ssl)
         registerings = self._check_registering(register, where)
+        if registerings:
+            from .pump import Pump, check_source
+
+            for registering in registerings:
+                check_source(registering)
         where = self._listen(where, ssl)
         self._log_listening(where)
         for registering in registerings:
-            from .pump import Pump
-
             registrations = self._registrations
             machine = registrations.machine(registering, where)
             pump = Pump(machine, registrations.take, self._runtime, self._log, registering.ssl)

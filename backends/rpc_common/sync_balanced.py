@@ -27,7 +27,7 @@ from .balanced import (
 from .client import Reply, SyncClient
 from .files import look
 from .forks import Forks
-from .pump import Pump
+from .pump import Pump, check_source
 from .runtime import Runtime
 
 __all__ = ["SyncBalancedClient"]
@@ -56,6 +56,7 @@ class SyncBalancedClient(BalancedBase):
         self._lock = Lock()
         self._ending = self._runtime.make_queue()
         self._pump: Pump | None = None
+        check_source(self.discovery)
 
     def _make_event(self) -> Any:
         return self._runtime.make_event()

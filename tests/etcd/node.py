@@ -1,4 +1,4 @@
-"""A process that registers itself, or watches, and prints what it sees: BACKEND WHAT URLS PREFIX.
+"""A process that registers itself, or watches, and prints what it sees: WAY WHAT URLS PREFIX.
 
 It ends when its input does.
 """
@@ -38,28 +38,29 @@ def wait_for_input() -> None:
             return
 
 
-async def with_asyncio(serves: bool, urls: list[str], prefix: str) -> None:
+async def with_asyncio(serves: bool, urls: list[str], prefix: str, transport: str) -> None:
     import rpc_asyncio
 
     loop = asyncio.get_running_loop()
     if serves:
         server = rpc_asyncio.Server()
         server.register(Arith())
-        settings = EtcdRegistering(urls, prefix=prefix, ttl=2.0)
+        settings = EtcdRegistering(urls, prefix=prefix, ttl=2.0, transport=transport)
         print(await server.start("tcp://127.0.0.1:0", register=settings), flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
         await server.stop()
     else:
-        client = rpc_asyncio.BalancedClient(EtcdDiscovery(urls, prefix=prefix))
+        client = rpc_asyncio.BalancedClient(EtcdDiscovery(urls, prefix=prefix, transport=transport))
         print(await client.call("Arith.add", 1, 2, timeout=20.0), flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
 
 
 def main() -> None:
-    backend, what, urls, prefix = sys.argv[1:]
+    way, what, urls, prefix = sys.argv[1:]
+    backend, _, transport = way.partition("-")
     serves = what == "serve"
     if backend == "asyncio":
-        asyncio.run(with_asyncio(serves, urls.split(","), prefix))
+        asyncio.run(with_asyncio(serves, urls.split(","), prefix, transport))
     else:
         package = __import__(f"rpc_{backend}")
         waiting_in_place(package, serves, urls.split(","), prefix)

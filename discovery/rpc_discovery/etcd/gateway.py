@@ -13,6 +13,7 @@ from rpc_discovery.documents import encode, parse_json
 from rpc_discovery.links import HttpRequest, explain
 
 from .operations import (
+    MAX_ANSWER,
     Answer,
     Authenticate,
     Authenticated,
@@ -39,8 +40,6 @@ from .operations import (
 from .user import EtcdUser
 
 __all__ = ["Gateway"]
-
-_MAX_ANSWER = 16 * 1024 * 1024  # bytes; also of one message of a watch
 
 
 class Gateway:
@@ -94,8 +93,8 @@ class Gateway:
         for line in lines:
             if request_id in self._carried and line.strip():
                 events += self._tell(request_id, line, now)
-        if len(rest) > _MAX_ANSWER:
-            return events + self.failed(request_id, f"a message of over {_MAX_ANSWER} bytes", now)
+        if len(rest) > MAX_ANSWER:
+            return events + self.failed(request_id, f"a message of over {MAX_ANSWER} bytes", now)
         if request_id in self._carried:
             self._lines[request_id] = rest
         return events
@@ -168,7 +167,7 @@ def _compose(operation: Operation) -> HttpRequest:
         tuple(headers),
         encode({name: value for name, value in fields.items() if value}),
         operation.timeout,
-        _MAX_ANSWER,
+        MAX_ANSWER,
         keep=True,
         stream=isinstance(operation.question, Watch),
     )

@@ -36,6 +36,8 @@ FAILED_PRECONDITION = 9
 OUT_OF_RANGE = 11
 UNAUTHENTICATED = 16
 
+MAX_ANSWER = 16 * 1024 * 1024  # bytes; also of one message of a watch
+
 
 class Header(NamedTuple):
     """Who answered, and when: the store's revision at that time. 0 is unknown."""
