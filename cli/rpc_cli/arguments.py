@@ -120,7 +120,10 @@ def _make_parser() -> _Parser:
     _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
     _add_registry(add("registry", "know which servers there are, until SIGTERM or SIGINT"))
     _add_nodes(add("nodes", "show the nodes that a registry or etcd knows", _EXIT_CODES))
-    add("demo", "start servers and show in half a minute what calls can do")
+    demo = add("demo", "start servers and show in half a minute what calls can do")
+    demo.add_argument(
+        "--etcd", action="store_true", help="show what they can do when nodes are known in etcd"
+    )
     return parser
 
 

@@ -13,6 +13,7 @@ from rpc_proto import RpcError
 from .demo_cluster import show_cluster
 from .demo_page import code, result, say
 from .demo_processes import ANYWHERE, start
+from .demo_sources import InEtcd, InRegistry, Source
 from .demo_steps import STEPS, Outcome, Server, Step
 from .errors import UsageError
 from .terminal import make_console, need_rich
@@ -27,7 +28,7 @@ _STEP_TIMEOUT = 15.0  # seconds
 _TERMINATED = 128 + signal.SIGTERM
 
 
-def demo(_options: Namespace) -> int:
+def demo(options: Namespace) -> int:
     """Show everything; CommandError if something is not as it should be."""
     need_rich()
     try:
@@ -35,24 +36,27 @@ def demo(_options: Namespace) -> int:
     except ImportError:
         raise UsageError("the demo needs gevent: pip install 'rpc-proto[cli,gevent]'") from None
     try:
-        asyncio.run(_demo(make_console(sys.stdout)))
+        asyncio.run(_demo(make_console(sys.stdout), InEtcd() if options.etcd else InRegistry()))
     except asyncio.CancelledError:
         return _TERMINATED
     return 0
 
 
-async def _demo(console: "Console") -> None:
+async def _demo(console: "Console", source: Source) -> None:
     # Ended from outside, the demo still takes its servers with it.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     begin = perf_counter()
-    await _show_server(console)
-    steps = await show_cluster(console, len(STEPS) + 1)
+    steps = 0
+    if isinstance(source, InRegistry):  # with etcd it is about etcd
+        await _show_server(console)
+        steps = len(STEPS)
+    steps += await show_cluster(console, source, steps + 1)
     seconds = perf_counter() - begin
     say(
         console,
-        f"All {len(STEPS) + steps} steps did what they claim, in {seconds:.1f} s. "
+        f"All {steps} steps did what they claim, in {seconds:.1f} s. "
         "The servers have ended; nothing is left running.",
     )
 

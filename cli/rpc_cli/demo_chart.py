@@ -46,5 +46,9 @@ def _place(marks: Sequence[tuple[float, str]], seconds: float) -> str:
     for at, text in sorted(marks):
         place = min(_WIDTH - 1, int(at / seconds * _WIDTH))
         before = f"{text} v".rjust(place + 1 - len(line))
-        line = line + before if len(line) + len(text) < place else f"{line:<{place}}v {text}"
+        line = (
+            line + before
+            if len(line) + len(text) + 1 < place
+            else f"{line + ' ' * bool(line):<{place}}v {text}"
+        )
     return line

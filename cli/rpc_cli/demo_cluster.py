@@ -1,4 +1,4 @@
-"""The second part of `rpc-proto demo`: a registry, three servers, and one of them dies."""
+"""The second part of `rpc-proto demo`: three servers in a registry or in etcd, and one dies."""
 
 import asyncio
 import contextlib
@@ -7,72 +7,71 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from rpc_asyncio.pump import fetch
-from rpc_discovery.documents import parse_view
-from rpc_proto.http.client import Fetch
-
 from .demo_chart import draw
 from .demo_load import RUNTIMES, Load, call_asyncio
 from .demo_page import body_of, claim, code, result, say
 from .demo_processes import ANYWHERE, Started, start
+from .demo_sources import InEtcd, Source
 from .latency import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["HEADINGS", "show_cluster"]
-
-HEADINGS = (
-    "A registry, and three servers that make themselves known there, one on each backend",
-    "Callers name a service, no address: the same client in asyncio, gevent and threads",
-    "One of the servers is killed (SIGKILL) while all of them call",
-    "It comes back, and gets its share of the calls again, little by little",
-    "Where the calls went",
-)
+__all__ = ["show_cluster"]
 
 _VICTIM = "gevent"
 _QUIET = 1.5  # seconds in which nothing happens, to be seen in the chart
+_DOWN = 0.5  # seconds until etcd is started again
 _PATIENCE = 10.0  # seconds
 _TTL = 1  # seconds
 
 
 class _Cluster:
-    def __init__(self, console: "Console", first: int) -> None:
+    def __init__(self, console: "Console", source: Source, first: int) -> None:
         self._console = console
-        self._number = first
-        self._registry = ""
+        self._source = source
+        self._headings = enumerate(source.headings, first)
         self._servers: dict[str, Started] = {}
         self._backend_of: dict[int, str] = {}  # by process
+        self._marks: list[tuple[float, str]] = []  # what happened when
 
-    def _head(self, heading: str) -> None:
-        say(self._console, f"{self._number}. {heading}")
-        self._number += 1
+    def _head(self) -> None:
+        number, heading = next(self._headings)
+        say(self._console, f"{number}. {heading}")
 
     async def show(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
-            load = Load(self._registry)
+            load = Load(self._source.discovery)
             try:
-                began, killed, back, ended = await self._load(load, stack)
+                began = await self._begin(load)
+                await self._kill(load)
+                await self._bring_back(load, stack)
+                if isinstance(self._source, InEtcd):
+                    await self._restart_etcd(load, self._source)
+                ended = monotonic()
             finally:
                 await load.stop()
-        claim(not load.errors, "no call failed", "; ".join(load.errors)[:300])
-        self._head(HEADINGS[4])
-        self._sum_up(load, began, killed, back, ended)
+        self._check(load)
+        self._sum_up(load, began, ended)
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
-        self._head(HEADINGS[0])
-        registry = await stack.enter_async_context(start("registry", ANYWHERE))
-        self._registry = registry.address
+        self._head()
+        source = self._source
+        command, started = await source.start(stack)
         commands = [self._command(backend) for backend in RUNTIMES]
-        code(self._console, "\n".join([f"rpc-proto registry {ANYWHERE}", *commands]), "text")
+        code(self._console, "\n".join([command, *commands]), "text")
         await asyncio.gather(*(self._serve(stack, backend) for backend in RUNTIMES))
         await self._known(3)
         result(
             self._console,
-            [f"registry  {registry}"]
+            [f"{source.name:<9} {started}"]
             + [f"{backend:<9} {self._servers[backend]}" for backend in RUNTIMES],
         )
+        if isinstance(source, InEtcd):
+            command, lines = source.keys()
+            code(self._console, command, "text")
+            result(self._console, lines)
 
     def _command(self, backend: str, listen: str = ANYWHERE) -> str:
         words = ["rpc-proto", *self._arguments(backend, listen)]
@@ -84,7 +83,7 @@ class _Cluster:
             f"rpc_cli.demo_services:{backend.title()}Work=Work",
             f"--backend={backend}",
             listen,
-            f"--registry={self._registry}",
+            self._source.option,
             f"--ttl={_TTL}",
         ]
 
@@ -95,44 +94,47 @@ class _Cluster:
         self._servers[backend] = server
         self._backend_of[server.process.pid] = backend
 
-    async def _load(
-        self, load: Load, stack: contextlib.AsyncExitStack
-    ) -> tuple[float, float, float, float]:
-        """Return when the load began, the server was killed and back, and it was over."""
-        self._head(HEADINGS[1])
-        code(self._console, body_of(call_asyncio))
+    def _check(self, load: Load) -> None:
+        claim(not load.errors, "no call fails", "; ".join(load.errors)[:300])
+
+    async def _begin(self, load: Load) -> float:
+        self._head()
+        code(self._console, f"{self._source.python}\n{body_of(call_asyncio)}")
         pids = [server.process.pid for server in self._servers.values()]
         await _until(lambda: load.seen(RUNTIMES, pids), "each caller reaches each server", load)
         began = monotonic()
         await asyncio.sleep(_QUIET)
         result(self._console, self._shares(load, began, monotonic(), 0.2))
+        return began
 
-        self._head(HEADINGS[2])
+    async def _kill(self, load: Load) -> None:
+        self._head()
         victim = self._servers[_VICTIM]
         code(self._console, f"kill -KILL {victim.process.pid}", "text")
-        killed = monotonic()
+        killed = self._mark(f"{_VICTIM} killed")
         victim.process.kill()
         await self._known(2)
         forgotten = monotonic()
         await asyncio.sleep(_QUIET)
         late = [answer.at for answer in load.answers if answer.process == victim.process.pid]
-        claim(not load.errors, "no call fails", "; ".join(load.errors)[:300])
+        self._check(load)
         others = self._shares(load, killed + _QUIET / 2, monotonic(), 0.4, without=_VICTIM)
         result(
             self._console,
             [
                 "no call failed",
                 f"the dead server's last answer: {_when(killed, max(late))} the signal",
-                f"the registry forgot it {_when(killed, forgotten)} that",
+                f"{self._source.name} forgot it {_when(killed, forgotten)} that",
                 *others,
             ],
         )
 
-        self._head(HEADINGS[3])
-        listen = f"--listen={victim.address}"
+    async def _bring_back(self, load: Load, stack: contextlib.AsyncExitStack) -> None:
+        self._head()
+        listen = f"--listen={self._servers[_VICTIM].address}"
         code(self._console, self._command(_VICTIM, listen), "text")
         await self._serve(stack, _VICTIM, listen)
-        back = monotonic()
+        back = self._mark("back")
         pid = self._servers[_VICTIM].process.pid
         await _until(lambda: load.seen(RUNTIMES, [pid]), "each caller reaches it again", load)
         reached = monotonic()
@@ -145,7 +147,38 @@ class _Cluster:
                 *self._shares(load, ended - _QUIET / 2, ended, 0.2),
             ],
         )
-        return began, killed, back, ended
+
+    async def _restart_etcd(self, load: Load, etcd: InEtcd) -> None:
+        self._head()
+        log = "# servers and callers log that, and go on"
+        code(self._console, f"kill -KILL {etcd.process}  {log}", "text")
+        killed = self._mark("etcd killed")
+        etcd.kill()
+        await asyncio.sleep(_DOWN)
+        claim(not etcd.confirmed, "nothing confirms the nodes meanwhile", "they are confirmed")
+        back = self._mark("back")
+        await etcd.revive()
+        await _until(lambda: etcd.confirmed, "the nodes are confirmed again", load)
+        confirmed = monotonic()
+        # Leases begin anew when etcd does: only what is renewed is still there after this time.
+        await asyncio.sleep(etcd.shortest_lease + 0.5)
+        later = format_seconds(monotonic() - confirmed)
+        await self._known(3)
+        self._check(load)
+        result(
+            self._console,
+            [
+                f"no call failed in the {format_seconds(confirmed - killed)} without it:",
+                *self._shares(load, killed, confirmed, 0.2),
+                f"the nodes were confirmed again {_when(back, confirmed)} its start",
+                f"{later} later, when no lease lasts that long, all are known: servers renew them",
+            ],
+        )
+
+    def _mark(self, text: str) -> float:
+        now = monotonic()
+        self._marks.append((now, text))
+        return now
 
     def _shares(
         self, load: Load, since: float, until: float, least: float, without: str = ""
@@ -171,13 +204,14 @@ class _Cluster:
             lines.append(f"{runtime + ' callers:':<17} {total:>5,} calls answered by {shown}")
         return lines
 
-    def _sum_up(self, load: Load, began: float, killed: float, back: float, ended: float) -> None:
+    def _sum_up(self, load: Load, began: float, ended: float) -> None:
+        self._head()
         claim(load.repeated > 0, "calls were repeated at another server", "none")
         times: dict[str, list[float]] = {backend: [] for backend in RUNTIMES}
         for answer in load.answers:
             if began <= answer.at < ended:
                 times[self._backend_of[answer.process]].append(answer.at - began)
-        marks = [(killed - began, f"{_VICTIM} killed"), (back - began, "back")]
+        marks = [(at - began, text) for at, text in self._marks]
         result(
             self._console,
             [
@@ -190,22 +224,20 @@ class _Cluster:
         self._console.print()
 
     async def _known(self, count: int) -> None:
-        """Wait until the registry knows so many nodes."""
+        """Wait until so many nodes are known."""
         known = -1
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while known != count:
-                    asked = Fetch("GET", f"{self._registry}/registry/nodes")
-                    await fetch(asked)
-                    known = len(parse_view(asked.body))
+                    known = await self._source.count()
                     await asyncio.sleep(0.02)
-        claim(known == count, f"the registry knows {count} nodes", str(known))
+        claim(known == count, f"{self._source.name} knows {count} nodes", str(known))
 
 
-async def show_cluster(console: "Console", first: int) -> int:
+async def show_cluster(console: "Console", source: Source, first: int) -> int:
     """Show it all, with numbers from `first` on; return how many steps that were."""
-    await _Cluster(console, first).show()
-    return len(HEADINGS)
+    await _Cluster(console, source, first).show()
+    return len(source.headings)
 
 
 async def _until(right: Callable[[], bool], what: str, load: Load) -> None:

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from threading import Thread
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rpc_discovery import RegistryDiscovery
+import rpc_asyncio
 
 __all__ = ["RUNTIMES", "Answer", "Load", "call_asyncio"]
 
@@ -27,15 +27,15 @@ class Answer(NamedTuple):
 class Load:
     """Callers that call on and on, and what became of their calls."""
 
-    def __init__(self, registry: str) -> None:
+    def __init__(self, discovery: Any) -> None:
         self.goes_on = True
         self.answers: list[Answer] = []
         self._pairs: set[tuple[str, int]] = set()  # runtime and process
         self.errors: list[str] = []  # of calls that failed; who made one ends
         self.repeated = 0  # calls that were sent to another node after a failure
-        self._task = asyncio.create_task(self._run_task(registry))
+        self._task = asyncio.create_task(self._run_task(discovery))
         self._threads = [
-            Thread(target=self._run, args=(kind, call, registry), daemon=True)
+            Thread(target=self._run, args=(kind, call, discovery), daemon=True)
             for kind, call in (("gevent", _call_gevent), ("blocking", _call_blocking))
         ]
         for thread in self._threads:
@@ -57,25 +57,22 @@ class Load:
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10.0)
 
-    async def _run_task(self, registry: str) -> None:
+    async def _run_task(self, discovery: Any) -> None:
         try:
-            await call_asyncio(registry, self)
+            await call_asyncio(discovery, self)
         except Exception as error:
             self.errors.append(f"asyncio: {error}")
 
-    def _run(self, kind: str, call: "Callable[[str, Load], None]", registry: str) -> None:
+    def _run(self, kind: str, call: "Callable[[Any, Load], None]", discovery: Any) -> None:
         try:
-            call(registry, self)
+            call(discovery, self)
         except Exception as error:
             self.errors.append(f"{kind}: {error}")
 
 
-async def call_asyncio(registry: str, load: Load) -> None:
+async def call_asyncio(discovery: Any, load: Load) -> None:
     """What asyncio's callers do."""
-    from rpc_asyncio import BalancedClient
-
-    discovery = RegistryDiscovery(registry)
-    async with BalancedClient(discovery, idempotent=True, slow_start=2.0) as client:
+    async with rpc_asyncio.BalancedClient(discovery, idempotent=True, slow_start=2.0) as client:
 
         async def call_on_and_on() -> None:
             while load.goes_on:
@@ -85,12 +82,11 @@ async def call_asyncio(registry: str, load: Load) -> None:
         load.repeated += client.stats["failovers"]
 
 
-def _call_gevent(registry: str, load: Load) -> None:
+def _call_gevent(discovery: Any, load: Load) -> None:
     import gevent
 
     from rpc_gevent import BalancedClient
 
-    discovery = RegistryDiscovery(registry)
     with BalancedClient(discovery, idempotent=True, slow_start=2.0) as client:
 
         def call_on_and_on() -> None:
@@ -102,10 +98,9 @@ def _call_gevent(registry: str, load: Load) -> None:
     gevent.get_hub().destroy()
 
 
-def _call_blocking(registry: str, load: Load) -> None:
+def _call_blocking(discovery: Any, load: Load) -> None:
     from rpc_blocking import BalancedClient
 
-    discovery = RegistryDiscovery(registry)
     with (
         BalancedClient(discovery, idempotent=True, slow_start=2.0) as client,
         ThreadPoolExecutor(CALLERS) as threads,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from .errors import CommandError
-from .options import REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
+from .options import ETCD_PASSWORD_VARIABLE, REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
 
 __all__ = ["ANYWHERE", "LISTENING", "Started", "start"]
 
@@ -41,7 +41,7 @@ async def start(*arguments: str) -> AsyncIterator[Started]:
         env={
             name: value
             for name, value in os.environ.items()
-            if name not in (TOKEN_VARIABLE, REGISTRY_TOKEN_VARIABLE)
+            if name not in (TOKEN_VARIABLE, REGISTRY_TOKEN_VARIABLE, ETCD_PASSWORD_VARIABLE)
         },
     )
     try:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rpc_cli.demo_chart import draw
-from rpc_cli.demo_cluster import HEADINGS
 from rpc_cli.demo_page import claim
+from rpc_cli.demo_sources import InRegistry
 from rpc_cli.demo_steps import STEPS, Outcome
 from rpc_cli.errors import CommandError
 from rpc_proto import Unavailable
@@ -30,7 +30,7 @@ def test_demo_shows_everything_and_ends_with_code_0(start: Any) -> None:
     for number, step in enumerate(STEPS, 1):
         assert f"{number}. {step.heading}\n" in output
         assert step.code.splitlines()[0] in output
-    for number, heading in enumerate(HEADINGS, len(STEPS) + 1):
+    for number, heading in enumerate(InRegistry.headings, len(STEPS) + 1):
         assert f"{number}. {heading}\n" in output
     assert "idempotent calls, and none failed" in output
     chart = output[output.index("were repeated") : output.index("All ")]
@@ -45,7 +45,7 @@ def test_demo_shows_everything_and_ends_with_code_0(start: Any) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
-@pytest.mark.parametrize("words", ["as process", HEADINGS[3]], ids=["one", "several"])
+@pytest.mark.parametrize("words", ["as process", InRegistry.headings[3]], ids=["one", "several"])
 def test_demo_that_is_ended_takes_its_servers_along(
     start: Any, words: str, number: int, code: int
 ) -> None:
