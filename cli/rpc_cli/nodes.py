@@ -221,7 +221,7 @@ def _table(known: _Known) -> "Group":
         metadata = entry.get("metadata", {})
         cells = [
             entry["address"],
-            " ".join(entry.get("services", ())),
+            " ".join(sorted(entry.get("services", ()))),
             f"{entry.get('weight', 1):g}",
             " ".join(f"{name}={metadata[name]}" for name in sorted(metadata)),
         ]

@@ -120,10 +120,15 @@ def test_nodes_in_etcd_are_called_and_shown(start: Any, here: Here, where: list[
 
 
 @needs_etcd
-def test_server_may_be_known_in_etcd_and_at_a_registry(start: Any, where: list[str]) -> None:
+@pytest.mark.parametrize("backend", ["asyncio", "blocking"])
+def test_server_may_be_known_in_etcd_and_at_a_registry(
+    start: Any, where: list[str], backend: str
+) -> None:
     watch = Watch(start, where)
     registry = start("registry", ANYWHERE).address()
-    server = start("serve", "served:Probe", ANYWHERE, *where, "--registry", registry)
+    server = start(
+        *("serve", "served:Probe", ANYWHERE, *where, "--registry", registry, "--backend", backend)
+    )
     address = server.address()
     assert watch.until(lambda known: known["nodes"])[0]["address"] == address
     wait_for_nodes(registry, lambda nodes: [node["address"] for node in nodes] == [address])
