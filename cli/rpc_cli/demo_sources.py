@@ -11,7 +11,7 @@ from rpc_discovery.documents import parse_view
 from rpc_proto.http.client import Fetch
 
 from .demo_processes import ANYWHERE, LISTENING, start
-from .errors import UsageError
+from .errors import CommandError, UsageError
 
 __all__ = ["InEtcd", "InRegistry", "Source"]
 
@@ -129,7 +129,10 @@ class InEtcd(Source):
     async def revive(self) -> None:
         """Start it, and wait until it serves: it has to elect itself first."""
         self._etcd.members[0].launch()
-        await asyncio.to_thread(self._etcd.members[0].await_health)
+        try:
+            await asyncio.to_thread(self._etcd.members[0].await_health)
+        except (RuntimeError, TimeoutError) as error:
+            raise CommandError(str(error)) from None
 
     def keys(self) -> tuple[str, list[str]]:
         """Return how to see what is in it, and what is seen so."""
