@@ -243,10 +243,10 @@ class BalancedBase(ABC):
                     self._log.warning("discovery: going on with the last view: %s", event.reason)
             elif isinstance(event, RegistryFailed):
                 self._troubles[event.registry] = event.reason
-                self._log.warning("registry %s failed: %s", event.registry, event.reason)
+                self._log.warning("discovery: %s failed: %s", event.registry, event.reason)
             elif isinstance(event, RegistryReached):
                 self._troubles.pop(event.registry, None)
-                self._log.info("registry %s answers", event.registry)
+                self._log.info("discovery: %s answers", event.registry)
 
     def _apply(self, view: View) -> None:
         """Take a view."""

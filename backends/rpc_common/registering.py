@@ -159,7 +159,7 @@ class Registrations:
         """Log what a registration says."""
         for event in events:
             if isinstance(event, RegistryFailed):
-                self._log.warning("registry %s failed: %s", event.registry, event.reason)
+                self._log.warning("registration at %s failed: %s", event.registry, event.reason)
             elif isinstance(event, RegistryReached):
                 self._log.info("registered at %s", event.registry)
 

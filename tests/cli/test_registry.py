@@ -88,7 +88,7 @@ def test_server_that_was_there_before_the_registry_is_known_soon(run: Any, start
     url = listen.replace("tcp", "http")
     server = start("serve", "served:Probe", ANYWHERE, "--registry", url, "--ttl", "1")
     server.address()
-    assert f"registry {url} failed" in server.process.stderr.readline().decode()
+    assert f"registration at {url} failed" in server.process.stderr.readline().decode()
     assert start("registry", "--listen", listen).address() == url
     wait_for_nodes(url, lambda nodes: len(nodes) == 1)
 
