@@ -64,8 +64,7 @@ class BalancedClient(BalancedBase):
         targets = self._end()
         tasks = {target.dialling for target in targets if target.dialling is not None}
         if self._pump is not None:
-            self._pump.stop()
-            tasks |= set(self._pump.requests.values())
+            await self._pump.close()
         if self._follower is not None:
             tasks.add(self._follower)
         for task in tasks:

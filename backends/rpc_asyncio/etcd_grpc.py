@@ -91,7 +91,7 @@ class Grpc:
         self.handle_timeout = machine.handle_timeout
         self._tls = tls
         self._links: dict[str, _Link] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self.closing: set[asyncio.Task[None]] = set()
 
     @property
     def done(self) -> bool:
@@ -114,7 +114,7 @@ class Grpc:
         except grpc.aio.AioRpcError as error:
             reason = str(error.details()).rpartition("last error: ")[2]
             code = error.code().value[0]
-        except (OSError, ValueError, grpc.aio.BaseError) as error:
+        except Exception as error:  # whatever it is that answers there
             reason = describe(error, operation.timeout)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -129,7 +129,7 @@ class Grpc:
             self._close(operation.endpoint)
 
     def close(self) -> None:
-        """Close the channels; what is on its way is cancelled."""
+        """Close the channels, which `closing` does; what is on its way is cancelled."""
         for endpoint in list(self._links):
             self._close(endpoint)
 
@@ -142,8 +142,8 @@ class Grpc:
         link = self._links.pop(endpoint, None)
         if link is not None:
             task = asyncio.get_running_loop().create_task(link.channel.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self.closing.add(task)
+            task.add_done_callback(self.closing.discard)
 
 
 class _Link:
@@ -254,11 +254,12 @@ def _read(question: Question, value: Any) -> Answer:
 
 
 def _message(value: Any) -> Watched:
+    header = _header(value)
     changes = [
         Change(_key_value(event.kv), event.type == rpc.Event.DELETE) for event in value.events
     ]
     return Watched(
-        _header(value),
+        header,
         value.created,
         value.canceled,
         value.compact_revision,
@@ -268,6 +269,8 @@ def _message(value: Any) -> Watched:
 
 
 def _header(value: Any) -> Header:
+    if value is None:  # as gRPC has it
+        raise ValueError("the answer is not etcd's")
     header = value.header
     return Header(header.cluster_id, header.member_id, header.revision, header.raft_term)
 

@@ -47,7 +47,7 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._grpc = _grpc_for(machine, ssl, transport)
         self._carrier = self._grpc or carrier_of(machine)
-        self.requests: dict[int, asyncio.Task[None]] = {}
+        self._requests: dict[int, asyncio.Task[None]] = {}
         self._idle: Idle = {}
         self._timer: asyncio.TimerHandle | None = None
         self._go_on()
@@ -66,12 +66,18 @@ class Pump:
         self.ended.set()
         if self._timer is not None:
             self._timer.cancel()
-        for task in self.requests.values():
+        for task in self._requests.values():
             task.cancel()
         self._hang_up()
 
+    async def close(self) -> None:
+        """End at once, and wait until nothing is left."""
+        self.stop()
+        closing = self._grpc.closing if self._grpc is not None else ()
+        await asyncio.gather(*self._requests.values(), *closing, return_exceptions=True)
+
     def _carried(self, request_id: int, _: object) -> None:
-        del self.requests[request_id]
+        del self._requests[request_id]
         if self.ended.is_set():
             self._hang_up()
 
@@ -87,11 +93,11 @@ class Pump:
         for request in carrier.requests_to_send():
             carried = self._grpc.carry(request, self.tell) if self._grpc else self._carry(request)
             task = self._loop.create_task(carried)
-            self.requests[request.id] = task
+            self._requests[request.id] = task
             task.add_done_callback(partial(self._carried, request.id))
         for request_id in carrier.requests_to_cancel():
-            if request_id in self.requests:
-                self.requests[request_id].cancel()
+            if request_id in self._requests:
+                self._requests[request_id].cancel()
         if getattr(carrier, "done", False):
             self.stop()
             return

@@ -157,7 +157,7 @@ class Server(ServerBase):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(FAREWELL):
                         await pump.ended.wait()
-                pump.stop()
+                await pump.close()
 
     async def serve_forever(self) -> None:
         """Wait until `stop` is called; when cancelled, stop at once."""

@@ -75,8 +75,7 @@ class EtcdNodes:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._pump.stop()
-        await asyncio.gather(*self._pump.requests.values(), return_exceptions=True)
+        await self._pump.close()
 
     def _take(self, events: list[Any]) -> None:
         if self.watch.failures > self._failures:

@@ -49,6 +49,7 @@ def test_logins_that_are_over_are_renewed(protected, cast, recovered):
     assert reasons(registration) == reasons(watch) == []
 
 
+@pytest.mark.slow
 def test_logins_are_renewed_when_etcd_was_restarted(protected, cast, recovered):
     registration = cast.register(protected.endpoints, A, **SECRET)
     watch = cast.watch(protected.endpoints, **SECRET)
@@ -88,6 +89,7 @@ def test_refusal_says_who_may_not_do_what(settings, reason, protected, cast):
     assert reason in reasons(registration)[0]
 
 
+@pytest.mark.slow
 def test_caller_is_told_why_no_node_is_known(protected, runtime, transport):
     discovery = EtcdDiscovery(protected.endpoints, prefix="/secret", transport=transport, **SECRET)
     package = import_module(f"rpc_{runtime.name}")
