@@ -105,6 +105,20 @@ def test_long_list_comes_in_pages_of_one_revision():
     assert asked(machine).question.revision == 11
 
 
+@pytest.mark.parametrize("code", [0, 11], ids=["lost", "compacted"])
+def test_long_list_that_breaks_off_begins_anew_after_a_pause(code):
+    machine = make()
+    machine.result(asked(machine).id, Ranged(header(10), [kv(A)], more=True), 0.0)
+    error = "etcdserver: mvcc: required revision has been compacted" if code else "connection lost"
+    machine.failed(asked(machine).id, error, 0.0, code)
+    assert machine.operations_to_send() == []
+    now = go_on(machine)
+    operation = asked(machine)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    machine.result(operation.id, Ranged(header(20), [kv(B)]), now)
+    assert addresses(machine) == [B]
+
+
 def test_changes_are_applied_one_by_one():
     machine, watch = watching(kv(A))
     machine.message(watch, changed(11, kv(B)), 1.0)
@@ -112,6 +126,16 @@ def test_changes_are_applied_one_by_one():
     machine.message(watch, changed(12, kv(A), deleted=True), 2.0)
     assert addresses(machine) == [B]
     assert machine.revision == 12
+
+
+def test_key_that_is_written_anew_takes_the_place_of_what_it_said():
+    machine, watch = watching(kv(A))
+    other = kv(A)._replace(value=kv(B).value)
+    machine.message(watch, changed(11, other), 1.0)
+    assert addresses(machine) == [B]
+    machine.message(watch, changed(12, kv(A)._replace(value=b"nonsense")), 2.0)
+    assert addresses(machine) == []
+    assert machine.refused_nodes == 1
 
 
 @pytest.mark.fault(61)
@@ -233,13 +257,13 @@ def test_watch_that_broke_is_taken_up_again_where_it_ended():
 
 @pytest.mark.fault(61)
 def test_history_that_is_compacted_away_is_replaced_by_a_list():
-    machine, watch = watching(kv(A), kv(B))
+    machine, watch = watching(kv(A), kv(B), grace=30.0)
     machine.failed(watch, "connection lost", 1.0)
     now = go_on(machine)
     error = "etcdserver: mvcc: required revision has been compacted"
     assert machine.failed(asked(machine).id, error, now, 11) == []
     machine.result(asked(machine).id, Ranged(header(20), [kv(A)]), now)
-    assert addresses(machine) == [A]
+    assert addresses(machine) == [A]  # at once: it is the same store
     assert asked(machine).question.revision == 21
 
 
@@ -275,13 +299,26 @@ def test_another_store_is_listed_anew_and_what_it_lacks_is_held(answer):
     assert asked(machine).question.revision == answer.header.revision + 1
 
 
+@pytest.mark.parametrize("told", [header(9), header(15, cluster=8)], ids=["revision", "cluster"])
+def test_watch_of_another_store_is_not_believed(told):
+    machine, watch = watching(kv(A), grace=30.0)
+    machine.message(watch, Watched(told, changes=[Change(kv(B, 15))]), 1.0)
+    assert machine.operations_to_cancel() == [watch]
+    assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
+    assert addresses(machine) == [A]
+
+
 def test_revision_that_is_still_to_come_means_another_store():
-    machine, watch = watching(kv(A))
+    machine, watch = watching(kv(A), kv(B), grace=30.0)
     machine.failed(watch, "connection lost", 1.0)
     now = go_on(machine)
     error = "etcdserver: mvcc: required revision is a future revision"
     machine.failed(asked(machine).id, error, now, 11)
-    assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
+    operation = asked(machine)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    machine.result(operation.id, Ranged(header(3), [kv(A, 2)]), now)
+    assert addresses(machine) == [A, B]
+    assert machine.held == 1
 
 
 def test_keys_without_a_lease_do_not_prove_that_the_store_is_the_same():
@@ -351,6 +388,26 @@ def test_watch_that_says_nothing_of_a_store_that_changes_is_taken_up_again():
     assert asked(machine).question == Range(kv(A).key, revision=10)
 
 
+def test_watch_that_has_spoken_lately_is_not_suspect():
+    machine, watch = watching(kv(A))
+    machine.message(watch, changed(11, kv(B)), 59.0)
+    now = 59.0
+    while now < 110.0:
+        now = go_on(machine)
+        for operation in machine.operations_to_send():
+            machine.result(operation.id, Ranged(header(99), []), now)
+    assert machine.operations_to_cancel() == []
+
+
+def test_watch_of_a_store_that_does_not_change_may_be_silent_for_ever():
+    machine, _ = watching(kv(A))
+    now = 0.0
+    while now < 600.0:
+        now = go_on(machine)
+        machine.result(asked(machine).id, Ranged(header(10), []), now)
+    assert machine.operations_to_cancel() == []
+
+
 def test_watch_that_does_not_come_is_given_up():
     machine = make(timeout=2.0)
     machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
@@ -360,6 +417,17 @@ def test_watch_that_does_not_come_is_given_up():
     machine.message(watch.id, changed(11, kv(B)), 2.1)
     assert addresses(machine) == [A]
     assert machine.ignored == 1
+
+
+def test_watch_is_there_when_etcd_says_so():
+    machine = make(timeout=2.0)
+    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    watch = asked(machine)
+    events = machine.message(watch.id, Watched(header()), 1.0)
+    assert events == []
+    assert machine.next_timeout() == 2.0
+    assert machine.message(watch.id, Watched(header(), created=True), 1.9) == [RegistryReached(URL)]
+    assert machine.next_timeout() > 2.0
 
 
 def test_refused_watch_says_why():

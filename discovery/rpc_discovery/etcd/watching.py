@@ -168,7 +168,6 @@ class EtcdWatch(ViewKeeper, EtcdUser):
     def _streams(self, operation: Operation, now: float) -> None:
         self._watch, self._watching = operation, False
         self._watch_until = now + operation.timeout
-        self._heard_at = now
 
     # Answers
 
@@ -235,7 +234,6 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         self._probe_at = self._next_probe(now)
         if message.created and not self._watching:
             self._watching = True
-            self._fresh = False
             self._succeed()
         touched: set[str] = set()
         known = self.revision
