@@ -166,6 +166,16 @@ def test_lease_that_etcd_does_not_know_is_gone():
     assert same(asked(machine).question, Grant(9))
 
 
+@pytest.mark.parametrize(("lease", "ttl"), [(0, 9), (-1, 9), (5, 0), (5, -1)])
+def test_lease_that_is_none_is_a_failure(lease, ttl):
+    machine = make(ttl=9)
+    [event] = machine.result(asked(machine).id, Granted(HEADER, lease, ttl), 0.0)
+    assert event == RegistryFailed(URL, f"lease {lease} of {ttl} s is none")
+    assert machine.operations_to_send() == []
+    wait(machine)
+    assert same(asked(machine).question, Grant(9))
+
+
 @pytest.mark.fault(60)
 def test_lease_that_could_not_be_renewed_in_time_is_replaced_and_revoked():
     machine = registered(ttl=9)

@@ -8,6 +8,8 @@ import pytest
 from rpc_discovery import Node, RegistryFailed, RegistryReached, StaleChanged, ViewChanged
 from rpc_discovery.etcd import EtcdWatch
 from rpc_discovery.etcd.operations import (
+    Authenticate,
+    Authenticated,
     Change,
     Header,
     KeyValue,
@@ -162,6 +164,22 @@ def test_node_that_flaps_costs_ten_views_a_second():
     assert views <= 21
 
 
+def test_change_right_behind_another_one_is_shown_a_tenth_of_a_second_after_it():
+    machine, watch = watching(kv(A))
+    machine.message(watch, changed(11, kv(B)), 1.0)
+    assert machine.message(watch, changed(12, kv(C)), 1.01) == []
+    assert go_on(machine) == pytest.approx(1.1)
+    assert addresses(machine) == [A, B, C]
+
+
+def test_list_is_shown_at_once():
+    machine, watch = watching(kv(A))
+    machine.message(watch, changed(11, kv(B)), 1.0)
+    machine.message(watch, Watched(header(20), canceled=True, compacted=18), 1.01)
+    machine.result(asked(machine).id, Ranged(header(20), [kv(A), kv(B), kv(C)]), 1.02)
+    assert addresses(machine) == [A, B, C]
+
+
 def test_node_is_what_its_newest_key_says_with_the_services_of_all():
     machine, watch = watching(
         kv(A, 8, services={"Arith": "old"}, weight=1.0, metadata={"zone": "x"}),
@@ -225,6 +243,29 @@ def test_more_nodes_than_a_view_may_have_are_rejected_and_the_last_view_stays():
     assert machine.stale_since is None
 
 
+@pytest.mark.fault(59)
+def test_more_keys_than_anybody_has_are_rejected_and_the_last_view_stays():
+    machine, watch = watching(kv(A))
+    keys = [KeyValue(b"/rpc/Arith/%d" % n, b"", 11) for n in range(100_000)]
+    machine.message(watch, Watched(header(11), changes=[Change(one) for one in keys]), 1.0)
+    assert machine.operations_to_cancel() == [watch]
+    operation = asked(machine)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    [failed, _] = machine.result(operation.id, Ranged(header(11), [kv(A), *keys], more=True), 1.0)
+    assert failed == RegistryFailed(URL, "there are more than 100000 keys")
+    assert machine.rejected == 1
+    assert addresses(machine) == [A]
+    now = go_on(machine)
+    assert asked(machine).question == operation.question
+    assert now < 3.0
+
+
+def test_list_that_promises_more_and_gives_nothing_ends():
+    machine = make()
+    machine.result(asked(machine).id, Ranged(header(10), [], more=True), 0.0)
+    assert isinstance(asked(machine).question, Watch)
+
+
 # When it breaks
 
 
@@ -253,6 +294,18 @@ def test_watch_that_broke_is_taken_up_again_where_it_ended():
     assert events == [RegistryReached(URL), StaleChanged(None, "")]
     assert addresses(machine) == [A, B]
     assert (machine.listings, machine.resumed) == (1, 1)
+
+
+def test_late_word_of_a_watch_that_broke_is_not_heard():
+    machine, old = watching(kv(A))
+    machine.failed(old, "connection lost", 1.0)
+    resume(machine, Ranged(header(15), [kv(A)]), 1.0)
+    new = asked(machine).id
+    machine.message(old, changed(12, kv(B)), 2.0)
+    assert (machine.revision, machine.ignored) == (10, 1)
+    machine.message(new, Watched(header(15), created=True), 2.0)
+    machine.message(new, changed(11, kv(C)), 2.0)
+    assert addresses(machine) == [A, C]
 
 
 @pytest.mark.fault(61)
@@ -297,6 +350,31 @@ def test_another_store_is_listed_anew_and_what_it_lacks_is_held(answer):
     assert addresses(machine) == [A, B]
     assert machine.held == 1
     assert asked(machine).question.revision == answer.header.revision + 1
+
+
+def test_store_that_has_all_nodes_again_is_believed_from_then_on():
+    machine, watch = watching(kv(A), kv(B), kv(C), grace=30.0)
+    machine.message(watch, Watched(header(9)), 1.0)
+    machine.result(asked(machine).id, Ranged(header(9), [kv(A, 2), kv(B, 3), kv(C, 4)]), 1.0)
+    watch = asked(machine).id
+    machine.message(watch, Watched(header(9), created=True), 1.0)
+    machine.message(watch, changed(10, kv(A), deleted=True), 2.0)
+    assert addresses(machine) == [B, C]
+    assert machine.held == 0
+
+
+def test_what_is_held_goes_when_its_time_is_over():
+    machine, watch = watching(kv(A), kv(B), kv(C), grace=30.0)
+    machine.message(watch, changed(11, kv(A), kv(B), deleted=True), 1.0)
+    assert addresses(machine) == [A, B, C]
+    now = 1.0
+    while machine.held:
+        now = go_on(machine)
+        for operation in machine.operations_to_send():
+            machine.result(operation.id, Ranged(header(11), []), now)
+    assert now == 31.0
+    assert addresses(machine) == [C]
+    assert machine.stale_since is None
 
 
 @pytest.mark.parametrize("told", [header(9), header(15, cluster=8)], ids=["revision", "cluster"])
@@ -364,6 +442,15 @@ def test_watch_that_speaks_needs_no_probe():
         machine.message(watch, changed(11 + n, kv(B)), 3.0 * (n + 1))
         machine.handle_timeout(3.0 * (n + 1) + 2.9)
         assert machine.operations_to_send() == []
+
+
+def test_answer_to_a_probe_confirms_the_view():
+    machine, _ = watching(kv(A))
+    now = go_on(machine)
+    probe = asked(machine)
+    assert machine.age(now) == now
+    machine.result(probe.id, Ranged(header(10), []), now)
+    assert machine.age(now) == 0.0
 
 
 def test_answer_to_a_probe_may_be_older_than_what_the_watch_said_meanwhile():
@@ -440,6 +527,17 @@ def test_refused_watch_says_why():
     events = machine.message(watch, Watched(header(15), canceled=True, reason=reason), 1.5)
     assert f"{reason} (without a user, prefix '/rpc')" in machine.stale_reason
     assert len(events) == 2
+
+
+def test_watch_whose_login_is_over_logs_in_again_without_a_word():
+    machine = make(user="alice", password="secret")
+    machine.result(asked(machine).id, Authenticated("token-1"), 0.0)
+    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    watch = asked(machine).id
+    reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"
+    events = machine.message(watch, Watched(header(), canceled=True, reason=reason), 0.0)
+    assert events == []
+    assert asked(machine).question == Authenticate("alice", "secret")
 
 
 # In a world

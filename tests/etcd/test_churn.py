@@ -277,7 +277,7 @@ def leases(cluster):
 @pytest.mark.slow
 def test_view_is_what_etcd_holds_while_nodes_come_and_go_and_leaders_die(cluster, cast, recovered):
     before = leases(cluster)
-    churn = Churn(cast.runtime, cluster, cast.prefix, {})
+    churn = Churn(cast.runtime, cluster, cast.prefix, {"transport": cast.transport})
     for number in range(FORM.most):
         churn.come(SHORT if number % 2 else LONG)
     churn.follow()

@@ -318,8 +318,6 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         times = [self._guard.until if not self._excess else None]
         if self._dirty:
             times.append(self._quiet_until)
-        if self._watch is not None and not self._watching:
-            times.append(self._watch_until)
         return min((at for at in times if at is not None), default=None)
 
     def _conclude(self, now: float) -> None:
