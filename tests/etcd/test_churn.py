@@ -25,16 +25,18 @@ from rpc_discovery import EtcdDiscovery
 SHORT, LONG = 2.0, 10.0
 # A follower waits for a leader for one to two seconds, and once more if the votes are split.
 ELECTION = 4.0
-# A change is told by a request, which may hang (2 s), and once more after a pause (2 s), while
-# there is no leader; and what a busy machine takes.
+# A change while leaders live; and while they die: a request may hang (2 s), and is sent again after
+# a pause (2 s). The rest is for a busy machine.
+CALM = 0.1 + 2.9
 BOUND = ELECTION + 2.0 + 2.0 + 4.0
 # etcd begins to count anew with each leader, a second later, and looks twice a second.
 SILENT = ELECTION + 1.0 + SHORT + 0.5 + 3.0
 
 
 class Form(NamedTuple):
-    """How long nodes come and go, of which there are never fewer than so many."""
+    """How long nodes come and go, before leaders die and meanwhile, and how many there are."""
 
+    calm: float
     seconds: float
     most: int
     least: int
@@ -42,7 +44,8 @@ class Form(NamedTuple):
     kills: int
 
 
-FORM = Form(60.0, 20, 12, 5.0, 100) if ALL else Form(3.5, 6, 4, 1.0, 1)
+FORM = Form(10.0, 60.0, 20, 12, 5.0, 100) if ALL else Form(1.0, 2.5, 6, 4, 0.0, 1)
+KINDS = ["silence", "farewell", "come", "change", "return"]
 
 
 class Arith:
@@ -112,6 +115,7 @@ class Churn:
         self.silent: dict[str, Said] = {}  # etcd may show them for their ttl
         self.did: Counter[str] = Counter()
         self.took: list[float] = []
+        self.bound = CALM
         self.empty = 0  # views
         self.missing: list[str] = []  # nodes that stayed, and were not in a view
         self.views = 0
@@ -121,6 +125,7 @@ class Churn:
         self._random = random.Random(prefix)
         self._steady: set[str] = set()
         self._lives = count(1)
+        self._kinds = KINDS[::-1]
 
     def follow(self):
         """Begin to watch, as a client does with its first call."""
@@ -144,11 +149,12 @@ class Churn:
         self.silent.pop(node.address, None)
         self.nodes[node.address] = node
 
-    def step(self):
-        """Do one to three things at once, and wait until etcd and the client know."""
-        began = time.monotonic()
-        at_once(self._choose(self._random.randint(1, 3)))
-        self.agree(began)
+    def go_on(self, seconds):
+        """Do one to three things at once, wait until etcd and the client know, and so on."""
+        end = time.monotonic() + seconds
+        while (began := time.monotonic()) < end:
+            at_once(self._choose(self._random.randint(1, 3)))
+            self.agree(began)
 
     def agree(self, began):
         """Wait until the client sees what etcdctl sees, and that is as it should be."""
@@ -165,7 +171,9 @@ class Churn:
             if told == seen == {**silent, **wanted}:
                 break
             late = time.monotonic() - began
-            assert late < BOUND, f"after {late:.1f} s: {told=} {seen=} {wanted=} {self.silent=}"
+            assert late < self.bound, (
+                f"after {late:.1f} s: {told=} {seen=} {wanted=} {self.silent=}"
+            )
         self.took.append(time.monotonic() - began)
         self._steady = {a for a, node in self.nodes.items() if node.ttl == LONG}
 
@@ -189,11 +197,15 @@ class Churn:
         return found
 
     def end(self):
-        """Let all nodes say farewell at once."""
+        """Let all nodes say farewell at once; wait until there are only silent ones."""
         self._steady = set()
         leaving, self.nodes = self.nodes, {}
         self.did["farewell"] += len(leaving)
+        began = time.monotonic()
         at_once([node.leave for node in leaving.values()])
+        while (told := self.ask()) is None or not set(told) <= set(self.silent):
+            late = time.monotonic() - began
+            assert late < CALM, f"after {late:.1f} s: {told=} {self.silent=}"
 
     def _choose(self, number):
         """Return what to do now, each to another node."""
@@ -202,8 +214,9 @@ class Churn:
         gone = list(self.silent)
         acts = []
         for _ in range(number):
-            what = self._random.choice(["come", "return", "change", "farewell", "silence"])
-            self._act(what, free, gone, acts)
+            if not self._kinds:  # all of them, however short it is
+                self._kinds = self._random.sample(KINDS, len(KINDS))
+            self._act(self._kinds.pop(), free, gone, acts)
         return acts
 
     def _act(self, what, free, gone, acts):
@@ -217,7 +230,8 @@ class Churn:
             self.silent[node.address] = node.said
             acts.append(node.fall_silent)
         elif what == "farewell" and spare:
-            node = free.pop()
+            node = next((node for node in free if node.ttl == LONG), free[0])
+            free.remove(node)
             del self.nodes[node.address]
             self._steady = self._steady - {node.address}
             acts.append(node.leave)
@@ -283,14 +297,15 @@ def test_view_is_what_etcd_holds_while_nodes_come_and_go_and_leaders_die(cluster
     churn.follow()
     churn.agree(time.monotonic())
     began = time.monotonic()
+    churn.go_on(FORM.calm)
+    churn.bound = BOUND
     with Killer(cluster) as killer:
-        while time.monotonic() < began + FORM.seconds:
-            churn.step()
+        churn.go_on(FORM.seconds)
     if killer.failure is not None:
         raise killer.failure
     churn.agree(time.monotonic())
-    ended = time.monotonic()
     churn.end()
+    ended = time.monotonic()
     recovered("churn: a change, in the middle", statistics.median(churn.took))
     recovered("churn: a change, at most", max(churn.took))
     while churn.ask() or leases(cluster) - before:
