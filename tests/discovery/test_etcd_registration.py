@@ -118,9 +118,14 @@ def test_lease_is_renewed_each_third_of_its_ttl_or_a_little_sooner():
     assert same(asked(machine).question, KeepAlive(5))
 
 
-def test_lease_counts_from_the_time_at_which_its_renewal_was_sent():
-    machine = registered(ttl=9)
+def test_lease_counts_from_the_time_at_which_it_was_asked_for_and_its_renewal_was_sent():
+    machine = make(ttl=9)
+    answer(machine, Granted(HEADER, 5, 9), 1.9)
+    answer(machine, Written(HEADER), 1.9)
+    assert machine.registered(8.9) == [URL]
+    assert machine.registered(9.1) == []
     sent = wait(machine)
+    assert sent == pytest.approx(2.7)
     operation = asked(machine)
     machine.result(operation.id, KeptAlive(HEADER, 9), sent + 1.9)
     assert machine.registered(sent + 8.9) == [URL]
@@ -361,15 +366,18 @@ def test_lease_that_is_gone_or_not_ours_to_revoke_ends_the_farewell(code):
     assert machine.done
 
 
-def test_farewell_ends_at_its_limit():
+def test_farewell_is_tried_again_until_its_limit_which_another_one_does_not_move():
     machine = registered()
     machine.stop(1.0, limit=5.0)
-    now = 1.0
+    now, tries = 1.0, 0
     while not machine.done:
         for operation in machine.operations_to_send():
+            tries += 1
             machine.failed(operation.id, "connection refused", now)
-        now = wait(machine) if not machine.done else now
-    assert now <= 6.0
+            machine.stop(now, limit=5.0)
+        now = wait(machine)
+    assert now == 6.0
+    assert tries > 2
 
 
 def test_endpoints_take_turns_when_they_fail():
