@@ -128,7 +128,10 @@ class Churn:
         self._kinds = KINDS[::-1]
 
     def follow(self):
-        """Begin to watch, as a client does with its first call."""
+        """Begin to watch when all nodes are there, as a client does with its first call."""
+        began = time.monotonic()
+        while self.ask() != {address: node.said for address, node in self.nodes.items()}:
+            assert time.monotonic() < began + CALM
         discovery = EtcdDiscovery(self._cluster.endpoints, **self._settings)
         self.client = self._run.do(lambda: self._run.module.BalancedClient(discovery))
         apply = self.client._apply
