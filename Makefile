@@ -38,7 +38,7 @@ fuzz: $(VENV)/.dev
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m fault --fault-table -q
 
-# All cases of etcd, with the version from PyPI and those of the PATH and ETCD_PATH (about 5 minutes).
+# All cases of etcd, with the version from PyPI and those of the PATH and ETCD_PATH (about 12 minutes).
 etcd: $(VENV)/.dev
 	ETCD_ALL=1 $(BIN)/python -m pytest tests/etcd -n 2
 

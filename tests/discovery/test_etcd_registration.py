@@ -112,6 +112,19 @@ def test_bad_settings_are_refused(settings):
         make(**settings)
 
 
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("http://etcd", "http://etcd:2379"),
+        ("https://etcd/", "https://etcd:2379"),
+        ("http://[::1]", "http://[::1]:2379"),
+        ("http://[::1]:4001", "http://[::1]:4001"),
+    ],
+)
+def test_port_is_2379_unless_told_otherwise(url, endpoint):
+    assert asked(make([url])).endpoint == endpoint
+
+
 def test_lease_is_renewed_each_third_of_its_ttl_or_a_little_sooner():
     machine = registered(ttl=9, rng=lambda: 0.999)
     assert wait(machine) == pytest.approx(2.4, abs=0.01)

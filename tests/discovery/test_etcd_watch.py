@@ -2,6 +2,7 @@
 
 import json
 import random
+from math import inf
 
 import pytest
 
@@ -73,6 +74,7 @@ def go_on(machine):
 
 def test_list_comes_first_then_the_watch_from_the_next_revision_on():
     machine = make()
+    assert machine.age(1.0) == inf
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
     events = machine.result(operation.id, Ranged(header(10), [kv(A)]), 0.0)
