@@ -123,6 +123,13 @@ def test_long_list_that_breaks_off_begins_anew_after_a_pause(code):
     assert addresses(machine) == [B]
 
 
+def test_long_list_whose_next_page_is_of_an_older_revision_begins_anew():
+    machine = make()
+    machine.result(asked(machine).id, Ranged(header(10), [kv(A)], more=True), 0.0)
+    machine.result(asked(machine).id, Ranged(header(9), [kv(B)]), 0.0)
+    assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
+
+
 def test_changes_are_applied_one_by_one():
     machine, watch = watching(kv(A))
     machine.message(watch, changed(11, kv(B)), 1.0)
@@ -243,6 +250,18 @@ def test_more_nodes_than_a_view_may_have_are_rejected_and_the_last_view_stays():
     machine.message(watch, changed(12, kv("tcp://h0:1"), deleted=True), 2.0)
     assert len(machine.view) == 10_000
     assert machine.stale_since is None
+
+
+def test_nodes_that_are_held_wait_while_there_are_too_many():
+    machine, watch = watching(kv(A), kv(B), kv(C), grace=30.0)
+    machine.message(watch, changed(11, kv(A), kv(B), deleted=True), 1.0)
+    changes = [Change(kv(f"tcp://h{n}:1", 12)) for n in range(10_000)]
+    machine.message(watch, Watched(header(12), changes=changes), 2.0)
+    for now in (31.0, 32.0, 33.0):
+        machine.message(watch, Watched(header(12)), now)
+        assert machine.next_timeout() > now
+    assert machine.rejected == 1
+    assert addresses(machine) == [A, B, C]
 
 
 @pytest.mark.fault(59)
@@ -406,6 +425,15 @@ def test_keys_without_a_lease_do_not_prove_that_the_store_is_the_same():
     machine.failed(watch, "connection lost", 1.0)
     go_on(machine)
     assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
+
+
+def test_key_that_is_no_nodes_proves_as_well_that_the_store_is_the_same():
+    bad = KeyValue(b"/rpc/Arith/x", b"nonsense", 10, lease=5)
+    machine, watch = watching(bad)
+    machine.failed(watch, "connection lost", 1.0)
+    question = resume(machine, Ranged(header(15), [bad]), 1.0)
+    assert question == Range(bad.key, revision=10)
+    assert machine.resumed == 1
 
 
 @pytest.mark.fault(55)
