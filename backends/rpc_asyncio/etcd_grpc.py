@@ -113,6 +113,8 @@ class Grpc:
                 answer = await link.ask(operation, hear)
         except grpc.aio.AioRpcError as error:
             reason = str(error.details()).rpartition("last error: ")[2]
+            if "Unwrap failed" in reason:  # an alert behind the handshake, which TLS 1.3 has there
+                reason += ": TLS was ended, as if our certificate is missing or not good"
             code = error.code().value[0]
         except Exception as error:  # whatever it is that answers there
             reason = describe(error, operation.timeout)
