@@ -1,5 +1,6 @@
 """The table of faults: `--fault-table` prints which test shows which row, and how it ended."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in item.iter_markers("fault"):
             for row in mark.args:
                 item.user_properties.append(("fault", row))
+
+
+def pytest_collection_finish() -> None:
+    # Many tests look for leaks behind a collection: it need not visit the thousands of tests.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -43,9 +43,14 @@ def test_demo_shows_everything_and_ends_with_code_0(start: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("words", "number", "code"),
+    [
+        ("as process", signal.SIGKILL, -9),
+        ("as process", signal.SIGTERM, 143),
+        (InRegistry.headings[3], signal.SIGINT, 130),
+    ],
+    ids=["one-killed", "one-terminated", "several-interrupted"],
 )
-@pytest.mark.parametrize("words", ["as process", InRegistry.headings[3]], ids=["one", "several"])
 def test_demo_that_is_ended_takes_its_servers_along(
     start: Any, words: str, number: int, code: int
 ) -> None:

@@ -33,6 +33,7 @@ def test_node_is_listed_watched_and_seen_to_go(etcd, cast, recovered):
     assert keys == [f"{cast.prefix}/Arith/{A}", f"{cast.prefix}/Log/{A}"]
 
 
+@pytest.mark.slow
 def test_node_that_is_killed_is_gone_after_its_ttl(etcd, cast, node, recovered):
     process = node("serve", etcd.endpoints[0], cast.prefix)
     address = process.stdout.readline().decode().strip()
@@ -56,7 +57,14 @@ def test_nodes_of_one_service_may_be_watched_alone(etcd, cast):
 
 
 @pytest.mark.fault(55)
-@pytest.mark.parametrize("how", ["stop", "kill", pytest.param("outage", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "stop",
+        pytest.param("kill", marks=pytest.mark.slow),
+        pytest.param("outage", marks=pytest.mark.slow),
+    ],
+)
 def test_restart_of_etcd_loses_nothing_and_shows_no_empty_view(how, etcd, cast, recovered):
     [member] = etcd.members
     first = cast.register(etcd.endpoints, A)
@@ -164,6 +172,7 @@ def test_node_returns_when_its_key_is_deleted_by_somebody(etcd, cast, recovered)
 
 
 @pytest.mark.fault(54)
+@pytest.mark.slow
 def test_view_is_rebuilt_when_the_data_of_etcd_are_wiped(etcd, cast, recovered):
     [member] = etcd.members
     registrations = [cast.register(etcd.endpoints, address, ttl=3.0) for address in (A, B)]
