@@ -26,9 +26,9 @@ SHORT, LONG = 2.0, 10.0
 # A follower waits for a leader for one to two seconds, and once more if the votes are split.
 ELECTION = 4.0
 # A change while leaders live; and while they die: a request may hang (2 s), and is sent again after
-# a pause (2 s). The rest is for a busy machine.
+# a pause (2 s), by when the next leader may be dead. The rest is for a busy machine.
 CALM = 0.1 + 2.9
-BOUND = ELECTION + 2.0 + 2.0 + 4.0
+BOUND = 2 * ELECTION + 2.0 + 2.0 + 4.0
 # etcd begins to count anew with each leader, a second later, and looks twice a second.
 SILENT = ELECTION + 1.0 + SHORT + 0.5 + 3.0
 # A grant whose answer went down with a leader leaves a lease without keys, which nobody knows.
