@@ -4,6 +4,8 @@ Whoever waits and finds nobody reading reads for all, and hands that on when its
 """
 
 import socket
+from collections import deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from select import POLLIN, POLLOUT
 from threading import Lock, RLock
@@ -25,7 +27,7 @@ from rpc_proto import (
     LocalProtocolError,
     State,
 )
-from rpc_proto.context import ambient_call
+from rpc_proto.context import ambient_call, inherit
 from rpc_proto.frames import Flag
 
 from .channel import EARLY, LONGEST, Channel
@@ -144,6 +146,37 @@ class Client(SyncClient):
         if self._channel.unsent and call.flags & Flag.ONE_WAY:
             self._push(call.deadline)
         return call
+
+    def _begin_all(
+        self,
+        waiting: deque[tuple[Call, Any]],
+        calls: Iterable[tuple[Any, ...]],
+        method: str,
+        returns: Any,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> None:
+        self._check_owner()
+        now = monotonic()
+        connection = self._connection
+        deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
+        with self._lock:
+            if now - self._heard_at > _STALE and self._reader is None:
+                self._glance(now)
+            for args in calls:
+                waiter = _Waiter()
+                call = connection.start_call(
+                    method,
+                    args,
+                    now=now,
+                    deadline=deadline,
+                    metadata=metadata,
+                    returns=returns,
+                    waiter=waiter,
+                )
+                waiting.append((call, waiter))
+                if connection.outbound >= EARLY:
+                    self._flush()
 
     def _wait(self, call: Call, waiter: Any) -> CallCompleted:
         if waiter.event is None:

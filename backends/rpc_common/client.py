@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from rpc_proto import (
@@ -281,14 +282,20 @@ class SyncClient(ABC):
         call that fails raises, and the rest is given up.
         """
         waiting: deque[tuple[Call, Any]] = deque()
+        source = iter(calls)
         try:
-            for args in calls:
-                if len(waiting) >= in_flight:
-                    yield self._wait(*waiting.popleft()).value
-                call = self._begin(method, args, {}, returns, timeout, metadata, together=True)
-                waiting.append((call, call.waiter))
-            while waiting:
+            while True:
+                # Several at a time, if several have ended: that costs less for each.
+                several = tuple(islice(source, max(1, in_flight) - len(waiting)))
+                if several:
+                    self._begin_all(waiting, several, method, returns, timeout, metadata)
+                if not waiting:
+                    return
                 yield self._wait(*waiting.popleft()).value
+                for _ in range(in_flight // 4):
+                    if not waiting or waiting[0][1].event is None:
+                        break
+                    yield self._wait(*waiting.popleft()).value
         finally:
             for call, _ in waiting:
                 self._give_up(call)
@@ -346,6 +353,20 @@ class SyncClient(ABC):
         It leaves at once; one of several `together` when enough have come together, or when
         somebody waits.
         """
+
+    def _begin_all(
+        self,
+        waiting: "deque[tuple[Call, Any]]",
+        calls: Iterable[tuple[Any, ...]],
+        method: str,
+        returns: Any,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> None:
+        """Start calls of one method, each with these arguments; add them to those that wait."""
+        for args in calls:
+            call = self._begin(method, args, {}, returns, timeout, metadata, together=True)
+            waiting.append((call, call.waiter))
 
     @abstractmethod
     def _wait(self, call: Call, waiter: Any) -> CallCompleted:
