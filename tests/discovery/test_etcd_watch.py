@@ -483,6 +483,33 @@ def test_answer_to_a_probe_confirms_the_view():
     assert machine.age(now) == 0.0
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        Watched(header(20), canceled=True, compacted=20),
+        Watched(header(5)),  # of another store
+        Watched(header(11), canceled=True, reason="etcdserver: invalid auth token"),
+    ],
+    ids=["compacted", "another store", "login is over"],
+)
+def test_answer_to_a_probe_is_not_taken_for_a_listing_when_the_watch_ended_meanwhile(end):
+    machine = make(user="alice", password="secret")
+    machine.result(asked(machine).id, Authenticated("token"), 0.0)
+    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    watch = asked(machine).id
+    machine.message(watch, Watched(header(), created=True), 0.0)
+    now = go_on(machine)
+    probe = asked(machine)
+    machine.message(watch, end, now + 0.1)
+    assert {watch, probe.id} <= set(machine.operations_to_cancel())
+    machine.result(probe.id, Ranged(header(20), []), now + 0.2)
+    assert (machine.listings, machine.ignored) == (1, 1)
+    assert addresses(machine) == [A]
+    while machine.next_timeout() is not None and machine.next_timeout() < now + 60.0:
+        go_on(machine)
+    assert addresses(machine) == [A]
+
+
 def test_answer_to_a_probe_may_be_older_than_what_the_watch_said_meanwhile():
     machine, watch = watching(kv(A))
     now = go_on(machine)

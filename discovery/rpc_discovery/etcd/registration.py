@@ -109,8 +109,7 @@ class EtcdRegistration(EtcdUser):
             self._stops_at = now + limit
             self._backoff_until = None
             if self._asked is not None and not isinstance(self._asked.question, Grant):
-                self._dropped.append(self._asked.id)
-                self._asked = None
+                self._drop_question()
         return self._finish(now)
 
     # What to do
@@ -213,6 +212,4 @@ class EtcdRegistration(EtcdUser):
             self._ended = []
             self.lease = 0
             self._backoff_until = None
-            if self._asked is not None:
-                self._dropped.append(self._asked.id)
-                self._asked = None
+            self._drop_question()

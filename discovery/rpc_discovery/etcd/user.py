@@ -186,9 +186,7 @@ class EtcdUser(ABC):
         if not self.failures:
             where = f"{self.endpoint}: " if len(self.endpoints) > 1 else ""
             self._events.append(RegistryFailed(self.name, f"{where}{error}"))
-        if self._asked is not None:
-            self._dropped.append(self._asked.id)
-            self._asked = None
+        self._drop_question()
         self.error = f"{self.endpoint}: {error}"
         self.failed_operations += 1
         longest = _LONGEST_REFUSED if refused else _LONGEST_BACKOFF
@@ -196,6 +194,12 @@ class EtcdUser(ABC):
         self._backoff_until = now + max(_SHORTEST_PAUSE, longest * self._rng())
         self.failures += 1
         self._place = (self._place + 1) % len(self.endpoints)
+
+    def _drop_question(self) -> None:
+        """Forget what was asked: its answer would be taken for that to another question."""
+        if self._asked is not None:
+            self._dropped.append(self._asked.id)
+            self._asked = None
 
     def _refuse(self, question: Question, error: str, code: int, now: float) -> None:
         """Take an error that came in place of an answer."""

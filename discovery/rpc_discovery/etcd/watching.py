@@ -271,6 +271,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
     def _close_watch(self) -> None:
         if self._watch is not None:
             self._dropped.append(self._watch.id)
+            self._drop_question()  # which was a probe of it
         self._watch, self._watching, self._same = None, False, False
 
     def _next_probe(self, now: float) -> float:
