@@ -520,13 +520,14 @@ def test_answer_to_a_probe_may_be_older_than_what_the_watch_said_meanwhile():
     assert machine.listings == 1
 
 
-def test_watch_that_says_nothing_of_a_store_that_changes_is_taken_up_again():
+@pytest.mark.parametrize("said", [header(99), header(10, term=3)], ids=["revision", "term"])
+def test_watch_that_says_nothing_of_a_store_that_changes_is_taken_up_again(said):
     machine, _ = watching(kv(A))
     now = 0.0
     while not machine.operations_to_cancel():
         now = go_on(machine)
         for operation in machine.operations_to_send():
-            machine.result(operation.id, Ranged(header(99), []), now)
+            machine.result(operation.id, Ranged(said, []), now)
     assert 60.0 < now < 66.0
     assert machine.stale_since is None
     assert asked(machine).question == Range(kv(A).key, revision=10)

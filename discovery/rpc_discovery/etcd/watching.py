@@ -29,7 +29,9 @@ __all__ = ["EtcdWatch"]
 _PAGE = 500  # keys in one answer
 _MOST_KEYS = 100_000
 _WAVE = 0.1  # seconds from one view to the next
-_SILENCE = 60.0  # seconds after which a watch that ought to have been told of something is suspect
+# Seconds after which a watch is suspect that ought to have been told of something, or of whose
+# leader it has not heard.
+_SILENCE = 60.0
 
 
 class EtcdWatch(ViewKeeper, EtcdUser):
@@ -92,6 +94,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         self._watching = False  # whether the watch has said that it is there
         self._watch_until = 0.0  # when it has to have said so
         self._heard_at = now  # of the watch
+        self._heard_term = 0
         self._probe_at = now
         self._confirmed_at = -inf
         # The view
@@ -190,7 +193,9 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         else:
             self._confirmed_at = now
             self._probe_at = self._next_probe(now)
-            if answer.header.revision > self.revision and now - self._heard_at > _SILENCE:
+            # In another term the store may be another one that happens to have the same revision.
+            later = (answer.header.revision, answer.header.term) > (self.revision, self._heard_term)
+            if later and now - self._heard_at > _SILENCE:
                 self._close_watch()  # and take it up again: its connection may be dead
 
     def _accepts(self, question: Question, code: int, error: str) -> bool:
@@ -231,6 +236,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
             self._begin_anew()
             return
         self._heard_at = self._confirmed_at = now
+        self._heard_term = header.term
         self._probe_at = self._next_probe(now)
         if message.created and not self._watching:
             self._watching = True
