@@ -310,18 +310,53 @@ def test_service_that_comes_gets_a_key_and_one_that_goes_loses_it():
     assert machine.registered(2.0) == [URL]
 
 
-def test_write_without_an_answer_is_repeated_and_one_that_is_not_wanted_undone():
+def ask_on(machine):
+    """The next question that is no renewal."""
+    while True:
+        wait(machine)
+        operation = asked(machine)
+        if not isinstance(operation.question, KeepAlive):
+            return operation
+        machine.result(operation.id, KeptAlive(HEADER, 9), machine._asked_at)
+
+
+def test_write_without_an_answer_is_repeated():
+    machine = registered()
+    machine.update(1.0, weight=2.0)
+    operation = asked(machine)
+    machine.failed(operation.id, "no answer", 3.0)
+    assert ask_on(machine).question == operation.question
+    assert operation.question.lease == 5
+
+
+@pytest.mark.parametrize("services", [["Arith"], ["Arith", "Time"]])
+@pytest.mark.parametrize("code", [None, 0, 14])
+def test_write_without_an_answer_that_may_come_late_undoes_nothing(services, code):
     machine = registered()
     machine.update(1.0, services=["Arith", "Log"])
     operation = asked(machine)
-    machine.failed(operation.id, "no answer", 3.0)
-    machine.update(3.0, services=["Arith"])
-    wait(machine)
-    if machine._asked is not None and isinstance(machine._asked.question, KeepAlive):
-        answer(machine, KeptAlive(HEADER, 9), 3.1)
-    question = asked(machine).question
-    assert [key for key, _ in question.puts] == [KEY]
-    assert question.deletes == (b"/rpc/Log/tcp://a:1",)
+    if code is None:
+        machine.handle_timeout(4.0)
+    else:
+        machine.failed(operation.id, "no answer", 4.0, code)
+    machine.update(4.0, services=services)
+    granting = ask_on(machine)
+    assert granting.question == Grant(9)
+    now = machine._asked_at
+    machine.result(granting.id, Granted(HEADER, 6, 9), now)
+    writing = asked(machine)
+    assert len(writing.question.puts) == len(services)
+    assert (writing.question.deletes, writing.question.lease) == ((), 6)
+    machine.result(writing.id, Written(HEADER), now)
+    assert asked(machine).question == Revoke(5)
+
+
+def test_write_that_was_refused_needs_no_other_lease():
+    machine = registered()
+    machine.update(1.0, weight=2.0)
+    machine.failed(asked(machine).id, "etcdserver: permission denied", 1.5, 7)
+    machine.update(2.0, weight=3.0)
+    assert ask_on(machine).question.lease == 5
 
 
 def test_many_services_are_written_in_parts_that_etcd_takes():

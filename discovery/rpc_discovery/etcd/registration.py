@@ -9,8 +9,11 @@ from rpc_discovery.nodes import Node
 
 from .keys import keys_of
 from .operations import (
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
     NOT_FOUND,
     PERMISSION_DENIED,
+    UNAUTHENTICATED,
     Answer,
     Grant,
     Granted,
@@ -29,6 +32,8 @@ __all__ = ["USUAL_TTL", "EtcdRegistration"]
 USUAL_TTL = 10.0  # seconds
 _MOST_WRITES = 100  # keys in one transaction; etcd allows 128
 _MOST_LEASES = 4  # that wait for their end
+# With these etcd says that it has not done what was asked.
+_NOT_DONE = (INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED)
 
 
 class EtcdRegistration(EtcdUser):
@@ -68,6 +73,8 @@ class EtcdRegistration(EtcdUser):
         # What hangs on the lease as far as we know: b"" where only an answer that did not come
         # would tell.
         self._known: dict[bytes, bytes] = {}
+        # Writes on the lease that had no answer: they may yet be done, behind later ones.
+        self._unanswered: set[Write] = set()
         self._ended: list[int] = []  # leases to revoke, lest a late write hangs a key on them
         self._stops_at: float | None = None
         self._finish(now)
@@ -118,7 +125,7 @@ class EtcdRegistration(EtcdUser):
         if self._stops_at is not None:
             self._let_go()
             return Revoke(self._ended[0]) if self._ended else None
-        if self.lease and now >= self._lease_until:
+        if self.lease and (now >= self._lease_until or self._may_be_undone()):
             self._let_go()
         if not self.lease:
             return Grant(ceil(self.ttl))
@@ -141,6 +148,15 @@ class EtcdRegistration(EtcdUser):
             known[key] = b""
         return Write(tuple(puts), tuple(deletes), self.lease)
 
+    def _may_be_undone(self) -> bool:
+        """Whether a late write could undo what is wanted now; on a lease that ended it cannot."""
+        wanted = self._wanted
+        return any(
+            any(wanted.get(key) != value for key, value in write.puts)
+            or any(key in wanted for key in write.deletes)
+            for write in self._unanswered
+        )
+
     def _take(self, question: Question, answer: Answer, now: float) -> None:
         if isinstance(question, Grant):
             assert isinstance(answer, Granted)
@@ -148,6 +164,7 @@ class EtcdRegistration(EtcdUser):
                 raise ValueError(f"lease {answer.lease} of {answer.ttl} s is none")
             self.lease = answer.lease
             self._known = {}
+            self._unanswered = set()
             self._look_at = now + answer.ttl
             self._renewed(answer.ttl)
         elif isinstance(question, KeepAlive):
@@ -180,6 +197,16 @@ class EtcdRegistration(EtcdUser):
             self._lost()
             return True
         return False
+
+    def _refuse(self, question: Question, error: str, code: int, now: float) -> None:
+        if isinstance(question, Write) and code not in _NOT_DONE:
+            self._unanswered.add(question)
+        super()._refuse(question, error, code, now)
+
+    def _drop_question(self) -> None:
+        if self._asked is not None and isinstance(self._asked.question, Write):
+            self._unanswered.add(self._asked.question)
+        super()._drop_question()
 
     def _fail(self, error: str, now: float, refused: bool = False) -> None:
         super()._fail(error, now, refused)
