@@ -123,21 +123,20 @@ class BalancedClient(BalancedBase):
                     return value
                 return (await self._persist(whole, request, pause)).value
         request = Request(method, args, kwargs, returns, metadata)
-        return await self._call(request, timeout, started, key, node, idempotent, hedge)
+        return await self._call(
+            request,
+            timeout=timeout,
+            started=started,
+            key=key,
+            node=node,
+            idempotent=idempotent,
+            hedge=hedge,
+        )
 
-    async def _call(
-        self,
-        request: Request,
-        timeout: float | None,
-        started: float,
-        key: str | None = None,
-        node: str | None = None,
-        idempotent: bool | None = None,
-        hedge: bool = False,
-    ) -> Any:
-        whole = self._begin(request, timeout, started, key, node, idempotent)
+    async def _call(self, request: Request, *, hedge: bool = False, **how: Any) -> Any:
+        whole = self._begin(request, **how)
         if hedge:
-            check_hedge(node, idempotent)
+            check_hedge(whole.node, how.get("idempotent"))
             return (await self._hedge(whole, request)).value
         return (await self._persist(whole, request)).value
 

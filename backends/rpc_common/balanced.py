@@ -196,17 +196,8 @@ class BalancedBase(ABC):
         """Call "Service.method" on one of the nodes."""
 
     @abstractmethod
-    def _call(
-        self,
-        request: Request,
-        timeout: float | None,
-        started: float,
-        key: str | None = None,
-        node: str | None = None,
-        idempotent: bool | None = None,
-        hedge: bool = False,
-    ) -> Any:
-        """Make a call with the options that `call` takes for itself."""
+    def _call(self, request: Request, *, hedge: bool = False, **how: Any) -> Any:
+        """Make a call with the options that `call` takes for itself; for `how` see `_begin`."""
 
     def _prepare(self) -> None:  # noqa: B027 - not all need it
         """Set up what the runtime needs."""

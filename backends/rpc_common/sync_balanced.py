@@ -144,25 +144,24 @@ class SyncBalancedClient(BalancedBase):
                             target.errors = 0
                             self._pool.ended_well += 1
                     return value
-                return (self._persist(whole, request, pause)).value
+                return self._persist(whole, request, pause).value
         request = Request(method, args, kwargs, returns, metadata)
-        return self._call(request, timeout, started, key, node, idempotent, hedge)
+        return self._call(
+            request,
+            timeout=timeout,
+            started=started,
+            key=key,
+            node=node,
+            idempotent=idempotent,
+            hedge=hedge,
+        )
 
-    def _call(
-        self,
-        request: Request,
-        timeout: float | None,
-        started: float,
-        key: str | None = None,
-        node: str | None = None,
-        idempotent: bool | None = None,
-        hedge: bool = False,
-    ) -> Any:
-        whole = self._begin(request, timeout, started, key, node, idempotent)
+    def _call(self, request: Request, *, hedge: bool = False, **how: Any) -> Any:
+        whole = self._begin(request, **how)
         if hedge:
-            check_hedge(node, idempotent)
-            return (self._hedge(whole, request)).value
-        return (self._persist(whole, request)).value
+            check_hedge(whole.node, how.get("idempotent"))
+            return self._hedge(whole, request).value
+        return self._persist(whole, request).value
 
     def request(
         self,
