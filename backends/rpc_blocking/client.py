@@ -4,15 +4,14 @@ Whoever waits and finds nobody reading reads for all, and hands that on when its
 """
 
 import socket
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from select import POLLIN, POLLOUT
 from threading import Lock, RLock
 from time import monotonic
 from typing import Any, Self
 
-from rpc_common.client import Dialling, SyncClient, outcome, refusal
+from rpc_common.client import Dialling, SyncClient, Waiting, outcome, refusal
 from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -134,28 +133,22 @@ class Client(SyncClient):
 
     # Calls
 
-    def _begin(self, *what: Any, together: bool = False) -> Call:
+    def _begin(self, *what: Any) -> Call:
         self._check_owner()
         now = monotonic()
         with self._lock:
             if now - self._heard_at > _STALE and self._reader is None:
                 self._glance(now)
             call = self._start(now, _Waiter(), *what)
-            if not together or self._connection.outbound >= EARLY:
-                self._flush()
+            self._flush()
         if self._channel.unsent and call.flags & Flag.ONE_WAY:
             self._push(call.deadline)
         return call
 
     def _begin_all(
-        self,
-        waiting: deque[tuple[Call, Any]],
-        calls: Iterable[tuple[Any, ...]],
-        method: str,
-        returns: Any,
-        timeout: float | None,
-        metadata: Mapping[str, str] | None,
+        self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
     ) -> None:
+        returns, timeout, metadata = options
         self._check_owner()
         now = monotonic()
         connection = self._connection

@@ -138,6 +138,9 @@ class Pending:
         self._client._give_up(self._call)
 
 
+Waiting = deque[tuple[Call, Any]]  # calls that were started, each with its waiter
+
+
 class SyncClient(ABC):
     """A connection to one server; `Client.connect(address)` makes it."""
 
@@ -281,7 +284,7 @@ class SyncClient(ABC):
         At most `in_flight` calls are on their way at a time; requests leave together. The first
         call that fails raises, and the rest is given up.
         """
-        waiting: deque[tuple[Call, Any]] = deque()
+        waiting: Waiting = deque()
         source = iter(calls)
         try:
             while True:
@@ -347,26 +350,18 @@ class SyncClient(ABC):
         )
 
     @abstractmethod
-    def _begin(self, *what: Any, together: bool = False) -> Call:
-        """Start a call (see `_start`), with a waiter that gets its last event.
+    def _begin(self, *what: Any) -> Call:
+        """Start a call (see `_start`), whose waiter gets its last event; it leaves at once."""
 
-        It leaves at once; one of several `together` when enough have come together, or when
-        somebody waits.
-        """
-
+    @abstractmethod
     def _begin_all(
-        self,
-        waiting: "deque[tuple[Call, Any]]",
-        calls: Iterable[tuple[Any, ...]],
-        method: str,
-        returns: Any,
-        timeout: float | None,
-        metadata: Mapping[str, str] | None,
+        self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
     ) -> None:
-        """Start calls of one method, each with these arguments; add them to those that wait."""
-        for args in calls:
-            call = self._begin(method, args, {}, returns, timeout, metadata, together=True)
-            waiting.append((call, call.waiter))
+        """Start calls of one method, each with these arguments; add them to those that wait.
+
+        They leave when enough have come together, or when somebody waits. `options` are what
+        `_start` takes behind the arguments: `returns`, `timeout` and `metadata`.
+        """
 
     @abstractmethod
     def _wait(self, call: Call, waiter: Any) -> CallCompleted:

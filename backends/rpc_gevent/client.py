@@ -1,12 +1,13 @@
 """The gevent client: one connection, any number of greenlets at once."""
 
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Self
 
 from gevent import Timeout, get_hub, getcurrent, socket
 from gevent.event import AsyncResult, Event
 
-from rpc_common.client import Dialling, Reply, SyncClient, outcome, refusal
+from rpc_common.client import Dialling, Reply, SyncClient, Waiting, outcome, refusal
 from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -158,6 +159,13 @@ class Client(SyncClient):
         else:
             link.wrote()
         return call
+
+    def _begin_all(
+        self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
+    ) -> None:
+        for args in calls:
+            call = self._begin(method, args, {}, *options, together=True)
+            waiting.append((call, call.waiter))
 
     def _wait(self, call: Call, waiter: Any) -> CallCompleted:
         if waiter.event is None:
