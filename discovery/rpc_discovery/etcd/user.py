@@ -18,7 +18,6 @@ from .operations import (
     Authenticated,
     Operation,
     Question,
-    Watch,
     Watched,
 )
 
@@ -162,10 +161,6 @@ class EtcdUser(ABC):
         """Whether an error of etcd is as good as an answer, which is then taken."""
         return False
 
-    def _streams(self, operation: Operation, now: float) -> None:
-        """Take note that a watch is sent."""
-        raise NotImplementedError  # who sends none is not told of one
-
     def _also_at(self) -> float | None:
         """Return when something else is due."""
         return None
@@ -248,10 +243,7 @@ class EtcdUser(ABC):
             self._serial, self.endpoint, question, self._timeout, self._token or ""
         )
         self._outbox.append(operation)
-        if isinstance(question, Watch):
-            self._streams(operation, now)
-        else:
-            self._asked, self._asked_at = operation, now
+        self._asked, self._asked_at = operation, now
 
     def _gives_up_at(self) -> float:
         assert self._asked is not None

@@ -168,9 +168,13 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         leased = [(entry.revision, key) for key, entry in self._entries.items() if entry.lease]
         return max(leased)[1] if leased else None
 
-    def _streams(self, operation: Operation, now: float) -> None:
-        self._watch, self._watching = operation, False
-        self._watch_until = now + operation.timeout
+    def _ask(self, question: Question, now: float) -> None:
+        super()._ask(question, now)
+        operation = self._asked
+        if operation is not None and isinstance(operation.question, Watch):
+            self._asked = None  # what it says are messages, no answer
+            self._watch, self._watching = operation, False
+            self._watch_until = now + operation.timeout
 
     # Answers
 
