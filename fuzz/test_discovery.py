@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fuzz.strategies import EXAMPLES, spread
-from rpc_discovery import Node, Registration, RegistryWatch, ViewChanged
+from rpc_discovery import Node, Registration, RegistryWatch
 from rpc_discovery.registry import Registry
-from support.cluster import Cluster, ask, seen, truth
+from support.cluster import Cluster, added_up, ask, seen, truth
 
 TTL = 30.0
 GRACE = 30.0
@@ -191,15 +191,7 @@ class Discovery(RuleBasedStateMachine):
     @invariant()
     def events_add_up_to_the_view(self) -> None:
         for name, watch in self.cluster.watches.items():
-            nodes: dict[str, Node] = {}
-            for event in self.cluster.events[name]:
-                if isinstance(event, ViewChanged):
-                    for node in event.removed:
-                        assert nodes.pop(node.address) == node
-                    for node in event.added:
-                        assert node.address not in nodes
-                        nodes[node.address] = node
-            assert nodes == seen(watch)
+            assert added_up(self.cluster.events[name]) == seen(watch)
 
     # The end of all things
 

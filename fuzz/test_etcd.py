@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fuzz.strategies import EXAMPLES, spread
-from rpc_discovery import Node, ViewChanged
+from rpc_discovery import Node
+from support.cluster import added_up
 from support.fake_etcd import URLS, World, held, seen
 
 TTL = 10.0
@@ -164,15 +165,8 @@ class Etcd(RuleBasedStateMachine):
     @invariant()
     def events_add_up_to_the_view(self) -> None:
         for name in ("all", "arith"):
-            nodes: dict[str, Node] = {}
-            for event in self.world.events[name]:
-                if isinstance(event, ViewChanged):
-                    for node in event.removed:
-                        assert nodes.pop(node.address) == node
-                    for node in event.added:
-                        assert node.address not in nodes
-                        nodes[node.address] = node
-            assert nodes == {node.address: node for node in self.world.actors[name].view}
+            shown = {node.address: node for node in self.world.actors[name].view}
+            assert added_up(self.world.events[name]) == shown
 
     # The end of all things
 

@@ -2,12 +2,12 @@
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from rpc_discovery import HttpRequest, Node, Registration, RegistryWatch
+from rpc_discovery import HttpRequest, Node, Registration, RegistryWatch, ViewChanged
 from rpc_discovery.registry import Registry
 from rpc_proto.http import HttpError, Promise, Request, Response
 
@@ -213,3 +213,16 @@ def truth(cluster: Cluster) -> dict[str, Node]:
 
 def seen(watch: RegistryWatch) -> dict[str, Node]:
     return {node.address: node for node in watch.view}
+
+
+def added_up(events: Iterable[object]) -> dict[str, Node]:
+    """Return the nodes that events of a view leave; none comes twice, or goes but never came."""
+    nodes: dict[str, Node] = {}
+    for event in events:
+        if isinstance(event, ViewChanged):
+            for node in event.removed:
+                assert nodes.pop(node.address) == node
+            for node in event.added:
+                assert node.address not in nodes
+                nodes[node.address] = node
+    return nodes
