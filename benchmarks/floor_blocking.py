@@ -1,7 +1,8 @@
 """The floor: echo with a 4-byte length and msgpack on blocking sockets and threads, no RPC at all.
 
-A thread for each connection on both sides. With more than one message in flight the client sends
-the next ones together whenever answers came, as a pipelined program does.
+What is left is what any program pays on this runtime: a thread for each connection on both sides.
+Several messages in flight are a pipeline, as `call_many` is: it takes messages one by one from
+whoever has them, sends those together for which there is room, and yields the answers one by one.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+from itertools import islice, repeat, takewhile
 
 import msgpack
 
@@ -66,6 +68,22 @@ class _Framed:
         else:
             self.sock.sendall(b"".join(out))
 
+    def echo_many(self, messages, in_flight):
+        """Yield the answers to the messages, of which at most so many are on their way."""
+        waiting = 0
+        while True:
+            batch = list(islice(messages, in_flight - waiting))
+            if batch:
+                self.send(batch)
+                waiting += len(batch)
+            if not waiting:
+                return
+            answers = self.receive()
+            if not answers:
+                raise ConnectionError("the server went away")
+            waiting -= len(answers)
+            yield from answers
+
 
 def _echo(sock):
     framed = _Framed(sock)
@@ -101,13 +119,8 @@ def load(address, *, connections, in_flight, payload, seconds):
         counts.append(count)
 
     def pipelined(client):
-        count = 0
-        client.send([payload] * in_flight)
-        while time.monotonic() < stop:
-            messages = client.receive()
-            count += len(messages)
-            client.send([payload] * len(messages))
-        counts.append(count)
+        messages = takewhile(lambda _: time.monotonic() < stop, repeat(payload))
+        counts.append(sum(1 for _ in client.echo_many(messages, in_flight)))
 
     caller = lone if in_flight == 1 else pipelined
     threads = [threading.Thread(target=caller, args=(client,)) for client in framed]

@@ -2,7 +2,8 @@
 
 Each measurement is a fresh server process on one core and a fresh client process on another.
 Rounds go through all contenders in shuffled order; what counts are the medians and the ratios of
-medians within this run, not the absolute figures: machines are shared and noisy.
+medians within this run, not the absolute figures: machines are shared and noisy. So it is with the
+CPU time of both processes for each call, kernel included, in microseconds (W4: for each MiB).
 
     python benchmarks/run.py                      all workloads, 5 rounds
     python benchmarks/run.py --rounds 3 --seconds 1 W1 W2
@@ -17,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 
 WORKLOADS = {
     "W1": ("one call at a time, 32-byte text", "calls/s", 1, 1, 32),
@@ -65,9 +67,18 @@ def _child(role, module, loop, arguments):
     load = json.loads(arguments)
     size = load.pop("size")
     load["payload"] = "x" * size if size < 65536 else bytes(size)
-    address, warm_up = load.pop("address"), load.pop("warm_up")
+    address, warm_up, server = load.pop("address"), load.pop("warm_up"), load.pop("server")
     _run(contender.load(address, **{**load, "seconds": warm_up}), loop)
-    print(json.dumps(_run(contender.load(address, **load), loop)))
+    before = _cpu_time(server)
+    result = _run(contender.load(address, **load), loop)
+    print(json.dumps([*result, _cpu_time(server) - before]))
+
+
+def _cpu_time(server):
+    """Return the seconds of CPU time that the server and this process have used."""
+    with open(f"/proc/{server}/stat") as file:
+        user, system = file.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + time.process_time()
 
 
 def _measure(name, workload, seconds):
@@ -86,6 +97,7 @@ def _measure(name, workload, seconds):
             "size": size,
             "seconds": seconds,
             "warm_up": 0.3,
+            "server": server.pid,
         }
         client = subprocess.run(
             [*command, "load", module, loop, json.dumps(load)],
@@ -97,8 +109,10 @@ def _measure(name, workload, seconds):
     finally:
         server.kill()
         server.communicate()
-    count, elapsed = json.loads(client.stdout)
-    return count * size / 2**20 / elapsed if unit == "MiB/s" else count / elapsed
+    count, elapsed, cpu = json.loads(client.stdout)
+    if unit == "MiB/s":
+        count *= size / 2**20
+    return count / elapsed, cpu / count * 1e6
 
 
 def main():
@@ -112,7 +126,7 @@ def main():
     parser.add_argument("--only", help="asyncio, uvloop, gevent, blocking or rpyc")
     options = parser.parse_args()
     print(f"CPython {sys.version.split()[0]}; medians of {options.rounds} rounds", end=" ")
-    print(f"of {options.seconds:g} s; ratio to the one before")
+    print(f"of {options.seconds:g} s; ratio to the one before; CPU time, and its ratio")
     for workload in options.workloads or WORKLOADS:
         title, unit = WORKLOADS[workload][:2]
         print(f"{workload} {title}, {unit}")
@@ -121,18 +135,24 @@ def main():
             for name, (module, loop, _, workloads, _) in CONTENDERS.items()
             if workload in workloads and (options.only or "") in (loop or module)
         ]
-        rates = {name: [] for name in names}
+        measured = {name: [] for name in names}
         for _ in range(options.rounds):
             for name in random.sample(names, len(names)):
-                rates[name].append(_measure(name, workload, options.seconds))
-        medians = {name: statistics.median(rates[name]) for name in names}
+                measured[name].append(_measure(name, workload, options.seconds))
+        medians = {
+            name: [statistics.median(row) for row in zip(*measured[name], strict=True)]
+            for name in names
+        }
         for name in names:
             _, _, base, _, goals = CONTENDERS[name]
-            line = f"   {name:18}{medians[name]:12,.0f}"
+            rate, cpu = medians[name]
             if base in medians:
+                base_rate, base_cpu = medians[base]
                 goal = goals.get(workload, TARGETS[workload])
-                line += f"{medians[name] / medians[base]:8.2f}   goal {goal:.2f}"
-            print(line, flush=True)
+                ratio = f"{rate / base_rate:8.2f}   goal {goal:.2f}{cpu:10.1f}{base_cpu / cpu:8.2f}"
+            else:
+                ratio = f"{cpu:29.1f}"
+            print(f"   {name:18}{rate:12,.0f}{ratio}", flush=True)
 
 
 if __name__ == "__main__":
