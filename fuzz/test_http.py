@@ -64,9 +64,10 @@ class Site:
         """Let time pass, with every wake-up on the way."""
         while (at := self.server.next_timeout()) is not None and at <= time:
             self.now = max(self.now, at)
-            self.take(self.server.handle_timeout(self.now))
+            events = self.server.handle_timeout(self.now)
             later = self.server.next_timeout()
             assert later is None or later > self.now
+            self.take(events)  # and write, for which the next request may wait
         self.now = max(self.now, time)
 
     def take(self, events: list[Event]) -> None:
