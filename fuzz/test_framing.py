@@ -217,11 +217,10 @@ def copied_by(reader: FrameReader, pieces: list[bytes]) -> int:
     held: Any = None
     for piece in pieces:
         reader.feed(piece)
-        if reader._partial is held:
-            copied += len(piece)
-        else:
-            held = reader._partial
-            copied += len(held) + len(piece)
+        copied += len(piece) + len(reader._prefix)
+        if reader._fields and reader._part is not held:
+            held = reader._part
+            copied += held.tell()
     return copied
 
 

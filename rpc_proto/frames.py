@@ -1,8 +1,9 @@
 """Frames: a 16-byte prefix, then header, then body (docs/protocol.md, "Frames")."""
 
 from enum import IntEnum
+from io import BytesIO
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["BYTES", "PREFIX_SIZE", "Flag", "Frame", "FrameReader", "FrameType", "encode_prefix"]
 
@@ -70,24 +71,40 @@ class FrameReader:
     A violation stops it: `error` then says what was wrong, and `feed` gives nothing more.
     """
 
-    __slots__ = ("_missing", "_partial", "error", "max_body", "max_header")
+    __slots__ = (
+        "_fields",
+        "_lacking",
+        "_later",
+        "_part",
+        "_prefix",
+        "error",
+        "max_body",
+        "max_header",
+    )
 
     def __init__(self, max_header: int, max_body: int) -> None:
         self.max_header = max_header
         self.max_body = max_body
         self.error: str | None = None
-        self._partial: bytes | bytearray = b""  # the start of a frame, its prefix already checked
-        self._missing = 0  # bytes that the frame in `_partial` still lacks; 0: prefix incomplete
+        self._prefix = b""  # the start of one
+        # The fields of a frame whose prefix has arrived, header and body once they are complete,
+        # and what there is of the next of these. It grows in place, so that what trickles in costs
+        # linear time; never holds more than has arrived, whatever length the prefix announced; and
+        # is given away without a copy.
+        self._fields: list[Any] = []
+        self._lacking = 0  # bytes of that which are still to come
+        self._later = 0  # and of the body behind it, if it is the header
+        self._part: BytesIO
 
     @property
     def missing(self) -> int:
         """Bytes still to come of a frame whose prefix has arrived; 0 between frames."""
-        return self._missing
+        return self._lacking + self._later
 
     @property
     def mid_frame(self) -> bool:
         """Whether the stream would be cut inside a frame if it ended now."""
-        return bool(self._partial)
+        return bool(self._fields or self._prefix)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Take the next bytes and return the frames that they complete, in order.
@@ -97,25 +114,20 @@ class FrameReader:
         if self.error is not None:
             return []
         frames: list[Frame] = []
-        if self._partial:
-            if self._missing:
-                # A bytearray grows in place, so a body that trickles in costs linear time; it
-                # never holds more than has arrived, whatever length the prefix announced.
-                if type(self._partial) is not bytearray:
-                    self._partial = bytearray(self._partial)
-                if len(data) < self._missing:
-                    self._partial += data
-                    self._missing -= len(data)
-                    return frames
-                view = memoryview(data)
-                self._partial += view[: self._missing]
-                data = view[self._missing :]
-                frames.append(_split(self._partial))
-                self._partial = b""
-                self._missing = 0
-            else:
-                data = b"".join((self._partial, data))
-                self._partial = b""
+        if self._fields:
+            if len(data) < self._lacking:
+                self._part.write(data)
+                self._lacking -= len(data)
+                return frames
+            data = self._complete(data)
+            if len(self._fields) < 5:
+                return frames
+            kind, flags, call_id, header, body = self._fields
+            frames.append((kind, flags, call_id, header, body))
+            self._fields = []
+        elif self._prefix:
+            data = b"".join((self._prefix, data))
+            self._prefix = b""
         if type(data) is not bytes:
             data = data.tobytes() if type(data) is memoryview else bytes(data)
         start = 0
@@ -137,8 +149,11 @@ class FrameReader:
             body_start = start + PREFIX_SIZE + header_size
             stop = body_start + body_size
             if stop > end:
-                self._missing = stop - end
-                break
+                self._fields = [kind, flags, call_id]
+                self._part = BytesIO()
+                self._lacking, self._later = header_size, body_size
+                self._complete(data[start + PREFIX_SIZE :])
+                return frames
             frames.append(
                 (
                     kind,
@@ -150,8 +165,23 @@ class FrameReader:
             )
             start = stop
         if start < end:
-            self._partial = data[start:]
+            self._prefix = data[start:]
         return frames
+
+    def _complete(self, data: bytes | bytearray | memoryview) -> memoryview:
+        """Add to the frame that is arriving; return what is behind it."""
+        view = memoryview(data)
+        while len(view) >= self._lacking:
+            self._part.write(view[: self._lacking])
+            view = view[self._lacking :]
+            self._fields.append(self._part.getvalue())
+            self._part = BytesIO()
+            self._lacking, self._later = self._later, 0
+            if len(self._fields) == 5:
+                return view
+        self._part.write(view)
+        self._lacking -= len(view)
+        return view[:0]
 
     def _check(self, kind: int, flags: int, header_size: int, body_size: int) -> str | None:
         if kind == 0x7B:  # an opening brace, so its lengths mean nothing
@@ -175,10 +205,3 @@ class FrameReader:
         if body_size and kind in _NO_BODY:
             return f"{name} with a body of {body_size} bytes; it has none"
         return None
-
-
-def _split(data: bytearray) -> Frame:
-    kind, flags, header_size, _, call_id = _decode_prefix(data)
-    body_start = PREFIX_SIZE + header_size
-    view = memoryview(data)
-    return kind, flags, call_id, bytes(view[PREFIX_SIZE:body_start]), bytes(view[body_start:])

@@ -277,10 +277,10 @@ def test_bytes_held_of_a_frame_are_never_copied_again_as_more_arrive() -> None:
     reader = FrameReader(16 * KIB, 16 * MIB)
     reader.feed(prefix(REQUEST, RAW, 0, MIB, 1))
     reader.feed(b"x")
-    held = reader._partial
+    held = reader._part
     for _ in range(1000):
         reader.feed(b"x" * KIB)
-        assert reader._partial is held
+        assert reader._part is held
     assert reader.missing == MIB - 1 - 1000 * KIB
 
 
