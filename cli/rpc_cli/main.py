@@ -10,7 +10,6 @@ from io import TextIOWrapper
 
 from rpc_proto import RpcError
 
-from .arguments import parse
 from .errors import FAILED, INTERRUPTED, PIPE_CLOSED, CommandError, explain
 
 __all__ = ["main"]
@@ -48,6 +47,9 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    # Here, where Ctrl-C is no traceback any more: to load it takes a while.
+    from .arguments import parse
+
     options = parse(argv)
     # Each is loaded only when it runs: most need no more than a part of the package.
     module = import_module(f".{options.command}", __package__)

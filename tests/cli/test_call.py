@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -167,3 +169,22 @@ def test_ctrl_c_is_clean_and_cancels_the_handler(run: Any, start: Any, server: s
     caller.signal(signal.SIGINT)
     assert caller.end() == (130, "", "")
     assert run("call", server, "Slow.outcome", '"interrupted"') == (0, '"cancelled"\n', "")
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_no_traceback() -> None:
+    program = """
+import signal, sys
+
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "asyncio":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Slow())
+from rpc_cli.main import main
+sys.exit(main(["call", "tcp://127.0.0.1:1", "A.b"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
