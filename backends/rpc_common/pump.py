@@ -155,8 +155,10 @@ def check_source(source: Any) -> None:
 
 
 def context_of(ssl: ssl_module.SSLContext | PemFiles | None) -> ssl_module.SSLContext | None:
-    """Return the context to use; OSError for files that are not good."""
+    """Return the context to use; OSError for files that are not good, ValueError for the rest."""
     if not isinstance(ssl, PemFiles):
+        if not (ssl is None or hasattr(ssl, "wrap_bio")):
+            raise ValueError(f"ssl must be an SSLContext, PemFiles or None, not {ssl!r:.80}")
         return ssl
     context = ssl_module.create_default_context(cafile=ssl.authority)
     if ssl.certificate is not None:
