@@ -17,6 +17,8 @@ from rpc_proto.http.client import Fetch
 __all__ = ["Pump", "check_source", "fetch"]
 
 _READ_SIZE = 64 * 1024
+# Seconds after which another address of a host is tried beside one that is silent (RFC 8305).
+_NEXT_ADDRESS = 0.25
 
 # A connection that may be used again, by its origin.
 Idle = dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]]
@@ -189,7 +191,12 @@ async def fetch(
         writer = None
     if writer is None:
         context = (ssl or ssl_module.create_default_context()) if where.has_tls else None
-        reader, writer = await asyncio.open_connection(where.host, where.port, ssl=context)
+        racing: dict[str, Any] = {}
+        if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):  # others may not have it
+            racing = {"happy_eyeballs_delay": _NEXT_ADDRESS}
+        reader, writer = await asyncio.open_connection(
+            where.host, where.port, ssl=context, **racing
+        )
     try:
         complete = False
         writer.write(what.data)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from rpc_common.registering import EtcdRegistering
 from rpc_discovery import EtcdDiscovery, PemFiles
 from rpc_discovery.etcd import EtcdWatch
 from rpc_discovery.etcd.operations import Grant, KeepAlive, Operation, Range, Watch
+from support.network import black_hole
 
 HERE = "http://127.0.0.1:1"
 SECURE = "https://127.0.0.1:1"
@@ -129,6 +131,38 @@ def test_files_that_are_not_there_are_refused_at_once(name, tmp_path, authority)
     ):
         with pytest.raises(FileNotFoundError):
             package.BalancedClient(EtcdDiscovery(SECURE, ssl=files))
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_ssl_that_is_no_context_is_refused_and_named(name):
+    package = import_module(f"rpc_{name}")
+    with pytest.raises(ValueError, match="ssl must be an SSLContext, PemFiles or None, not True"):
+        package.BalancedClient(EtcdDiscovery(SECURE, ssl=True))
+
+
+@needs_asyncio
+def test_host_with_an_address_that_is_silent_is_reached_at_the_next_one(etcd, monkeypatch):
+    from rpc_asyncio.pump import fetch
+    from rpc_proto.http.client import Fetch
+
+    port = etcd.members[0].port
+    asked = []
+
+    def look_up(host, *_, **__):
+        asked.append(host)
+        usual = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*usual, ("127.0.0.2", port)), (*usual, ("127.0.0.1", port))]
+
+    async def ask():
+        what = Fetch("GET", f"http://etcd.example:{port}/version")
+        async with asyncio.timeout(2.0):  # as much as a request has
+            await fetch(what)
+        return what.status
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with black_hole("127.0.0.2", port):
+        assert asyncio.run(ask()) == 200
+    assert asked == ["etcd.example"]
 
 
 # Processes: what is imported, forks, gevent
