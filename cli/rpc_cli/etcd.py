@@ -29,7 +29,7 @@ def etcd_settings(options: Namespace) -> dict[str, Any]:
     # To import gRPC takes longer than what most commands do.
     settings: dict[str, Any] = {"transport": "gateway"}
     if options.etcd_prefix is not None:
-        settings["prefix"] = options.etcd_prefix
+        settings["prefix"] = os.fsencode(options.etcd_prefix)  # which may be any bytes
     if options.etcd_user is not None:
         password = os.environ.get(ETCD_PASSWORD_VARIABLE)
         if not password:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -117,6 +118,14 @@ def test_nodes_in_etcd_are_called_and_shown(start: Any, here: Here, where: list[
     assert heading == ["ADDRESS", "SERVICES", "WEIGHT", "METADATA"]
     assert (row, number) == ([address, "Probe", "1"], ["1", "node"])
     assert "no nodes" in here("nodes", *where, "--service", "Nobody")[1]
+
+
+@needs_etcd
+def test_prefix_may_be_any_bytes(start: Any, etcd: Etcd, where: list[str]) -> None:
+    where = [*where[:-1], os.fsdecode(where[-1].encode() + b"-\xff")]
+    _, address = serve(start, where)
+    pairs = etcd.ctl("get", "--prefix", "--keys-only", "--hex", "/")
+    assert f"-\xff/Probe/{address}".encode("latin-1").hex() in pairs.replace("\\x", "")
 
 
 @needs_etcd
@@ -236,6 +245,7 @@ def test_what_is_no_etcd_is_one_line_and_code_1(here: Here, server: str) -> None
     ("arguments", "words"),
     [
         (["nodes", "--etcd", "tcp://h:1"], "must be http(s)://host:port, not 'tcp://h:1'"),
+        (["nodes", "--etcd", "http://h:99999"], "not 'http://h:99999': port must be from 1"),
         (["nodes", "--etcd", "http://h:1,http://h:1"], "an endpoint is given twice"),
         (["nodes", "--etcd", "http://h:1,"], "must be http(s)://host:port, not ''"),
         (["nodes", "--etcd=http://h:1", "--registry=http://h:2"], "not allowed with argument"),

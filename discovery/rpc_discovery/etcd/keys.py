@@ -25,9 +25,13 @@ class Entry:
 
 def parse_prefix(prefix: str | bytes) -> bytes:
     """Return the prefix of all keys; ValueError if it is no prefix."""
+    rule = f"prefix must be text or bytes, at most 256, not {prefix!r:.80}"
     if not isinstance(prefix, (str, bytes)) or len(prefix) > 256:
-        raise ValueError(f"prefix must be text or bytes, at most 256, not {prefix!r:.80}")
-    data = prefix.encode() if isinstance(prefix, str) else prefix
+        raise ValueError(rule)
+    try:
+        data = prefix.encode() if isinstance(prefix, str) else prefix
+    except UnicodeEncodeError:  # half a character
+        raise ValueError(rule) from None
     return data.rstrip(b"/")
 
 

@@ -56,8 +56,8 @@ class EtcdUser(ABC):
         if len(set(self.endpoints)) < len(self.endpoints):
             raise ValueError(f"an endpoint is given twice: {', '.join(self.endpoints)}")
         self.name = ", ".join(self.endpoints)  # in events
-        if (user is None) is not (password is None) or user == "":
-            raise ValueError("user and password go together, and user must not be empty")
+        if (user is None) is not (password is None) or user == "" or password == "":
+            raise ValueError("user and password go together, and neither must be empty")
         if not 0 < timeout <= 3600:
             raise ValueError(f"timeout must be from 0 to 3600 s, not {timeout!r}")
         self.prefix = parse_prefix(prefix)
@@ -259,9 +259,17 @@ def _is_about_tokens(code: int, error: str) -> bool:
 
 def parse_endpoint(url: str) -> str:
     """Return an endpoint as http(s)://host:port; ValueError names the value and the rule."""
-    parts = urlsplit(url if isinstance(url, str) and url.isprintable() else "")
-    if parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
-        raise ValueError(f"an endpoint must be http(s)://host:port, not {url!r:.80}")
+    rule = f"an endpoint must be http(s)://host:port, not {url!r:.80}"
+    try:
+        parts = urlsplit(url if isinstance(url, str) and url.isprintable() else "")
+    except ValueError:
+        raise ValueError(rule) from None
+    beside = (parts.path.removeprefix("/"), parts.query, parts.fragment)
+    if parts.scheme not in ("http", "https") or any(beside):
+        raise ValueError(rule)
     host = parts.netloc if parts.netloc.rpartition(":")[2].isdigit() else f"{parts.netloc}:2379"
-    where = parse_address(f"tcp://{host}")
+    try:
+        where = parse_address(f"tcp://{host}")
+    except ValueError as error:
+        raise ValueError(f"{rule}: {error}") from None
     return f"{parts.scheme}://{str(where).removeprefix('tcp://')}"
