@@ -1,6 +1,7 @@
 """A registration in etcd: one lease, the keys on it, and what becomes of them."""
 
 import json
+import re
 
 import pytest
 
@@ -103,6 +104,8 @@ def test_node_without_services_has_a_key_nevertheless():
         {"user": "alice"},
         {"password": "x"},
         {"user": "", "password": "x"},
+        {"user": "alice", "password": ""},
+        {"prefix": "\udcff"},
         {"prefix": 5},
         {"prefix": "x" * 257},
     ],
@@ -110,6 +113,15 @@ def test_node_without_services_has_a_key_nevertheless():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=r"must|twice|needs|endpoints|together"):
         make(**settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://etcd:", "http://etcd:70000", "http://a:b@etcd", "http://[::1", "http://etcd:1#x"],
+)
+def test_endpoint_that_is_none_is_named_as_it_was_given(url):
+    with pytest.raises(ValueError, match=rf"^an endpoint must be .*, not {re.escape(repr(url))}"):
+        make([url])
 
 
 @pytest.mark.parametrize(
@@ -366,6 +378,23 @@ def test_many_services_are_written_in_parts_that_etcd_takes():
     sizes = [len(answer(machine, Written(HEADER), 0.0).puts) for _ in range(3)]
     assert sizes == [100, 100, 50]
     assert machine.registered(0.0) == [URL]
+
+
+def test_parts_are_no_longer_than_etcd_takes():
+    node = Node("tcp://a:1", [f"{n:03}" + "s" * 250 for n in range(100)])  # 26 kB for each key
+    machine = make(node=node)
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    parts = [answer(machine, Written(HEADER), 0.0).puts for _ in range(3)]
+    assert machine.registered(0.0) == [URL]
+    assert all(sum(len(key + value) for key, value in part) <= 1_000_000 for part in parts)
+
+
+def test_key_that_is_too_long_is_written_alone_so_that_etcd_can_say_so():
+    node = Node("tcp://a:1", [chr(0x1F600 + n // 250) * 250 + f"{n:03}" for n in range(750)])
+    machine = make(node=node)
+    answer(machine, Granted(HEADER, 5, 10), 0.0)
+    [(_, value)] = asked(machine).question.puts
+    assert len(value) > 1_500_000
 
 
 def test_farewell_revokes_the_lease():

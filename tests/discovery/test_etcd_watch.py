@@ -118,9 +118,23 @@ def test_long_list_that_breaks_off_begins_anew_after_a_pause(code):
     assert machine.operations_to_send() == []
     now = go_on(machine)
     operation = asked(machine)
-    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=250)
     machine.result(operation.id, Ranged(header(20), [kv(B)]), now)
     assert addresses(machine) == [B]
+
+
+def test_pages_of_a_list_are_half_as_long_after_each_failure_down_to_31_keys():
+    machine = make()
+    limits = []
+    for _ in range(6):
+        operation = asked(machine)
+        limits.append(operation.question.limit)
+        machine.failed(operation.id, "the answer is longer than 16777216 bytes", machine._asked_at)
+        go_on(machine)
+    assert limits == [500, 250, 125, 62, 31, 31]
+    machine.result(asked(machine).id, Ranged(header(), []), machine._asked_at)
+    machine.message(asked(machine).id, Watched(header(), canceled=True, compacted=18), 90.0)
+    assert asked(machine).question.limit == 500
 
 
 def test_long_list_whose_next_page_is_of_an_older_revision_begins_anew():
@@ -347,6 +361,16 @@ def test_watch_that_is_compacted_away_is_replaced_by_a_list():
     machine.message(watch, Watched(header(20), canceled=True, compacted=18), 1.0)
     assert isinstance(asked(machine).question, Range)
     assert machine.stale_since is None
+
+
+def test_watch_that_has_too_much_to_say_is_replaced_by_a_list():
+    machine, watch = watching(kv(A))
+    machine.failed(watch, "a message of over 16777216 bytes", 1.0, 8)
+    now = go_on(machine)
+    operation = asked(machine)
+    assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
+    machine.result(operation.id, Ranged(header(20), [kv(B)]), now)
+    assert addresses(machine) == [B]
 
 
 @pytest.mark.parametrize(

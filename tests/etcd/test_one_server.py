@@ -254,6 +254,29 @@ def test_list_of_over_4_megabytes_and_a_burst_of_a_thousand_changes(etcd, cast, 
     etcd.ctl("del", "--prefix", cast.prefix)
 
 
+@pytest.mark.slow
+def test_what_is_too_long_for_one_answer_comes_in_several(etcd, cast, between):
+    metadata = {f"{n:02}" + "m" * 250: "x" * 256 for n in range(64)}
+    services = {f"{n:02}" + "s" * 250: "" for n in range(40)}
+    addresses = [f"tcp://10.1.{n // 250}.{n % 250}:4000" for n in range(400)]
+    prefix = cast.prefix.encode() + b"/Arith/"
+
+    def put_all(**more):
+        more |= {"services": services, "metadata": metadata}
+        put(etcd, {prefix + a.encode(): describe(a, **more) for a in addresses})  # 18 MB
+
+    put_all()
+    watch = cast.watch([between.endpoint])
+    watch.sees(*addresses)
+    between.cut()
+    watch.until(lambda machine: machine.stale_since is not None)
+    put_all(weight=2)
+    between.mend()
+    watch.until(lambda machine: all(node.weight == 2 for node in machine.view))
+    assert watch.machine.listings == 2  # the second one in place of what the watch had to say
+    etcd.ctl("del", "--prefix", cast.prefix)
+
+
 # Case 13
 
 

@@ -14,6 +14,7 @@ from rpc_discovery.links import HttpRequest, explain
 
 from .operations import (
     MAX_ANSWER,
+    RESOURCE_EXHAUSTED,
     Answer,
     Authenticate,
     Authenticated,
@@ -52,7 +53,7 @@ class Gateway:
     def __init__(self, machine: EtcdUser) -> None:
         self.machine = machine
         self._carried: dict[int, Operation] = {}
-        self._lines: dict[int, bytes] = {}  # what has come of the next message of a watch
+        self._lines: dict[int, bytearray] = {}  # what has come of the next message of a watch
 
     @property
     def done(self) -> bool:
@@ -89,14 +90,21 @@ class Gateway:
     def part(self, request_id: int, data: bytes, now: float) -> list[object]:
         """Take some bytes of a stream."""
         events: list[object] = []
-        *lines, rest = (self._lines.get(request_id, b"") + data).split(b"\n")
+        *lines, rest = data.split(b"\n")
         for line in lines:
-            if request_id in self._carried and line.strip():
-                events += self._tell(request_id, line, now)
-        if len(rest) > MAX_ANSWER:
-            return events + self.failed(request_id, f"a message of over {MAX_ANSWER} bytes", now)
+            if request_id in self._carried:
+                begun = self._lines.pop(request_id, bytearray())
+                begun += line
+                if begun.strip():
+                    events += self._tell(request_id, bytes(begun), now)
         if request_id in self._carried:
-            self._lines[request_id] = rest
+            # In place: a long message comes in many pieces.
+            begun = self._lines.setdefault(request_id, bytearray())
+            begun += rest
+            if len(begun) > MAX_ANSWER:
+                self._forget(request_id)
+                text = f"a message of over {MAX_ANSWER} bytes"
+                events += self._fail(request_id, _GatewayError(text, RESOURCE_EXHAUSTED), now)
         return events
 
     def response(self, request_id: int, status: int, body: bytes, now: float) -> list[object]:
@@ -116,7 +124,7 @@ class Gateway:
             self._forget(request_id)
             return self._fail(request_id, _read_error(status, body), now)
         # The last message of a stream may have no end of line.
-        rest = self._lines.get(request_id, b"") + body
+        rest = bytes(self._lines.get(request_id, b"")) + body
         if rest.strip():
             events = self._tell(request_id, rest, now)
         return events + self.failed(request_id, "etcd ended the watch", now)
@@ -320,8 +328,8 @@ def _int(value: dict[str, Any], name: str) -> int:
     number = value.get(name, 0)
     if isinstance(number, str) and len(number) <= 20:
         number = int(number)
-    if type(number) is not int:
-        raise ValueError(f"{name} must be a whole number, not {number!r:.40}")
+    if type(number) is not int or not -(2**63) <= number < 2**64:
+        raise ValueError(f"{name} must be a whole number of 64 bits, not {number!r:.40}")
     return number
 
 

@@ -31,6 +31,7 @@ __all__ = ["USUAL_TTL", "EtcdRegistration"]
 
 USUAL_TTL = 10.0  # seconds
 _MOST_WRITES = 100  # keys in one transaction; etcd allows 128
+_MOST_BYTES = 1_000_000  # of keys and values in it; etcd allows 1.5 MiB
 _MOST_LEASES = 4  # that wait for their end
 # With these etcd says that it has not done what was asked.
 _NOT_DONE = (INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED)
@@ -141,8 +142,14 @@ class EtcdRegistration(EtcdUser):
 
     def _compose(self) -> Write:
         known, wanted = self._known, self._wanted
-        puts = [(key, value) for key, value in wanted.items() if known.get(key) != value]
-        puts = puts[:_MOST_WRITES]
+        puts: list[tuple[bytes, bytes]] = []
+        size = 0
+        for key, value in wanted.items():
+            if known.get(key) != value:
+                size += len(key) + len(value)
+                if puts and (size > _MOST_BYTES or len(puts) == _MOST_WRITES):
+                    break
+                puts.append((key, value))
         deletes = [key for key in known if key not in wanted][: _MOST_WRITES - len(puts)]
         for key in (*(key for key, _ in puts), *deletes):
             known[key] = b""

@@ -11,6 +11,7 @@ from .keys import Entry, merge, read_entry, start_of
 from .operations import (
     OUT_OF_RANGE,
     PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED,
     Answer,
     Header,
     KeyValue,
@@ -26,7 +27,7 @@ from .user import EtcdUser
 
 __all__ = ["EtcdWatch"]
 
-_PAGE = 500  # keys in one answer
+_PAGE, _SHORTEST_PAGE = 500, 31  # keys in one answer
 _MOST_KEYS = 100_000
 _WAVE = 0.1  # seconds from one view to the next
 # Seconds after which a watch is suspect that ought to have been told of something, or of whose
@@ -87,6 +88,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         # What goes on: listing, or else a watch that is there (or on its way, or to be opened
         # after a question whether the store is still the same).
         self._listing: list[KeyValue] | None = []
+        self._page = _PAGE
         self._listed_at = Header()
         self._anew = False  # whether it is another store since the last view
         self._same = False
@@ -125,7 +127,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
             if message.compacted:
                 self._listing = []
             else:
-                reason = message.reason or "etcd ended the watch"
+                reason = message.reason[:200] or "etcd ended the watch"
                 code = PERMISSION_DENIED if "permission" in reason or "token" in reason else 0
                 self._refuse(Watch(self._start, self._end, 0), reason, code, now)
         else:
@@ -148,7 +150,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         self._at_least = max(self.revision, self._listed_at.revision)
         if self._listing is not None:
             start = self._listing[-1].key + b"\0" if self._listing else self._start
-            return Range(start, self._end, self._listed_at.revision, _PAGE)
+            return Range(start, self._end, self._listed_at.revision, self._page)
         if self._watch is None:
             if self._same:
                 return Watch(self._start, self._end, self.revision + 1)
@@ -213,6 +215,14 @@ class EtcdWatch(ViewKeeper, EtcdUser):
             self._begin_anew()
         return True
 
+    def _refuse(self, question: Question, error: str, code: int, now: float) -> None:
+        if isinstance(question, Watch) and code == RESOURCE_EXHAUSTED:
+            self._listing = []  # what happened is too much for one message
+        elif isinstance(question, Range) and question.limit:
+            # A page that is too long, or too slow to come, would be so again.
+            self._page = max(_SHORTEST_PAGE, self._page // 2)
+        super()._refuse(question, error, code, now)
+
     def _list(self, listing: list[KeyValue], answer: Ranged, now: float) -> None:
         if not listing:
             self._listed_at = answer.header
@@ -223,6 +233,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         if answer.more and answer.kvs:
             return
         self.listings += 1
+        self._page = _PAGE
         self.revision = self._listed_at.revision
         self._listing, self._listed_at = None, Header()
         self._entries, self._keys = {}, {}
