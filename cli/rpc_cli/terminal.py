@@ -39,8 +39,12 @@ def make_console(stream: TextIO) -> "Console":
     """Return a console that writes no escape codes where they would be seen."""
     from rich.console import Console
 
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `main`, as from `print`
+
     fancy = is_fancy(stream)
-    return Console(
+    return OurConsole(
         file=stream,
         force_terminal=fancy,
         color_system="auto" if fancy else None,

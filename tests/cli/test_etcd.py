@@ -121,6 +121,18 @@ def test_nodes_in_etcd_are_called_and_shown(start: Any, here: Here, where: list[
 
 
 @needs_etcd
+@pytest.mark.parametrize("option", [(), ("--json",), ("--watch",)], ids=lambda words: words[:1])
+def test_pipe_that_nobody_reads_ends_the_command_as_sigpipe_would(
+    start: Any, where: list[str], option: tuple[str, ...]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = start("nodes", *where, *option, stdout=writing)
+    os.close(writing)
+    assert command.end() == (141, "", "")
+
+
+@needs_etcd
 def test_prefix_may_be_any_bytes(start: Any, etcd: Etcd, where: list[str]) -> None:
     where = [*where[:-1], os.fsdecode(where[-1].encode() + b"-\xff")]
     _, address = serve(start, where)
