@@ -192,7 +192,9 @@ async def fetch(
     if writer is None:
         context = (ssl or ssl_module.create_default_context()) if where.has_tls else None
         racing: dict[str, Any] = {}
-        if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):  # others may not have it
+        loop = asyncio.get_running_loop()
+        # Other loops may not have it, and with eager tasks it hangs in some versions of Python.
+        if isinstance(loop, asyncio.BaseEventLoop) and loop.get_task_factory() is None:
             racing = {"happy_eyeballs_delay": _NEXT_ADDRESS}
         reader, writer = await asyncio.open_connection(
             where.host, where.port, ssl=context, **racing
