@@ -151,8 +151,14 @@ class ClientConnection(Connection):
             and self.outbound < self._high_water
             and len(calls.by_id) < self._max_calls
         ):
-            self._send_request(call, now)
-            self._serial = serial
+            # Taken before it is sent: a signal's handler may raise anywhere, and the next call must
+            # not get the answer of this one.
+            previous, self._serial = self._serial, serial
+            try:
+                self._send_request(call, now)
+            except CallError:
+                self._serial = previous
+                raise
             if not one_way and calls.insert(call):
                 self.changed = True
             if self.outbound >= self._high_water:
@@ -163,6 +169,8 @@ class ClientConnection(Connection):
                 f"{len(queue)} calls wait to be sent; the limit is max_queued_calls",
                 maybe_executed=False,
             )
+        if metadata:  # which the caller may change meanwhile
+            call.metadata = self._copy_metadata(metadata)
         self._serial = serial
         calls.insert(call)
         queue[call_id] = call
@@ -205,6 +213,14 @@ class ClientConnection(Connection):
             raise InvalidArgument(
                 f"the arguments cannot be encoded as {self.codec.name}: {error}",
                 maybe_executed=False,
+            ) from error
+
+    def _copy_metadata(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        try:
+            return dict(metadata)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"metadata must map strings to strings: {error}", maybe_executed=False
             ) from error
 
     def _send_request(self, call: Call, now: float) -> None:

@@ -11,14 +11,14 @@ from mmap import mmap
 from select import POLLIN, POLLOUT, poll
 from struct import pack
 from time import monotonic
-from typing import Any
+from typing import Any, TypeGuard
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
-__all__ = ["EARLY", "LONGEST", "Channel"]
+__all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
 
 _READ_SIZE = 64 * 1024
 _LARGE_READ_SIZE = 512 * 1024
@@ -28,6 +28,12 @@ EARLY = 1024
 
 # The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
 LONGEST = 3600.0
+
+
+def is_of_socket(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the kernel says so, not a signal's handler that raises a TimeoutError, say."""
+    return isinstance(error, OSError) and error.errno is not None
+
 
 # Large buffers are seldom needed and expensive to get: those that are not in use.
 _large_buffers: list[memoryview] = []
@@ -79,13 +85,15 @@ class Channel:
         Whether there is something to receive, the end of the connection included.
         """
         poller = poll()
-        with suppress(OSError, ValueError):  # it was closed meanwhile
+        try:
             poller.register(self.sock, what)
             if bell is not None:
                 poller.register(bell, POLLIN)
-            for fd, ready in poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
-                if fd == self.sock.fileno():
-                    return ready & ~POLLOUT != 0
+        except ValueError:  # it was closed meanwhile
+            return False
+        for fd, ready in poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
+            if fd == self.sock.fileno():
+                return ready & ~POLLOUT != 0
         return False
 
     def take(self, data: memoryview | bytes) -> list[Event]:
@@ -130,37 +138,43 @@ class Channel:
         send meanwhile leaves it to this thread.
         """
         connection = self.connection
-        while True:
-            data = self.unsent
-            if not data:
-                if connection.outbound:
-                    data = connection.next_buffer()
-                    if self.tls is not None:
-                        data = self.tls.encrypt(data)
-                elif self.tls is not None:
-                    data = self.tls.pending()
+        data: memoryview | bytes = b""
+        try:
+            while True:
+                data = self.unsent
                 if not data:
-                    return
-            try:
-                if regain is None:
-                    count = self.sock.send(data, socket.MSG_DONTWAIT)
-                else:
+                    if connection.outbound:
+                        data = connection.next_buffer()
+                        if self.tls is not None:
+                            data = self.tls.encrypt(data)
+                    elif self.tls is not None:
+                        data = self.tls.pending()
+                    if not data:
+                        return
                     self.unsent = data
-                    try:
+                try:
+                    if lock is not None:
                         lock.release()
-                        count = self.sock.send(data, socket.MSG_DONTWAIT)
-                    finally:
+                    count = self.sock.send(data, socket.MSG_DONTWAIT)
+                    self.unsent = memoryview(data)[count:] if count < len(data) else b""
+                finally:
+                    if regain is not None:
                         regain()
-            except BlockingIOError:
-                self.unsent = data
+        except BlockingIOError:
+            return
+        except BaseException as error:
+            if is_of_socket(error):
+                self._break(error)
                 return
-            except OSError as error:
-                self.unsent = b""
-                if self.failure is None:
-                    self.failure = error
-                    self.shut(socket.SHUT_RDWR)  # wakes whoever reads
-                return
-            self.unsent = memoryview(data)[count:] if count < len(data) else b""
+            if self.unsent is data:  # and nobody knows how much of it has left
+                self._break(ConnectionAbortedError("interrupted while it sent"))
+            raise
+
+    def _break(self, error: OSError) -> None:
+        self.unsent = b""
+        if self.failure is None:
+            self.failure = error
+            self.shut(socket.SHUT_RDWR)  # wakes whoever reads
 
     def follow_end(self) -> None:
         """Do what the connection's last states ask for; what then is left is to close."""

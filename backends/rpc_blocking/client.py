@@ -26,10 +26,11 @@ from rpc_proto import (
     LocalProtocolError,
     State,
 )
+from rpc_proto.config import MAX_TIMEOUT
 from rpc_proto.context import ambient_call, inherit
 from rpc_proto.frames import Flag
 
-from .channel import EARLY, LONGEST, Channel
+from .channel import EARLY, LONGEST, Channel, is_of_socket
 from .runtime import BLOCKING
 
 __all__ = ["Client"]
@@ -94,7 +95,7 @@ class Client(SyncClient):
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
         where, config, ssl, new_connection, proxy = target
         config = config.override(ping_interval=0)
-        deadline = monotonic() + timeout
+        deadline = monotonic() + min(timeout, MAX_TIMEOUT)
         sock = client = None
         try:
             connection = new_connection(config, now=monotonic())
@@ -263,14 +264,17 @@ class Client(SyncClient):
                     bell = self._get_bell()
                 data: Any = None
                 failure: OSError | None = None
+                interruption: BaseException | None = None
                 try:
                     self._lock.release()
                     if bell is None or channel.wait(timeout, what, bell):
                         data = channel.receive()
                 except OSError as error:
+                    if not is_of_socket(error):
+                        raise
                     failure = error
                 finally:
-                    self._regain()
+                    interruption = self._take_back()
                     self._polling = 0
                 waited = data is None
                 if failure is not None:
@@ -281,7 +285,9 @@ class Client(SyncClient):
                         self._deliver(channel.lose(channel.failure))
                     else:
                         self._deliver(channel.take(data))
-                elif until is not None and monotonic() >= until:
+                if interruption is not None:  # but what was read is not lost
+                    raise interruption
+                if waited and failure is None and until is not None and monotonic() >= until:
                     return
                 if data is None or connection.outbound or connection.changed or channel.tls:
                     self._turn()
@@ -327,6 +333,12 @@ class Client(SyncClient):
                 self._tidy()
 
     def _regain(self) -> None:
+        """Take the lock back, and only then raise what interrupted that."""
+        interruption = self._take_back()
+        if interruption is not None:
+            raise interruption
+
+    def _take_back(self) -> BaseException | None:
         """Take the lock back, come what may: somebody above us is going to release it."""
         interruption: BaseException | None = None
         while not self._lock._is_owned():
@@ -334,8 +346,7 @@ class Client(SyncClient):
                 self._lock.acquire()
             except BaseException as error:  # of a signal's handler
                 interruption = error
-        if interruption is not None:
-            raise interruption
+        return interruption
 
     def _tidy(self) -> None:
         """Close the socket when the connection has ended, but not while a thread waits on it."""

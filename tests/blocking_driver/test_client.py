@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from typing import Any, Self
 
 import pytest
 
@@ -31,7 +32,7 @@ from rpc_proto import (
     ServerConfig,
     Unavailable,
 )
-from support.by_hand import accept_line
+from support.by_hand import PREFIX, accept_line
 from support.network import black_hole
 
 # From Python 3.12 on a fork of a process with threads warns; this is about what then happens.
@@ -437,3 +438,109 @@ def test_cancel_in_a_child_does_not_reach_the_connection_of_its_parent():
         assert refusal(pending.cancel) == "refused"
         gate.open_()
         assert pending.result() == "through"
+
+
+# Signals whose handlers raise, as those of SIGALRM often do
+
+
+class Alarm:
+    """A signal that a thread sends to the main one, whose handler raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGUSR1, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGUSR1, self._before)
+
+    def _raise(self, *_: object) -> None:
+        raise self._error
+
+    def send(self) -> None:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.1], ids=["soon", "late"])
+@pytest.mark.parametrize("kind", [TimeoutError, OSError, ValueError, KeyboardInterrupt])
+def test_alarm_ends_the_wait_for_a_call_and_not_the_connection(kind, patience):
+    gate = Gate()
+    with pair(gate, Echo()) as (_, client), Alarm(kind("time is up")) as alarm:
+
+        def ring() -> None:
+            took(gate.started)
+            time.sleep(patience)  # after some milliseconds it waits in another way
+            alarm.send()
+
+        ringing = Running(ring)
+        with pytest.raises(kind, match="time is up"):
+            client.call("Gate.wait", timeout=LONGEST)
+        ringing.result()
+        took(gate.cancelled)
+        assert client.call("Echo.echo", 1) == 1
+
+
+class InterruptedLock:
+    """A lock in whose place the handler of a signal raises once, when it is taken back."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.is_armed = False
+
+    def acquire(self) -> None:
+        if self.is_armed:
+            self.is_armed = False
+            raise KeyboardInterrupt
+        self._lock.acquire()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+def test_what_was_read_before_an_interrupt_is_not_lost_for_others():
+    with pair(Echo()) as (_, client):
+        first, second = client.submit("Echo.echo", 1), client.submit("Echo.echo", 2)
+        sock = client._channel.sock
+        answers = 2 * (PREFIX.size + 1)
+        until(lambda: len(sock.recv(1000, socket.MSG_PEEK)) == answers)
+        client._lock = lock = InterruptedLock(client._lock)
+        lock.is_armed = True
+        with pytest.raises(KeyboardInterrupt):
+            first.result()
+        assert second.done()
+        assert second.result() == 2
+
+
+class InterruptedSocket:
+    """A socket behind whose `send` the handler of a signal raises."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def send(self, *what: Any) -> int:
+        self._sock.send(*what)
+        raise KeyboardInterrupt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_interrupt_that_leaves_in_doubt_what_was_sent_ends_the_connection():
+    with pair(Echo()) as (server, client):
+        channel = client._channel
+        usual, channel.sock = channel.sock, InterruptedSocket(channel.sock)
+        with pytest.raises(KeyboardInterrupt):
+            client.call("Echo.echo", 1)
+        channel.sock = usual
+        with pytest.raises(Unavailable, match="interrupted while it sent"):
+            client.call("Echo.echo", 2)
+        until(lambda: server.stats["connections"] == 0)
+        assert server.stats["served"] <= 1

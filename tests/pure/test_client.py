@@ -529,3 +529,46 @@ def test_many_fast_calls_leave_nothing_behind() -> None:
         pair.client_events.clear()
     pair.advance(1.0)
     assert type(pair.outcome(slow)) is DeadlineExceeded
+
+
+# What is interrupted, and what changes meanwhile
+
+
+def test_metadata_of_a_call_that_waits_are_those_of_its_start() -> None:
+    client = open_client(limits=ONE_SLOT)
+    first = client.start_call("Arith.add", (1, 2), now=START)
+    metadata = {"k": "before"}
+    client.start_call("Arith.add", (3, 4), now=START, metadata=metadata)
+    metadata["k"] = "after"
+    client.data_to_send()
+    client.cancel(first, START)
+    assert b"before" in client.data_to_send()
+
+
+@pytest.mark.parametrize("metadata", [5, "ab"])
+def test_metadata_that_are_no_map_are_refused_though_the_call_would_wait(metadata: Any) -> None:
+    client = open_client(limits=ONE_SLOT)
+    client.start_call("Arith.add", (1, 2), now=START)
+    before = seen(client)
+    with pytest.raises(InvalidArgument, match="metadata"):
+        client.start_call("Arith.add", (3, 4), now=START, metadata=metadata)
+    assert seen(client) == before
+
+
+class Interrupted(list[bytes]):
+    """Bytes to be sent, behind whose addition the handler of a signal raises."""
+
+    def __iadd__(self, more: Any) -> Any:
+        self.extend(more)
+        raise KeyboardInterrupt
+
+
+def test_call_behind_an_interrupted_one_has_another_id() -> None:
+    client = open_client()
+    client._out = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        client.start_call("Arith.add", (1, 2), now=START)
+    client._out = list(client._out)
+    client.start_call("Arith.add", (3, 4), now=START)
+    first, second = frames_in(client.data_to_send())
+    assert first.call_id != second.call_id
