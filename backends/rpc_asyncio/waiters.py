@@ -23,7 +23,7 @@ class Waiter:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._asyncio_future_blocking = True  # how a Task knows a future
-        self._cancelled = False
+        self._cancelled: tuple[Any, ...] | None = None  # what the CancelledError says
         self._wakeup: Callable[[Any], Any] | None = None
         self.event: Any = None
 
@@ -52,16 +52,16 @@ class Waiter:
     def add_done_callback(self, wakeup: Callable[[Any], Any], *, context: Context) -> None:
         self._wakeup = wakeup
         self._context = context
-        if self._cancelled or self.event is not None:
+        if self._cancelled is not None or self.event is not None:
             self.wake_soon()
 
     def cancel(self, msg: Any = None) -> bool:
-        if self._cancelled or self.event is not None:
+        if self._cancelled is not None or self.event is not None:
             return False
-        self._cancelled = True
+        self._cancelled = () if msg is None else (msg,)
         self.wake_soon()
         return True
 
     def result(self) -> None:
-        if self._cancelled:
-            raise asyncio.CancelledError
+        if self._cancelled is not None:
+            raise asyncio.CancelledError(*self._cancelled)

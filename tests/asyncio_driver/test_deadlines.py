@@ -386,3 +386,13 @@ async def test_connect_timeout_does_not_limit_later_calls():
         with pytest.raises(DeadlineExceeded):
             await client.call("Gate.wait", timeout=0.7)
         assert time.monotonic() - began > 0.65
+
+
+async def test_what_a_cancellation_says_reaches_whoever_is_cancelled():
+    gate = Gate()
+    async with pair(gate) as (_, client):  # anyio knows its own cancellations by that
+        task = asyncio.create_task(client.call("Gate.wait"))
+        await gate.started.wait()
+        task.cancel("who did it")
+        with pytest.raises(asyncio.CancelledError, match="who did it"):
+            await task
