@@ -41,4 +41,13 @@ _json_text = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=msgspec.to_builtins
 ).encode
 
-JSON = _Json("json", lambda value: _json_text(value).encode(), msgspec.json.Decoder().decode)
+
+def _encode_json(value: Any) -> bytes:
+    try:
+        text = _json_text(value)
+    except TypeError:  # perhaps of a key: `default` is asked for values only
+        text = _json_text(msgspec.to_builtins(value, str_keys=True))
+    return text.encode()
+
+
+JSON = _Json("json", _encode_json, msgspec.json.Decoder().decode)

@@ -3,7 +3,7 @@
 import math
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum, IntEnum
 from typing import Any
@@ -51,6 +51,10 @@ TYPED: list[tuple[Any, Any]] = [
     (None, datetime | None),
     (uuid.UUID(int=5), uuid.UUID),
     (Decimal("1.50"), Decimal),
+    ({1: 2}, dict[int, int]),
+    ({uuid.UUID(int=5): 1}, dict[uuid.UUID, int]),
+    ({Colour.RED: [Point(1)]}, dict[Colour, list[Point]]),
+    ({"a": {NOON.date(): 1}}, dict[str, dict[date, int]]),
 ]
 
 
