@@ -121,7 +121,7 @@ class Client:
         all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
         when the server or the proxy refuses, and TimeoutError; nothing stays open then.
         """
-        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy)
+        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy, timeout)
         where = target.where
         loop = asyncio.get_running_loop()
         protocol = _ClientProtocol(loop, target.new_connection(target.config, now=monotonic()))

@@ -72,6 +72,7 @@ class Server(ServerBase):
 
     _cancellation = asyncio.CancelledError
     _log = logging.getLogger("rpc_asyncio")
+    _ends_process = (KeyboardInterrupt, SystemExit)
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
@@ -134,9 +135,20 @@ class Server(ServerBase):
         make_listener = loop.create_server
         if where.scheme == "unix":
             make_listener = loop.create_unix_server  # type: ignore[assignment]
-            self._paths.append(where.path)
-        listener = await make_listener(make_protocol, sock=sock, backlog=1024, **tls)
-        self._listeners.append(listener)
+        listener: asyncio.Server | None = None
+        try:
+            listener = await make_listener(
+                make_protocol, sock=sock, backlog=1024, start_serving=False, **tls
+            )
+            self._listeners.append(listener)
+            await listener.start_serving()
+        except BaseException:  # who was cancelled does not expect to listen
+            if listener is not None:
+                listener.close()
+            sock.close()
+            self._remove(where.path)
+            raise
+        self._paths.append(where.path)
         if self._stopping:  # meanwhile
             self._close_listeners()
             raise LocalProtocolError("the server was stopped while it started")
@@ -216,10 +228,13 @@ class Server(ServerBase):
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for path in self._paths:
+        while self._paths:
+            self._remove(self._paths.pop())
+
+    def _remove(self, path: str) -> None:
+        if path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        self._paths.clear()
 
     def _call_at(self, at: float, function: Callable[[], None]) -> Any:
         if self._loop is None:
@@ -248,7 +263,10 @@ class Server(ServerBase):
             self._run_quick(call)
         else:
             context = copy_context()
-            call.handler = self._threads.submit(lambda: self._run_in_thread(context, call))
+            try:
+                call.handler = self._threads.submit(lambda: self._run_in_thread(context, call))
+            except RuntimeError as error:
+                self._ended(call, None, self._no_thread(call, error))
 
     def _run_in_thread(self, context: Context, call: ServerCall) -> None:
         result, error = None, None

@@ -295,7 +295,7 @@ class Server(SyncServer):
 
     def serve_forever(self) -> None:
         """Wait until `stop` is called; when interrupted, stop at once."""
-        if not self._listeners:
+        if not self._listeners and not self._stopping:
             raise LocalProtocolError("start the server first")
         self._check_owner()
         try:
@@ -397,7 +397,13 @@ class Server(SyncServer):
 
     def _run_in_pool(self, call: ServerCall) -> None:
         context = copy_context()
-        call.handler = self._threads.submit(lambda: self._run_here(context, call))
+        try:
+            call.handler = self._threads.submit(lambda: self._run_here(context, call))
+        except RuntimeError as error:
+            # Not here: the lock that is held may be that of another connection.
+            answer = self._no_thread(call, error)
+            end = lambda: self._ended(call, None, answer)  # noqa: E731
+            self._keeper.call_at(monotonic(), lambda: call.owner._visit(end))
 
     def _run_here(self, context: Context, call: ServerCall) -> None:
         result: Any = None

@@ -61,8 +61,11 @@ class Dialling(NamedTuple):
         config: ClientConfig | None,
         tracer_provider: Any,
         proxy: str | None,
+        timeout: float,
     ) -> Self:
         """Raise ValueError for what cannot be dialled."""
+        if not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise ValueError(f"timeout must be seconds, 0 or more, not {timeout!r}")
         where = parse_address(address)
         through = find_proxy(proxy, where)
         if where.has_tls:
@@ -171,7 +174,7 @@ class SyncClient(ABC):
         all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
         when the server or the proxy refuses, and TimeoutError; nothing stays open then.
         """
-        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy)
+        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy, timeout)
         try:
             return cls._connect(target, address, timeout)
         except BaseException as error:

@@ -22,6 +22,7 @@ from rpc_proto import (
     Peer,
     RemoteProtocolError,
     RequestReceived,
+    ResourceExhausted,
     ResponsePromised,
     ServerCall,
     ServerConfig,
@@ -105,6 +106,8 @@ class ServerBase(ABC):
 
     # What the driver's handlers raise when they are cancelled.
     _cancellation: type[BaseException] = Cancelled
+    # What goes on, from a handler that runs where the server does, to whoever runs the server.
+    _ends_process: tuple[type[BaseException], ...] = ()
     _log: logging.Logger
     _serves_coroutines = True
 
@@ -301,6 +304,11 @@ class ServerBase(ABC):
             *map(dispatcher.total, ("served", "failed", "refused", "cancelled")),
         )
 
+    def _no_thread(self, call: ServerCall, error: RuntimeError) -> ResourceExhausted:
+        """Return what to answer when no thread can be had for a handler."""
+        self._log.error("no thread for %s: %s", call.target.name, error)
+        return ResourceExhausted("the server has no thread for the handler")
+
     def _log_abandoned(self, call: ServerCall) -> None:
         self._log.warning(
             "%s goes on in vain and keeps its thread, as %d now do: %s",
@@ -433,8 +441,10 @@ class ServerBase(ABC):
         """Run a handler that never waits, here and now."""
         try:
             result = copy_context().run(call.invoke)
-        except Exception as error:
+        except BaseException as error:
             self._ended(call, None, error)
+            if isinstance(error, self._ends_process):
+                raise
         else:
             self._ended(call, result, None)
 

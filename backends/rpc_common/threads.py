@@ -48,7 +48,10 @@ class Threads:
         self._idle = 0  # those that wait, less the jobs that have been put for them
 
     def submit(self, run: Callable[[], None]) -> Job:
-        """Run something as soon as a thread is free; it must not raise."""
+        """Run something as soon as a thread is free; it must not raise.
+
+        RuntimeError if there is no thread and none can be had.
+        """
         job = Job(run)
         with self._lock:
             self._idle -= 1
@@ -64,7 +67,7 @@ class Threads:
                 with self._lock:
                     self._started -= 1
                     self._idle -= 1
-                    if not self._started:
+                    if not self._started and job.claim():
                         raise
         return job
 

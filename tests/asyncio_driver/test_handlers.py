@@ -13,6 +13,7 @@ from rpc_proto import (
     CallError,
     Cancelled,
     LocalProtocolError,
+    ResourceExhausted,
     ServerConfig,
     Unavailable,
     current_call,
@@ -465,3 +466,36 @@ async def test_quick_function_that_fails_answers_with_its_failure(caplog):
                 await client.call("Quick.fail")
             assert server.stats["running"] == 0
             assert await client.call("Echo.echo", 1) == 1
+
+
+class Quick:
+    @quick
+    def fail(self, name: str) -> None:
+        raise {"CancelledError": asyncio.CancelledError, "GeneratorExit": GeneratorExit}[name]
+
+
+@pytest.mark.parametrize("name", ["CancelledError", "GeneratorExit"])
+async def test_quick_handler_that_raises_more_than_an_exception_fails_only_its_call(name):
+    async with pair(Quick(), Echo()) as (server, client):
+        with pytest.raises(CallError):
+            await client.call("Quick.fail", name)
+        assert await client.call("Echo.echo", 1) == 1
+        assert server.stats["running"] == 0
+
+
+async def test_call_for_which_there_is_no_thread_fails_alone(caplog):
+    gate = Gate()
+    async with pair(Kinds(), gate) as (server, client):
+        waiting = asyncio.create_task(client.call("Gate.wait"))
+        await gate.started.wait()
+        usual = threading.stack_size(2**46)  # more than any machine has
+        try:
+            with pytest.raises(ResourceExhausted, match="no thread"):
+                await client.call("Kinds.function")
+        finally:
+            threading.stack_size(usual)
+        assert "no thread for Kinds.function" in caplog.text
+        assert server.stats["running"] == 1
+        assert (await client.call("Kinds.function"))[0] == "Kinds.function"
+        gate.opened.set()
+        await waiting

@@ -206,3 +206,32 @@ print("rpc.Introspection" in client.call("rpc.Introspection.services"))
 """
     )
     assert printed == "True\n"
+
+
+class Quick:
+    @quick
+    def fail(self, name: str) -> None:
+        raise {"SystemExit": SystemExit, "GeneratorExit": GeneratorExit}[name]
+
+
+@pytest.mark.parametrize("name", ["SystemExit", "GeneratorExit"])
+def test_quick_handler_that_raises_more_than_an_exception_fails_only_its_call(name):
+    with pair(Quick(), Echo()) as (server, client):
+        with pytest.raises(Unknown, match=name):
+            client.call("Quick.fail", name)
+        assert client.call("Echo.echo", 1) == 1
+        assert server.stats["running"] == 0
+
+
+def test_call_for_which_there_is_no_thread_fails_alone(caplog):
+    with pair(Where(), Echo()) as (server, client):
+        client.call("Where.quickly")  # the connection has its thread
+        usual = threading.stack_size(2**46)  # more than any machine has
+        try:
+            with pytest.raises(ResourceExhausted, match="no thread"):
+                client.call("Echo.echo", 1)
+        finally:
+            threading.stack_size(usual)
+        assert "no thread for Echo.echo" in caplog.text
+        assert server.stats["running"] == 0
+        assert client.call("Echo.echo", 2) == 2

@@ -137,6 +137,12 @@ def test_serve_forever_returns_when_the_server_is_stopped():
     serving_.result()
 
 
+def test_serve_forever_returns_at_once_when_the_server_was_stopped_before():
+    with serving(Echo()) as (server, _):
+        server.stop()
+        Running(server.serve_forever).result()
+
+
 def test_interrupt_ends_serve_forever_and_the_process():
     source = """
 import sys, threading

@@ -1,5 +1,6 @@
 """Beginnings and ends: connecting, refusing, draining, and processes that are killed."""
 
+import math
 import socket
 import time
 
@@ -32,6 +33,19 @@ def test_connect_to_a_port_that_nobody_listens_on(client_backend: Runtime):
 def test_connect_to_a_path_that_does_not_exist(client_backend: Runtime, tmp_path):
     with pytest.raises(Unavailable, match="no connection to"):
         client_backend.connect(f"unix://{tmp_path}/none", timeout=5)
+
+
+@pytest.mark.feature("Misuse raises before anything is sent")
+@pytest.mark.parametrize("timeout", [-1, math.nan, None], ids=str)
+def test_connect_timeout_that_is_no_time_is_refused(client_backend: Runtime, timeout):
+    with silent_server() as address, pytest.raises(ValueError, match="timeout must be seconds"):
+        client_backend.connect(address, timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300], ids=str)
+def test_connect_may_have_all_the_time_in_the_world(link: Link, timeout):
+    with link.host() as host, link.connect(host, timeout=timeout) as client:
+        assert client.call("Basic.echo", "in") == "in"
 
 
 @pytest.mark.fault(9)
