@@ -161,9 +161,9 @@ def _grpc_for(
             ssl is not None or any(url.startswith("https:") for url in machine.endpoints)
         ):
             return None
-        # What gevent has patched, gRPC would block.
-        patched = sys.modules.get("gevent.monkey")
-        if patched is not None and patched.is_module_patched("socket"):
+        # What gevent has patched, gRPC would block. Another thread may be just importing gevent.
+        is_patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+        if is_patched is not None and is_patched("socket"):
             return None
     try:
         return _load_grpc()(machine, ssl)

@@ -214,6 +214,12 @@ def test_asyncio_takes_the_gateway_where_gevent_has_patched_sockets():
 
 
 @needs_grpc
+def test_asyncio_takes_grpc_while_another_thread_is_importing_gevent():
+    begun = "import types; sys.modules['gevent.monkey'] = types.ModuleType('gevent.monkey')"
+    assert run(f"{CHOOSE}{begun}\nasyncio.run(choose())") == ["Grpc"]
+
+
+@needs_grpc
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_child_of_a_process_with_grpc_takes_the_gateway():
     program = f"""{CHOOSE}
