@@ -143,8 +143,9 @@ class Client:
         except BaseException as error:
             if protocol._transport is not None:
                 protocol._transport.abort()
-            if protocol.handshake.done() and not protocol.handshake.cancelled():
-                protocol.handshake.exception()  # it has been seen
+            # What failed has been seen, and nobody will look at what may fail yet.
+            if not protocol.handshake.cancel() and not protocol.handshake.cancelled():
+                protocol.handshake.exception()
             explained = explain(error, target, timeout)
             try:
                 if explained is error:

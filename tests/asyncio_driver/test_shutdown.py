@@ -448,3 +448,19 @@ async def test_connection_is_closed_behind_a_violation():
         (goaway,) = await wire.receive_all()
         assert goaway.type == GOAWAY
         await until(lambda: server.stats["connections"] == 0)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_connect_that_is_cancelled_at_any_turn_leaves_nothing_behind(turns):
+    async with serving(Echo()) as (server, address):
+        connecting = asyncio.create_task(Client.connect(address))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if connecting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+        else:  # it was quicker
+            await (await connecting).close()
+        async with await Client.connect(address) as other:  # is accepted behind it
+            assert await other.call("Echo.echo", 1) == 1
+        await until(lambda: server.stats["connections"] == 0)
