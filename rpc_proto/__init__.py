@@ -46,6 +46,7 @@ from .events import (
     HttpServed,
     RequestReceived,
     ResponsePromised,
+    SendBufferDrained,
 )
 from .server import ServerConnection
 from .states import State
@@ -87,6 +88,7 @@ __all__ = [
     "ResourceExhausted",
     "ResponsePromised",
     "RpcError",
+    "SendBufferDrained",
     "ServerCall",
     "ServerConfig",
     "ServerConnection",

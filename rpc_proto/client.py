@@ -148,7 +148,7 @@ class ClientConnection(Connection):
             state is _OPEN
             and not queue
             and (deadline is None or deadline > now)
-            and self.outbound < self._high_water
+            and self.outbound < self.high_water
             and len(calls.by_id) < self._max_calls
         ):
             # Taken before it is sent: a signal's handler may raise anywhere, and the next call must
@@ -161,7 +161,7 @@ class ClientConnection(Connection):
                 raise
             if not one_way and calls.insert(call):
                 self.changed = True
-            if self.outbound >= self._high_water:
+            if self.outbound >= self.high_water:
                 self._watch_writing(now)
             return call
         if len(queue) >= self._config.max_queued_calls:
@@ -193,7 +193,7 @@ class ClientConnection(Connection):
     def _has_room(self) -> bool:
         return (
             self.state is State.OPEN
-            and self.outbound < self._high_water
+            and self.outbound < self.high_water
             and len(self.calls.by_id) - len(self._queue) < self._max_calls
         )
 

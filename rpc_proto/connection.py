@@ -50,9 +50,9 @@ class Connection(ABC):
     - outputs: after any input or command, write what `data_to_send` or `next_buffer` returns
       and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
       written; in state CLOSED drop it at once.
-    - getters: `state`, `wants_data`, `outbound`, `agreed`, `ignored`, `received`, `sent`; and
-      `changed`, which the embedder may set to False: as long as it stays so, `state` and
-      `wants_data` are what they were and `next_timeout` has not come nearer.
+    - getters: `state`, `wants_data`, `outbound`, `high_water`, `agreed`, `ignored`, `received`,
+      `sent`; and `changed`, which the embedder may set to False: as long as it stays so, `state`
+      and `wants_data` are what they were and `next_timeout` has not come nearer.
 
     Inputs return events; commands raise LocalProtocolError before anything is changed when they
     are used wrongly. Calling `handle_timeout` too early is harmless.
@@ -63,7 +63,6 @@ class Connection(ABC):
         "_events",
         "_half_closed",
         "_headers",
-        "_high_water",
         "_line",
         "_now",
         "_out",
@@ -80,6 +79,7 @@ class Connection(ABC):
         "calls",
         "changed",
         "codec",
+        "high_water",
         "ignored",
         "outbound",
         "received",
@@ -101,7 +101,7 @@ class Connection(ABC):
         self._events: list[Event] = []
         self._out: list[bytes] = []
         self.outbound = 0  # bytes that `data_to_send` would return
-        self._high_water = config.high_water
+        self.high_water = config.high_water
         self._queue: Any = ()  # calls that wait to be sent; a server has none
         self._timers = TimerTable()
         self._set_timer(Timer.HANDSHAKE, now + config.handshake_timeout)
@@ -148,7 +148,7 @@ class Connection(ABC):
         else:
             if reader.error is not None:
                 self._violate(reader.error, now)
-        if self._queue or self.outbound >= self._high_water or self.state is not _OPEN:
+        if self._queue or self.outbound >= self.high_water or self.state is not _OPEN:
             self._settle(now)
         events = self._events
         self._events = []
@@ -225,7 +225,7 @@ class Connection(ABC):
         For a driver that stops when the transport is full: `outbound` tells whether there is more.
         """
         out = self._out
-        if self.outbound <= _JOINED and self.outbound < self._high_water:
+        if self.outbound <= _JOINED and self.outbound < self.high_water:
             self._out = []
             self.outbound = 0
             data = b"".join(out)
@@ -251,6 +251,11 @@ class Connection(ABC):
 
     def _has_room(self) -> bool:
         return False
+
+    def _drained(self) -> None:
+        """Let what waited for the outbound bytes to sink below the high-water mark go on."""
+        self._timers.clear(Timer.WRITE)
+        self.changed = True
 
     # What the two ends do differently
 
@@ -329,9 +334,8 @@ class Connection(ABC):
         else:
             data = out[0] if count == 1 else b"".join(out[:count])
             del out[:count]
-        if self.outbound >= self._high_water > self.outbound - len(data):
-            self._timers.clear(Timer.WRITE)
-            self.changed = True
+        if self.outbound >= self.high_water > self.outbound - len(data):
+            self._drained()
         self.outbound -= len(data)
         self.sent += len(data)
         return data
@@ -353,7 +357,7 @@ class Connection(ABC):
     def _watch_writing(self, now: float) -> None:
         """Limit how long outbound bytes may stay above the high-water mark."""
         if (
-            self.outbound >= self._high_water
+            self.outbound >= self.high_water
             and Timer.WRITE not in self._timers
             and self.state not in (State.CLOSING, State.CLOSED)
         ):
@@ -374,7 +378,7 @@ class Connection(ABC):
         """Handle the frames that may come in either direction; anything else is a violation."""
         kind, _, call_id, _, body = frame
         if kind == FrameType.PING:
-            if self.outbound >= self._high_water:
+            if self.outbound >= self.high_water:
                 self.ignored += 1  # it would have to read first
             else:
                 self._send(FrameType.PONG, 0, call_id)

@@ -28,7 +28,8 @@ class ServerCall:
     `handler` belongs to the driver: what it runs the handler with; `began`, too: when that was, set
     only if it was not at once. `flows_on` is metadata for the calls that the handler makes; None
     until somebody asks what of `metadata` that is. `arrived` is when the request came. The rest is
-    a Dispatcher's: `target` is the Method while the call waits for its handler to end.
+    a Dispatcher's: `target` is the Method while the call waits for its handler to end, `lane` where
+    it waits for its turn.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class ServerCall:
         "handler",
         "id",
         "kwargs",
+        "lane",
         "metadata",
         "method",
         "one_way",
@@ -62,6 +64,7 @@ class ServerCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     connection: Any
+    lane: Any
     owner: Any
     clock: Callable[[], float]
 

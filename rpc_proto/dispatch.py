@@ -3,13 +3,13 @@
 The driver supplies the running: it gets a call that is ready and reports how its handler ended.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from typing import Any, Protocol
 
 from .context import ServerCall
 from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
+from .lanes import Lane
 from .server import ServerConnection
 from .services import Method, reflect
 from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
@@ -32,10 +32,16 @@ class Lock(Protocol):
 class Dispatcher:
     """The services of one server and the calls that run on it, over all its connections.
 
-    At most `max_concurrency` handlers run at a time; at most `max_queued` calls wait for one. A
-    call leaves the queue unserved when its deadline passes or its caller gives up. `snapshot` tells
-    the numbers; so that errors are among them, set `on_error` of each connection to `count_error`.
-    A driver with threads gives a `lock`: what calls of several connections share is behind it.
+    At most `max_concurrency` handlers run at a time; at most `max_queued` calls wait for one, and
+    one of each connection above that. A driver that runs `def` handlers in threads says how many
+    it has: `threads` is the limit of those handlers, in place of `max_concurrency` if it is
+    smaller. Methods marked as quick wait for nothing and count nowhere. What one connection may
+    take of a limit, and who comes next, is said at `Lane`.
+
+    A call leaves the queue unserved when its deadline passes or its caller gives up. `snapshot`
+    tells the numbers; so that errors are among them, set `on_error` of each connection to
+    `count_error`. A driver with threads gives a `lock`: what calls of several connections share is
+    behind it.
     """
 
     def __init__(
@@ -44,22 +50,39 @@ class Dispatcher:
         clock: Callable[[], float],
         max_concurrency: int = 1000,
         max_queued: int = 10_000,
+        threads: int | None = None,
         debug: bool = False,
         lock: Lock | None = None,
     ) -> None:
-        for name, value in (("max_concurrency", max_concurrency), ("max_queued", max_queued)):
+        limits = {"max_concurrency": max_concurrency, "max_queued": max_queued}
+        if threads is not None:
+            limits["threads"] = threads
+        for name, value in limits.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
         self.methods: dict[str, Method] = {}
-        self.running = 0
         self.stats = ServerStats(lock)
-        self._max_concurrency = max_concurrency
         self._max_queued = max_queued
-        self.queue: OrderedDict[ServerCall, None] = OrderedDict()  # waiting for an end
+        self._handlers = Lane(max_concurrency)
+        self._threads = self._handlers
+        self._lanes = [self._handlers]
+        if threads is not None:
+            self._threads = Lane(min(threads, max_concurrency))
+            self._lanes.append(self._threads)
         self._outliving: set[ServerCall] = set()  # cancelled, but their handlers still run
         self._lock = lock  # None rather than a context that does nothing, which takes its time
         self._clock = clock
         self._debug = debug
+
+    @property
+    def running(self) -> int:
+        """Handlers that run, but for quick ones."""
+        return sum(lane.running for lane in self._lanes)
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a handler to end."""
+        return sum(lane.queued for lane in self._lanes)
 
     # Services
 
@@ -77,9 +100,11 @@ class Dispatcher:
         name = next(iter(methods)).rpartition(".")[0]
         if name in self.services():
             raise ValueError(f"a service named {name!r} is registered already")
-        if wrap is not None:
-            for method in methods.values():
+        for method in methods.values():
+            if wrap is not None:
                 method.function = wrap(method)
+            if not method.is_quick or method.is_async:
+                method.lane = self._handlers if method.is_async else self._threads
         # A new table each time, so that whoever reads the old one meanwhile is not disturbed.
         self.methods = {**self.methods, **methods}
         return name
@@ -117,7 +142,7 @@ class Dispatcher:
         for connection in connections:
             in_flight.update(connection.calls)
         with self.stats.lock:
-            load = {"running": self.running, "queued": len(self.queue)}
+            load = {"running": self.running, "queued": self.queued}
             methods = {name: stats.copy() for name, stats in self._records()}
             for call in in_flight:
                 method = call.target
@@ -175,15 +200,17 @@ class Dispatcher:
         call.connection = connection
         call.owner = owner
         call.clock = self._clock
+        lane = call.lane = method.lane
+        if lane is None:
+            return True
         lock = self._lock
         if lock is not None:
             lock.acquire()
         try:
-            if self.running < self._max_concurrency and not self.queue:
-                self.running += 1
+            if lane.enter(connection):
                 return True
-            if len(self.queue) < self._max_queued:
-                self.queue[call] = None
+            if self.queued < self._max_queued or not lane.waits(connection):
+                lane.wait(call, connection)
                 return False
         finally:
             if lock is not None:
@@ -192,12 +219,27 @@ class Dispatcher:
         connection.send_error(
             call,
             ResourceExhausted(
-                f"{self.running} handlers run and {len(self.queue)} calls wait",
-                maybe_executed=False,
+                f"{lane.running} handlers run and {self.queued} calls wait", maybe_executed=False
             ),
             self._clock(),
         )
         return False
+
+    def postpone(self, call: ServerCall) -> None:
+        """Put a call that was to run back to the head of its queue: its peer reads too slowly.
+
+        Others may run in its place: see `next_queued`.
+        """
+        with self.stats.lock:
+            call.lane.leave(call.connection)
+            call.lane.wait(call, call.connection, first=True)
+
+    def resume(self, connection: ServerConnection) -> bool:
+        """Act on a `SendBufferDrained`; whether calls may run now: see `next_queued`."""
+        with self.stats.lock:
+            for lane in self._lanes:
+                lane.resume(connection)
+        return self.queued > 0
 
     def handle(self, connection: ServerConnection, call: ServerCall) -> None:
         """Find, run and answer a call here and now, by a `def` handler: enough for a small loop."""
@@ -217,9 +259,8 @@ class Dispatcher:
             return False
         call.cancel(error)
         with self.stats.lock:
-            waits = call in self.queue
+            waits = call.lane is not None and call.lane.withdraw(call, call.connection)
             if waits:
-                del self.queue[call]
                 call.target.stats.withdrawn += 1
         if not waits:
             self._outliving.add(call)
@@ -237,7 +278,8 @@ class Dispatcher:
         if lock is not None:
             lock.acquire()
         try:
-            self.running -= 1
+            if call.lane is not None:
+                call.lane.leave(call.connection)
             method = call.target.stats
             latencies = method.latencies
             latencies.append(latency)
@@ -268,12 +310,12 @@ class Dispatcher:
     def next_queued(self) -> ServerCall | None:
         """Return the next call that may run now, if one waits; call it after an end."""
         with self.stats.lock:
-            if not self.queue or self.running >= self._max_concurrency:
-                return None
-            call, _ = self.queue.popitem(last=False)
-            self.running += 1
-        call.began = self._clock()
-        return call
+            for lane in self._lanes:
+                call = lane.next()
+                if call is not None:
+                    call.began = self._clock()
+                    return call
+        return None
 
     def _to_call_error(self, error: BaseException) -> CallError:
         try:

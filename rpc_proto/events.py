@@ -22,6 +22,7 @@ __all__ = [
     "HttpServed",
     "RequestReceived",
     "ResponsePromised",
+    "SendBufferDrained",
 ]
 
 # Plain slotted classes: one is built for each call, and a dataclass or a named tuple costs more.
@@ -124,6 +125,15 @@ class ResponsePromised(Event):
 
     def __init__(self, promise: "Promise") -> None:
         self.promise = promise
+
+
+class SendBufferDrained(Event):
+    """Server: the peer has read so much that `outbound` is below `high_water` again.
+
+    Calls that a Dispatcher held back for that may begin.
+    """
+
+    __slots__ = ()
 
 
 class ConnectionTerminated(Event):

@@ -26,6 +26,7 @@ from .events import (
     HttpServed,
     RequestReceived,
     ResponsePromised,
+    SendBufferDrained,
 )
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import (
@@ -121,7 +122,7 @@ class ServerConnection(Connection):
     def wants_data(self) -> bool:
         """Whether to read from the transport now; False is back-pressure on the peer."""
         return (
-            self.outbound < self._high_water
+            self.outbound < self.high_water
             and self._one_way < self._max_calls
             and (not self._http or self._http.wants_data)
         )
@@ -197,7 +198,7 @@ class ServerConnection(Connection):
                 prefix = encode_prefix(_RESPONSE, flags, header_size, body_size, call.id)
                 self._out += (prefix, header, body)
                 self.outbound += PREFIX_SIZE + header_size + body_size
-        if self.state is not _OPEN or self.outbound >= self._high_water:
+        if self.state is not _OPEN or self.outbound >= self.high_water:
             self._settle(now)
         return True
 
@@ -222,6 +223,11 @@ class ServerConnection(Connection):
     def conclude(self, call: ServerCall, now: float) -> None:
         """Free the slot of a call whose handler has ended; one without an answer gets an error."""
         self.send_error(call, Internal("the handler ended without an answer"), now)
+
+    def _drained(self) -> None:
+        super()._drained()
+        if len(self.calls):
+            self._events.append(SendBufferDrained())
 
     # Answers
 
@@ -469,7 +475,7 @@ class ServerConnection(Connection):
     def _has_room(self) -> bool:
         """Whether requests that wait can be served now."""
         ready: bool = self._http.ready
-        return ready and self.outbound < self._high_water and Timer.HTTP not in self._timers
+        return ready and self.outbound < self.high_water and Timer.HTTP not in self._timers
 
     def _serve_http(self, now: float) -> None:
         http = self._http
@@ -520,7 +526,7 @@ class ServerConnection(Connection):
             super()._handle_timer(timer, now)
         elif self._http.promise is not None:
             self._http.expire(now)
-        elif self._http.ready or self.outbound >= self._high_water:
+        elif self._http.ready or self.outbound >= self.high_water:
             # It waits for us, or first has to read, for which there is Timer.WRITE.
             self._set_timer(timer, now + self._config.handshake_timeout)
         else:

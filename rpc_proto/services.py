@@ -62,6 +62,7 @@ class Method:
         "function",
         "is_async",
         "is_quick",
+        "lane",
         "name",
         "parameters",
         "returns",
@@ -76,6 +77,7 @@ class Method:
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.is_quick = bool(getattr(function, "__rpc_quick__", False))
+        self.lane: Any = None  # where its calls wait for their turn: a Dispatcher's
         self.doc = inspect.getdoc(function) or ""
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TypeError(f"{name} is a generator; a call has one result")

@@ -75,7 +75,7 @@ class Server(ServerBase):
     _ends_process = (KeyboardInterrupt, SystemExit)
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
-        super().__init__(**settings)
+        super().__init__(threads=threads, **settings)
         self._threads = Threads(threads, "rpc-handler")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: HandlerRunner  # comes with the loop

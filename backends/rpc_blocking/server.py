@@ -259,7 +259,7 @@ class Server(SyncServer):
     _runtime = BLOCKING
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
-        super().__init__(**settings)
+        super().__init__(threads=threads, **settings)
         self._threads = Threads(threads, "rpc-handler")
         self._keeper = Keeper(self._log)
         self._listeners: list[socket.socket] = []

@@ -24,6 +24,7 @@ from rpc_proto import (
     RequestReceived,
     ResourceExhausted,
     ResponsePromised,
+    SendBufferDrained,
     ServerCall,
     ServerConfig,
     ServerConnection,
@@ -95,10 +96,11 @@ class ServerBase(ABC):
     """Serves objects' methods.
 
     `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
-    fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
-    them; `max_connections` bounds the connections. `introspection` offers `rpc.Introspection`,
-    `health` `rpc.Health`; `debug` sends tracebacks to callers. `access_log` logs each call that has
-    ended; a `tracer_provider` of OpenTelemetry gets a span for each that a handler serves.
+    fields there. At most `max_concurrency` handlers run at a time, of which one connection may have
+    three quarters, and `max_queued` calls wait for them; `max_connections` bounds the connections.
+    `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
+    callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
+    span for each that a handler serves.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
@@ -126,6 +128,7 @@ class ServerBase(ABC):
         access_log: bool = False,
         tracer_provider: Any = None,
         pages: Pages | None = None,
+        threads: int | None = None,
     ) -> None:
         self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
         if max_connections < 1:
@@ -133,6 +136,7 @@ class ServerBase(ABC):
         self._dispatcher = Dispatcher(
             max_concurrency=max_concurrency,
             max_queued=max_queued,
+            threads=threads,
             clock=monotonic,
             debug=debug,
             lock=self._make_lock(),
@@ -215,7 +219,7 @@ class ServerBase(ABC):
         return {
             "connections": len(self._links),
             "running": dispatcher.running,
-            "queued": len(dispatcher.queue),
+            "queued": dispatcher.queued,
             "served": dispatcher.total("served"),
             "failed": dispatcher.total("failed"),
             "refused": dispatcher.total("refused"),
@@ -289,7 +293,7 @@ class ServerBase(ABC):
                 grace,
                 len(self._links),
                 self._dispatcher.running,
-                len(self._dispatcher.queue),
+                self._dispatcher.queued,
             )
 
     def _log_stopped(self) -> None:
@@ -406,6 +410,9 @@ class ServerBase(ABC):
                     running = True
                 if running:
                     self._stop_handler(event.call)
+            elif isinstance(event, SendBufferDrained):
+                if dispatcher.resume(link.connection):
+                    self._resume_soon()
             elif isinstance(event, ConnectionTerminated):
                 peer = link.connection.peer.address
                 dispatcher.stats.terminated(peer, event.error, monotonic())
@@ -475,7 +482,7 @@ class ServerBase(ABC):
                 self._log.error("%s failed", call.target.name, exc_info=error)
         dispatcher.finish(call, result, error)
         call.owner.wrote()
-        if dispatcher.queue:
+        if dispatcher.queued:
             self._resume_soon()
 
 

@@ -277,7 +277,13 @@ class Server(SyncServer):
         worker = getcurrent()
         while True:
             while self._ready:
-                self._work_on(self._ready.popleft(), worker)
+                call = self._ready.popleft()
+                if self._must_wait(call):
+                    self._dispatcher.postpone(call)
+                    self._resume_soon()
+                else:
+                    self._work_on(call, worker)
+                del call
             if self._stopping and not self._dispatcher.running:
                 self._quiet.set()
             if self._stopping or len(self._workers) >= _SPARE_WORKERS:
@@ -286,6 +292,15 @@ class Server(SyncServer):
             if not self._park(worker):
                 break
         self._alive -= 1
+
+    def _must_wait(self, call: ServerCall) -> bool:
+        """Whether answers have filled the send buffer since this call was found ready."""
+        connection = call.connection
+        return (
+            connection.outbound >= connection.high_water
+            and call.lane is not None
+            and call.error is None
+        )
 
     def _work_on(self, call: ServerCall, worker: greenlet) -> None:
         result: Any = None

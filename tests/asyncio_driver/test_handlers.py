@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 import threading
 
@@ -14,6 +15,7 @@ from rpc_proto import (
     Cancelled,
     LocalProtocolError,
     ResourceExhausted,
+    ServerCall,
     ServerConfig,
     Unavailable,
     current_call,
@@ -92,6 +94,30 @@ class Variables:
         seen = VALUE.get()
         VALUE.set("left in a thread")
         return seen
+
+
+@pytest.mark.fault(94)
+async def test_calls_cancelled_while_they_wait_for_a_thread_are_let_go():
+    opened, started = threading.Event(), threading.Event()
+
+    class Work:
+        def wait(self, value: bytes) -> int:
+            started.set()
+            opened.wait(20)
+            return len(value)
+
+    async with pair(Work(), threads=1) as (server, client):
+        running = asyncio.create_task(client.call("Work.wait", b"first"))
+        await until(started.is_set)
+        waiting = [asyncio.create_task(client.call("Work.wait", bytes(n))) for n in range(50)]
+        await until(lambda: server.stats["queued"] == 50)
+        for task in waiting:
+            task.cancel()
+        await until(lambda: server.stats["queued"] == 0)
+        kept = [o for o in gc.get_objects() if isinstance(o, ServerCall) and o.target]
+        assert len(kept) == 1
+        opened.set()
+        assert await running == 5
 
 
 async def test_context_variables_of_a_handler_do_not_leak_into_the_next():

@@ -1,5 +1,6 @@
 """Where handlers run, and what becomes of those for whose answer nobody waits."""
 
+import gc
 import threading
 
 import pytest
@@ -19,6 +20,7 @@ from rpc_blocking import Client, Server
 from rpc_proto import (
     DeadlineExceeded,
     ResourceExhausted,
+    ServerCall,
     ServerConfig,
     Unknown,
     current_call,
@@ -52,11 +54,29 @@ def test_pool_is_bounded():
     with pair(gate, threads=3) as (server, client):
         calls = [Running(client.call, "Gate.wait", i) for i in range(10)]
         took(gate.started, 3)
-        until(lambda: server.stats["running"] == 10)
+        until(lambda: server.stats["queued"] == 7)
+        assert server.stats["running"] == 3
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("rpc-handler") == 3
         gate.open_()
         assert [call.result() for call in calls] == list(range(10))
+
+
+@pytest.mark.fault(94)
+def test_calls_cancelled_while_they_wait_for_a_thread_are_let_go():
+    gate = Gate()
+    with pair(gate, threads=1) as (server, client):
+        running = Running(client.call, "Gate.wait")
+        took(gate.started)
+        bodies = [client.submit("Gate.wait", bytes(n + 1)) for n in range(50)]
+        until(lambda: server.stats["queued"] == 50)
+        for body in bodies:
+            body.cancel()
+        until(lambda: server.stats["queued"] == 0)
+        kept = [o for o in gc.get_objects() if isinstance(o, ServerCall) and o.target]
+        assert len(kept) == 1
+        gate.open_()
+        assert running.result() == "through"
 
 
 def test_abandoned_handler_keeps_its_slot_until_it_ends():

@@ -55,7 +55,8 @@ class Basic:
         self._counters.add("runs", key)
         return value
 
-    def zeros(self, size: int) -> bytes:
+    def zeros(self, size: int, key: str = "") -> bytes:
+        self._counters.add("runs", key)
         return bytes(size)
 
     def exchange(self) -> dict[str, str]:

@@ -140,6 +140,46 @@ def test_cancel_behind_its_request_in_one_segment_leaves_nothing_behind(server_b
         host.settle(running=0, queued=0)
 
 
+FAIRNESS = "One connection cannot keep the others from being served"
+
+
+@pytest.mark.fault(96)
+@pytest.mark.feature(FAIRNESS)
+def test_calls_that_wait_on_one_connection_leave_others_a_place(server_backend, key):
+    options = {"max_concurrency": 16}
+    with server_backend(**options) as host, accepted(host.address()) as greedy:
+        for call_id in range(1, 101):
+            greedy.request(call_id, "Gate.wait", key)
+        host.settle(running=12, queued=88)
+        with accepted(host.address()) as other:
+            other.request(1, "rpc.Health.check")
+            assert other.receive().value == "serving"
+            other.request(2, "Basic.echo", "on")
+            assert other.receive().value == "on"
+        host.open(key)
+        assert len({greedy.receive().call_id for _ in range(100)}) == 100
+
+
+@pytest.mark.fault(95)
+@pytest.mark.feature(FAIRNESS)
+def test_peer_that_does_not_read_gets_no_more_calls_begun(server_backend, key):
+    """Each answer alone fills the buffer; those of handlers that run already still come."""
+    size = 2 * 1024 * 1024
+    with (
+        server_backend(max_concurrency=16) as host,
+        accepted(host.address(), receive_buffer=4096) as peer,
+    ):
+        peer.send(b"".join(peer.wire.request(n, "Basic.zeros", [size, key]) for n in range(1, 201)))
+        host.wait("runs", key)
+        with accepted(host.address()) as other:
+            other.request(1, "Basic.echo", "on")
+            assert other.receive().value == "on"
+        host.settle(running=0)
+        assert host.count("runs", key) <= 16
+        assert len({peer.receive().call_id for _ in range(200)}) == 200
+        assert host.count("runs", key) == 200
+
+
 @pytest.mark.feature("A connection may be silent for longer than pings are apart")
 def test_silent_connection_is_still_good_after_some_intervals_of_pings(link: Link, key):
     """Two intervals of silence would be the end of a peer that was asked to answer pings."""

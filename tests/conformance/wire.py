@@ -46,7 +46,7 @@ class Peer:
             sizes = int.from_bytes(prefix[2:4]), int.from_bytes(prefix[4:8])
             _, body = (self._file.read(size) for size in sizes)
             if prefix[0] in (RESPONSE, ERROR):
-                value = json.loads(body) if body else None
+                value = body if prefix[1] & RAW else json.loads(body or b"null")
                 return Answer(prefix[0], int.from_bytes(prefix[8:]), value)
         return None
 

@@ -150,11 +150,11 @@ def test_service_may_be_replaced() -> None:
 def test_calls_over_the_concurrency_wait_in_order() -> None:
     pair, host = hosted(slow=SLOW, max_concurrency=2)
     calls = [pair.call("Arith.add", number, 0) for number in range(5)]
-    assert (len(host.running), len(host.dispatcher.queue)) == (2, 3)
+    assert (len(host.running), host.dispatcher.queued) == (2, 3)
     for _ in range(5):
         host.finish()
     assert [pair.outcome(call) for call in calls] == [0, 1, 2, 3, 4]
-    assert (host.dispatcher.running, len(host.dispatcher.queue)) == (0, 0)
+    assert (host.dispatcher.running, host.dispatcher.queued) == (0, 0)
 
 
 def test_call_over_the_queue_is_refused_as_safe_to_retry() -> None:
@@ -173,7 +173,7 @@ def test_queued_call_whose_deadline_passes_leaves_without_being_run() -> None:
     queued = pair.call("Arith.add", 3, 4, timeout=1.0)
     pair.advance(1.0)
     assert pair.outcome(queued).code == "deadline_exceeded"
-    assert len(host.dispatcher.queue) == 0
+    assert host.dispatcher.queued == 0
     assert pair.server.calls_in_flight == 1
     host.finish()
     assert host.ran == ["Arith.add"]
@@ -185,7 +185,7 @@ def test_queued_call_that_is_cancelled_leaves_without_being_run() -> None:
     queued = pair.call("Arith.add", 3, 4)
     pair.report(pair.client, pair.client.cancel(queued, pair.now))
     pair.pump()
-    assert len(host.dispatcher.queue) == 0
+    assert host.dispatcher.queued == 0
     assert host.stopped == []
     host.finish()
     assert len(host.ran) == 1
@@ -212,7 +212,7 @@ def test_calls_of_a_connection_that_is_lost_are_stopped_and_taken_from_the_queue
     pair.lose()
     assert len(host.stopped) == 1
     assert type(host.stopped[0].error) is Unavailable
-    assert len(host.dispatcher.queue) == 0
+    assert host.dispatcher.queued == 0
     host.finish()
     assert host.dispatcher.running == 0
 

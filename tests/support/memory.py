@@ -20,6 +20,7 @@ from rpc_proto import (
     Event,
     Peer,
     RequestReceived,
+    SendBufferDrained,
     ServerCall,
     ServerConfig,
     ServerConnection,
@@ -258,6 +259,7 @@ class Host:
         *services: Any,
         max_concurrency: int = 1000,
         max_queued: int = 1000,
+        threads: int | None = None,
         debug: bool = False,
         slow: Sequence[str] = (),
     ) -> None:
@@ -266,6 +268,7 @@ class Host:
         self.dispatcher = Dispatcher(
             max_concurrency=max_concurrency,
             max_queued=max_queued,
+            threads=threads,
             clock=lambda: pair.now,
             debug=debug,
         )
@@ -283,6 +286,8 @@ class Host:
                 self._start(event.call)
         elif isinstance(event, CallCancelled) and self.dispatcher.cancel(event.call, event.error):
             self.stopped.append(event.call)
+        elif isinstance(event, SendBufferDrained) and self.dispatcher.resume(self.pair.server):
+            self._resume()
 
     def finish(self, call: ServerCall | None = None) -> None:
         """Let a slow handler, the first by default, run to its end."""
@@ -305,5 +310,8 @@ class Host:
             self.dispatcher.finish(call, None, error)
         else:
             self.dispatcher.finish(call, result)
+        self._resume()
+
+    def _resume(self) -> None:
         while (queued := self.dispatcher.next_queued()) is not None:
             self._start(queued)
