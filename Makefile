@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-etcd test check lint types layers unit fuzz faults etcd stress soak picks matrix conformance-http bench clean
+.PHONY: demo demo-etcd test check lint types layers unit fuzz faults etcd stress soak attacks picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -49,6 +49,11 @@ stress: $(VENV)/.dev
 # A minute of faults around five servers and a registry, for a client of each backend.
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py
+
+# What a peer can make a server or a client hold, and how long others wait beside it (about 20 minutes).
+attacks: $(VENV)/.dev
+	$(BIN)/python benchmarks/memory_attacks.py
+	$(BIN)/python benchmarks/fairness.py
 
 # A million picks of each balancer instead of 100,000, and what a pick costs.
 picks: $(VENV)/.dev
