@@ -4,6 +4,8 @@ This package never touches a socket, a clock, a thread or a random source. Drive
 others are packages of their own (`rpc_asyncio`); docs/embedding.md shows how to write one.
 """
 
+from typing import TYPE_CHECKING
+
 from .addresses import Address, parse_address
 from .calls import Call
 from .client import ClientConnection
@@ -48,8 +50,18 @@ from .events import (
     ResponsePromised,
     SendBufferDrained,
 )
+from .lazy import lazily
 from .server import ServerConnection
 from .states import State
+
+if TYPE_CHECKING:
+    from .dispatch import Dispatcher
+    from .services import expose, quick
+else:
+    # Reflection is for servers; a client need not pay for importing it.
+    __getattr__ = lazily(
+        __name__, {"Dispatcher": ".dispatch", "expose": ".services", "quick": ".services"}
+    )
 
 __all__ = [
     "CODES",
@@ -105,16 +117,3 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> object:
-    # Reflection is for servers; a client need not pay for importing it.
-    if name in ("expose", "quick"):
-        from . import services
-
-        return getattr(services, name)
-    if name == "Dispatcher":
-        from .dispatch import Dispatcher
-
-        return Dispatcher
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from rpc_discovery import (
 )
 from rpc_discovery.documents import USUAL_TTL
 from rpc_discovery.links import Rng
-from rpc_discovery.sources import check_transport
+from rpc_discovery.sources import check_transport, flatten
 from rpc_proto import Address
 from rpc_proto.dispatch import Dispatcher
 
@@ -40,8 +40,7 @@ class Registering:
 
     def __init__(
         self,
-        registries: str | Iterable[str],
-        *,
+        *registries: str | Iterable[str],
         advertise: str | None = None,
         weight: float = 1.0,
         metadata: Mapping[str, str] | None = None,
@@ -49,7 +48,7 @@ class Registering:
         token: str | None = None,
         ssl: ssl_module.SSLContext | PemFiles | None = None,
     ) -> None:
-        self.where = [registries] if isinstance(registries, str) else list(registries)
+        self.where = flatten(registries)
         self.advertise = advertise
         self.weight = weight
         self.metadata = metadata
@@ -85,8 +84,7 @@ class EtcdRegistering(Registering):
 
     def __init__(
         self,
-        endpoints: str | Iterable[str],
-        *,
+        *endpoints: str | Iterable[str],
         prefix: str | bytes = "/rpc",
         advertise: str | None = None,
         weight: float = 1.0,
@@ -99,7 +97,7 @@ class EtcdRegistering(Registering):
         transport: str | None = None,
     ) -> None:
         super().__init__(
-            endpoints, advertise=advertise, weight=weight, metadata=metadata, ttl=ttl, ssl=ssl
+            *endpoints, advertise=advertise, weight=weight, metadata=metadata, ttl=ttl, ssl=ssl
         )
         check_transport(transport, ssl, self.where)
         self.transport = transport

@@ -2,18 +2,39 @@
 
 from typing import TYPE_CHECKING
 
-from .client import Client, Reply
+from rpc_common.client import Pending, Reply
+from rpc_proto.lazy import lazily
+
+from .client import Client
 from .server import Server
 
 if TYPE_CHECKING:
+    from rpc_common.balanced import BroadcastFailed
+    from rpc_common.registering import EtcdRegistering, Registering
+    from rpc_common.snapshots import SavedRegistry
+
     from .balanced import BalancedClient
+else:
+    # A client of one server need not pay for discovery.
+    __getattr__ = lazily(
+        __name__,
+        {
+            "BalancedClient": ".balanced",
+            "BroadcastFailed": "rpc_common.balanced",
+            "EtcdRegistering": "rpc_common.registering",
+            "Registering": "rpc_common.registering",
+            "SavedRegistry": "rpc_common.snapshots",
+        },
+    )
 
-__all__ = ["BalancedClient", "Client", "Reply", "Server"]
-
-
-def __getattr__(name: str) -> object:
-    if name == "BalancedClient":  # who calls one server need not pay for discovery
-        from .balanced import BalancedClient
-
-        return BalancedClient
-    raise AttributeError(name)
+__all__ = [
+    "BalancedClient",
+    "BroadcastFailed",
+    "Client",
+    "EtcdRegistering",
+    "Pending",
+    "Registering",
+    "Reply",
+    "SavedRegistry",
+    "Server",
+]

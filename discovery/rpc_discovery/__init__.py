@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from rpc_proto.lazy import lazily
+
 from .balancers import (
     BALANCERS,
     ConsistentHash,
@@ -24,6 +26,9 @@ from .watching import FileView, RegistryWatch, StaticDiscovery
 
 if TYPE_CHECKING:
     from .registry import Registry
+else:
+    # Only those who run one need HTTP.
+    __getattr__ = lazily(__name__, {"Registry": ".registry"})
 
 __all__ = [
     "BALANCERS",
@@ -56,11 +61,3 @@ __all__ = [
     "find_balancer",
     "hash_signatures",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name == "Registry":  # only who runs one needs HTTP
-        from .registry import Registry
-
-        return Registry
-    raise AttributeError(name)

@@ -8,7 +8,14 @@ from .watching import FileView, RegistryWatch
 if TYPE_CHECKING:
     from .etcd import EtcdWatch
 
-__all__ = ["EtcdDiscovery", "FileDiscovery", "PemFiles", "RegistryDiscovery", "check_transport"]
+__all__ = [
+    "EtcdDiscovery",
+    "FileDiscovery",
+    "PemFiles",
+    "RegistryDiscovery",
+    "check_transport",
+    "flatten",
+]
 
 
 class PemFiles(NamedTuple):
@@ -21,6 +28,11 @@ class PemFiles(NamedTuple):
     authority: str
     certificate: str | None = None
     key: str | None = None
+
+
+def flatten(urls: Iterable[str | Iterable[str]]) -> list[str]:
+    """Return the URLs of arguments, each of which is one or several."""
+    return [url for one in urls for url in ([one] if isinstance(one, str) else one)]
 
 
 def check_transport(transport: str | None, ssl: Any, endpoints: Iterable[str]) -> None:
@@ -36,7 +48,7 @@ def check_transport(transport: str | None, ssl: Any, endpoints: Iterable[str]) -
 
 
 class RegistryDiscovery:
-    """The nodes that one or several registries know, each given as http://host:port.
+    """The nodes that registries know: one or several, each given as http://host:port.
 
     `settings` are those of `RegistryWatch`: `service`, `wait`, `refresh`, `grace`, `token` and so
     on. `ssl` is the SSLContext for registries at https://, or PemFiles.
@@ -44,10 +56,8 @@ class RegistryDiscovery:
 
     transport = None
 
-    def __init__(
-        self, registries: str | Iterable[str], *, ssl: Any = None, **settings: Any
-    ) -> None:
-        self._registries = [registries] if isinstance(registries, str) else list(registries)
+    def __init__(self, *registries: str | Iterable[str], ssl: Any = None, **settings: Any) -> None:
+        self._registries = flatten(registries)
         self._settings = settings
         self.ssl = ssl
         self.open(0.0, lambda: 0.0)  # ValueError for what cannot be
@@ -68,8 +78,7 @@ class EtcdDiscovery:
 
     def __init__(
         self,
-        endpoints: str | Iterable[str],
-        *,
+        *endpoints: str | Iterable[str],
         prefix: str | bytes = "/rpc",
         service: str | None = None,
         user: str | None = None,
@@ -78,7 +87,7 @@ class EtcdDiscovery:
         transport: str | None = None,
         **settings: Any,
     ) -> None:
-        self._endpoints = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+        self._endpoints = flatten(endpoints)
         self._settings = {
             "prefix": prefix,
             "service": service,

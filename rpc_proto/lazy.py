@@ -1,0 +1,26 @@
+"""Names of a package whose modules are imported when they are first used."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["lazily"]
+
+
+def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a package; `modules` says in which module each name is.
+
+    It goes into the `else` of an `if TYPE_CHECKING` that imports the names: type checkers then
+    know their types, and that there are no others.
+    """
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        found = getattr(import_module(modules[name], package), name)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return find
