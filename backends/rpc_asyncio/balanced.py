@@ -42,7 +42,6 @@ class BalancedClient(BalancedBase):
 
     def _prepare(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()  # dials, and connections that are closed
-        self._pump: Pump | None = None
         self._follower: asyncio.Task[None] | None = None
         check_source(self.discovery)
 
@@ -325,8 +324,11 @@ class BalancedClient(BalancedBase):
     async def _follow_file(self) -> None:
         seen: Any = None
         while not self._closed:
-            seen, events = look(self.discovery.path, self._machine, seen, monotonic())
-            self._take(events)
+            try:
+                seen, events = look(self.discovery.path, self._machine, seen, monotonic())
+                self._take(events)
+            except Exception:  # of this time; the next one may do
+                self._log.exception("discovery failed")
             await asyncio.sleep(self.discovery.interval)
 
     async def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:

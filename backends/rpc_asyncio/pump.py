@@ -126,7 +126,7 @@ class Pump:
                     self.tell(lambda now: carrier.part(request.id, data, now))
 
                 await fetch(what, self._ssl, self._idle, part if request.stream else None)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the machine has to know
             reason = describe(error, request.timeout)
             self.tell(lambda now: carrier.failed(request.id, reason, now))
         else:

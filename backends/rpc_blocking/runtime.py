@@ -48,7 +48,10 @@ class _Blocking(Runtime):
             look_up()
         else:
             thread = Thread(target=look_up, name="rpc-lookup", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads can be had
+                raise OSError(f"no address for {host}: {error}") from None
             thread.join(max(0.0, deadline - monotonic()))
             if thread.is_alive():
                 raise TimeoutError(f"no address for {host}")

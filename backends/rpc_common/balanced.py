@@ -124,6 +124,7 @@ class BalancedBase(ABC):
             )
         self.discovery = discovery
         self._machine: Any = None  # of the discovery, when it is followed
+        self._pump: Any = None  # which runs that
         self._troubles: dict[str, str] = {}  # why there may be no view, by registry
         self._pool = Pool(now=monotonic(), rng=random, balancer=balancer, **settings)
         self._config = (config or ClientConfig()).override(codec=codec, token=token)
@@ -180,6 +181,8 @@ class BalancedBase(ABC):
         pool = self._pool
         targets = list(pool.targets.values())
         since = getattr(self._machine, "stale_since", None)
+        if since is None and not self._closed:
+            since = getattr(self._pump, "died_at", None)
         return {
             "nodes": len(targets),
             "connected": sum(is_ready(target) for target in targets),

@@ -20,6 +20,7 @@ __all__ = ["Pump", "carrier_of", "check_source", "context_of", "describe", "fetc
 
 _GIVEN_UP = object()
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
+_PAUSE = 1.0  # seconds after something failed that should not
 
 Input = Callable[[float], list[Any]]  # what is told the machine, given the time
 
@@ -28,7 +29,8 @@ class Pump:
     """One thread or greenlet for a machine, and one for each request that is on its way.
 
     `handle` gets the events. `tell` gives the machine a command, from any thread. It ends when the
-    machine is `done`, or by `stop`.
+    machine is `done`, or by `stop`. RuntimeError when there is no thread to begin with; later, a
+    request without a thread is one that failed.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Pump:
         self._idle: Idle = {}
         self._lock = Lock()  # of the sockets
         self._stopped = False
+        # When it ended unasked: from then on nothing that the machine knows is up to date.
+        self.died_at: float | None = None
         runtime.spawn(self._run)
 
     def tell(self, command: Input) -> None:
@@ -68,30 +72,48 @@ class Pump:
                 self._give_up(request_id)
 
     def _run(self) -> None:
-        carrier, runtime = self._carrier, self._runtime
         try:
-            while not self._stopped and not getattr(carrier, "done", False):
-                for request in carrier.requests_to_send():
-                    with self._lock:
-                        self._sockets[request.id] = None
-                    runtime.spawn(partial(self._carry, request))
-                with self._lock:
-                    for request_id in carrier.requests_to_cancel():
-                        self._give_up(request_id)
-                now = monotonic()
-                at = carrier.next_timeout()
-                seconds = _LONGEST if at is None else max(0.0, min(at - now, _LONGEST))
-                told = runtime.get(self._inbox, seconds)
-                now = monotonic()
-                self._handle(carrier.handle_timeout(now) if told is None else told(now))
-        except Exception:
-            self._log.exception("discovery failed")
+            while not self._stopped and not getattr(self._carrier, "done", False):
+                try:
+                    self._turn()
+                except Exception:  # of one input; the next one may do
+                    self._log.exception("discovery failed")
+                    self._runtime.sleep(_PAUSE)
+        except BaseException:
+            if not self._stopped:
+                self.died_at = monotonic()
+            raise
         finally:
             self.ended.set()
             with self._lock:
                 for request_id in self._sockets:
                     self._give_up(request_id)
                 self._hang_up()
+
+    def _turn(self) -> None:
+        carrier = self._carrier
+        for request in carrier.requests_to_send():
+            self._send(request)
+        with self._lock:
+            for request_id in carrier.requests_to_cancel():
+                self._give_up(request_id)
+        now = monotonic()
+        at = carrier.next_timeout()
+        seconds = _LONGEST if at is None else max(0.0, min(at - now, _LONGEST))
+        told = self._runtime.get(self._inbox, seconds)
+        now = monotonic()
+        self._handle(carrier.handle_timeout(now) if told is None else told(now))
+
+    def _send(self, request: Any) -> None:
+        with self._lock:
+            self._sockets[request.id] = None
+        try:
+            self._runtime.spawn(partial(self._carry, request))
+        except RuntimeError as error:  # no more threads can be had
+            with self._lock:
+                del self._sockets[request.id]
+            reason = str(error)
+            self.tell(lambda now: self._carrier.failed(request.id, reason, now))
 
     def _carry(self, request: Any) -> None:
         carrier = self._carrier
@@ -101,7 +123,7 @@ class Pump:
             part = partial(self._part, request.id) if request.stream else None
             fetch(what, request.timeout, self._runtime, self._ssl, opened, self._idle, part)
             status, body = what.status, what.body
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the machine has to know
             reason = describe(error, request.timeout)
             self.tell(lambda now: carrier.failed(request.id, reason, now))
         else:

@@ -2,7 +2,7 @@
 
 import logging
 import ssl as ssl_module
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from random import random
 from time import monotonic
@@ -120,6 +120,7 @@ class Registrations:
 
     def __init__(self, log: logging.Logger, dispatcher: Dispatcher) -> None:
         self.pumps: list[Any] = []
+        self._left = False
         self._log = log
         self._dispatcher = dispatcher
 
@@ -141,6 +142,11 @@ class Registrations:
         """Return what registers an address."""
         return registering.open(registering.node(where, self._describe()), monotonic(), random)
 
+    def add(self, registering: Registering, where: Address, run: Callable[[Any], Any]) -> None:
+        """Register an address, unless the server has left; `run(machine)` returns its pump."""
+        if not self._left:
+            self.pumps.append(run(self.machine(registering, where)))
+
     def describe_anew(self) -> None:
         """Tell the registries of a change of the services."""
         for pump in self.pumps:
@@ -148,6 +154,7 @@ class Registrations:
 
     def leave(self) -> list[Any]:
         """Tell the registries that the server goes; return the pumps, which end with that."""
+        self._left = True
         leaving, self.pumps = self.pumps, []
         for pump in leaving:
             pump.tell(pump.machine.stop)

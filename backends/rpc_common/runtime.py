@@ -15,7 +15,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def spawn(self, function: Callable[[], Any]) -> Any:
-        """Run a function beside all others; it does not keep the process alive."""
+        """Run a function beside all others; it does not keep the process alive.
+
+        RuntimeError when no more threads can be had.
+        """
 
     @abstractmethod
     def kill(self, spawned: Any) -> None:

@@ -50,6 +50,7 @@ __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_add
 FAREWELL = 5.0
 
 _RESUMED_AT_ONCE = 100
+_AGAIN = 1.0  # seconds until a thread is asked for again that could not be had
 
 # Of a ServerConfig; what else it holds is not for everybody to read.
 _LIMITS = (
@@ -514,18 +515,27 @@ class SyncServer(ServerBase):
         where = self._check_listening(address, ssl)
         registerings = self._check_registering(register, where)
         if registerings:
-            from .pump import Pump, check_source
+            from .pump import check_source
 
             for registering in registerings:
                 check_source(registering)
         where = self._listen(where, ssl)
         self._log_listening(where)
         for registering in registerings:
-            registrations = self._registrations
-            machine = registrations.machine(registering, where)
-            pump = Pump(machine, registrations.take, self._runtime, self._log, registering.ssl)
-            registrations.pumps.append(pump)
+            self._begin_registering(registering, where)
         return str(where)
+
+    def _begin_registering(self, registering: "Registering", where: Address) -> None:
+        from .pump import Pump
+
+        registrations = self._registrations
+        begin = partial(Pump, handle=registrations.take, runtime=self._runtime, log=self._log)
+        try:
+            registrations.add(registering, where, partial(begin, ssl=registering.ssl))
+        except RuntimeError as error:  # no more threads can be had
+            self._log.warning("registration of %s waits for a thread: %s", where, error)
+            again = partial(self._begin_registering, registering, where)
+            self._call_at(monotonic() + _AGAIN, again)
 
     def _deregister(self) -> None:
         """Tell the registries before anything ends, so that callers go elsewhere."""

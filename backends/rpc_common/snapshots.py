@@ -66,7 +66,11 @@ class SavedRegistry:
             self._writer = Thread(
                 target=self._try_to_write, args=(self.registry.snapshot(now),), daemon=True
             )
-            self._writer.start()
+            try:
+                self._writer.start()
+            except RuntimeError as error:  # no more threads can be had
+                self._saved = -1  # to be tried again
+                self._complain(error)
 
     def close(self) -> None:
         """Save for the last time, when the server has stopped."""
@@ -89,11 +93,14 @@ class SavedRegistry:
             self._write(snapshot)
         except OSError as error:
             self._saved = -1  # to be tried again
-            if not self._failing:
-                self._failing = True
-                _log.warning("the snapshot %s cannot be written: %s", self.path, error)
+            self._complain(error)
         else:
             self._failing = False
+
+    def _complain(self, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            _log.warning("the snapshot %s cannot be written: %s", self.path, error)
 
     def _write(self, snapshot: dict[str, Any]) -> None:
         new = f"{self.path}.new"

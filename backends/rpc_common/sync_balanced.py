@@ -34,6 +34,7 @@ __all__ = ["SyncBalancedClient"]
 
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
 _MOST_BESIDE = 64  # calls of one broadcast at a time
+_AGAIN = 0.2  # seconds until a thread is asked for again that could not be had
 
 
 class _Race:
@@ -55,7 +56,7 @@ class SyncBalancedClient(BalancedBase):
         # for, nor while anything is logged.
         self._lock = Lock()
         self._ending = self._runtime.make_queue()
-        self._pump: Pump | None = None
+        self._retiring: list[SyncClient] = []  # of the retired, those that wait for a thread
         check_source(self.discovery)
 
     def _make_event(self) -> Any:
@@ -328,15 +329,26 @@ class SyncBalancedClient(BalancedBase):
         self._check_open()
         while True:
             with self._lock:
+                limit = _LONGEST
                 if self._machine is None and hasattr(self.discovery, "open"):
-                    Context().run(self._follow)  # it outlives the handler that may be the first
+                    try:
+                        Context().run(self._follow)  # it outlives the handler that may be the first
+                    except RuntimeError as error:  # no more threads can be had
+                        self._troubles[""] = str(error)
+                        limit = _AGAIN
                 if self._pool.view is not None:
                     return
                 self._check_wanted(whole)
                 changed = self._changed
-            self._wait(whole, changed, self._without_view)
+            self._wait(whole, changed, self._without_view, limit)
 
-    def _wait(self, whole: BalancedCall, changed: Any, waiting: Callable[[], str]) -> None:
+    def _wait(
+        self,
+        whole: BalancedCall,
+        changed: Any,
+        waiting: Callable[[], str],
+        limit: float = _LONGEST,
+    ) -> None:
         """Wait until something has changed; DeadlineExceeded if nothing did in time."""
         left = whole.time_left(monotonic())
         ambient = ambient_call.get()
@@ -344,7 +356,7 @@ class SyncBalancedClient(BalancedBase):
         if ambient is not None and not ambient.answered:
             undo = ambient.on_cancel(lambda: self._abandon([whole]))
         try:
-            changed.wait(min(left, _LONGEST))
+            changed.wait(min(left, limit))
         finally:
             if undo is not None:
                 undo()
@@ -353,19 +365,22 @@ class SyncBalancedClient(BalancedBase):
     # The view
 
     def _follow(self) -> None:
-        self._machine = self.discovery.open(monotonic(), random)
-        if isinstance(self._machine, FileView):
-            self._runtime.spawn(self._follow_file)
+        machine = self.discovery.open(monotonic(), random)
+        self._troubles.pop("", None)
+        if isinstance(machine, FileView):
+            self._runtime.spawn(partial(self._follow_file, machine))
         else:
-            self._pump = Pump(
-                self._machine, self._take, self._runtime, self._log, self.discovery.ssl
-            )
+            self._pump = Pump(machine, self._take, self._runtime, self._log, self.discovery.ssl)
+        self._machine = machine
 
-    def _follow_file(self) -> None:
+    def _follow_file(self, machine: FileView) -> None:
         seen: Any = None
         while not self._closed:
-            seen, events = look(self.discovery.path, self._machine, seen, monotonic())
-            self._take(events)
+            try:
+                seen, events = look(self.discovery.path, machine, seen, monotonic())
+                self._take(events)
+            except Exception:  # of this time; the next one may do
+                self._log.exception("discovery failed")
             self._runtime.get(self._ending, self.discovery.interval)
 
     def _apply(self, view: View) -> None:
@@ -394,9 +409,14 @@ class SyncBalancedClient(BalancedBase):
                 race.outcomes.put((whole, event, error))
                 del error
 
-        for _ in range(min(len(wholes), _MOST_BESIDE)):
-            # With its deadline, its trace and its cancellation, where a handler makes the call.
-            self._runtime.spawn(partial(copy_context().run, work))
+        for number in range(min(len(wholes), _MOST_BESIDE)):
+            try:
+                # With its deadline, trace and cancellation, where a handler makes the call.
+                self._runtime.spawn(partial(copy_context().run, work))
+            except RuntimeError:  # no more threads can be had: those that there are will do
+                if not number:
+                    work()
+                return
 
     def _first(self, race: _Race) -> CallCompleted:
         """Return the first good outcome; the last error if there is none."""
@@ -480,9 +500,19 @@ class SyncBalancedClient(BalancedBase):
 
     def _close_soon(self, client: Any) -> None:
         self._retired.add(client)
-        self._runtime.spawn(lambda: self._retire(client))
+        self._retiring.append(client)
+        self._retire_soon()
+
+    def _retire_soon(self) -> None:
+        while self._retiring:
+            try:
+                self._runtime.spawn(partial(self._retire, self._retiring[-1]))
+            except RuntimeError:  # no more threads can be had: together with the next one
+                return
+            self._retiring.pop()
 
     def _retire(self, client: Any) -> None:
         client.close(DRAIN)
         with self._lock:
             self._retired.discard(client)
+            self._retire_soon()
