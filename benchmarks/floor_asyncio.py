@@ -9,6 +9,8 @@ import asyncio
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import msgpack
 
@@ -19,23 +21,25 @@ _pack = (
 
 
 class _Framed(asyncio.BufferedProtocol):
-    def __init__(self):
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
         self.buffer = bytearray(64 * 1024)
         self.view = memoryview(self.buffer)
         self.filled = 0
 
-    def connection_made(self, transport):
+    def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
-    def get_buffer(self, sizehint):
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self.view[self.filled :]
 
-    def buffer_updated(self, nbytes):
+    def buffer_updated(self, nbytes: int) -> None:
         self.filled += nbytes
         filled = self.filled
         view = self.view
         start = 0
-        messages = []
+        messages: list[Any] = []
         while filled - start >= 4:
             (size,) = _LENGTH.unpack_from(view, start)
             if filled - start - 4 < size:
@@ -58,7 +62,10 @@ class _Framed(asyncio.BufferedProtocol):
         if messages:
             self.received(messages)
 
-    def send(self, messages):
+    def received(self, messages: list[Any]) -> None:
+        raise NotImplementedError
+
+    def send(self, messages: list[Any]) -> None:
         out = []
         for message in messages:
             body = _pack(message)
@@ -72,20 +79,20 @@ class _Framed(asyncio.BufferedProtocol):
 
 
 class _Server(_Framed):
-    def received(self, messages):
+    def received(self, messages: list[Any]) -> None:
         self.send(messages)
 
 
 class _Client(_Framed):
     """Answers come in order, so each goes to the caller that has waited longest."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.get_running_loop()
-        self.waiters = deque()
-        self.unsent = []
+        self.waiters: deque[asyncio.Future[Any]] = deque()
+        self.unsent: list[Any] = []
 
-    def call(self, message):
+    def call(self, message: Any) -> asyncio.Future[Any]:
         waiter = self.loop.create_future()
         self.waiters.append(waiter)
         if len(self.waiters) == 1:
@@ -96,23 +103,25 @@ class _Client(_Framed):
             self.unsent.append(message)
         return waiter
 
-    def flush(self):
+    def flush(self) -> None:
         self.send(self.unsent)
         self.unsent.clear()
 
-    def received(self, messages):
+    def received(self, messages: list[Any]) -> None:
         for message in messages:
             self.waiters.popleft().set_result(message)
 
 
-async def serve(announce):
+async def serve(announce: Callable[[Any], None]) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(_Server, "127.0.0.1", 0)
     announce(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 
 
-async def load(address, *, connections, in_flight, payload, seconds):
+async def load(
+    address: str, *, connections: int, in_flight: int, payload: Any, seconds: float
+) -> tuple[int, float]:
     """Return the number of echoes, and the seconds they took."""
     loop = asyncio.get_running_loop()
     clients = [
@@ -123,7 +132,7 @@ async def load(address, *, connections, in_flight, payload, seconds):
     start = time.monotonic()
     stop = start + seconds
 
-    async def caller(client):
+    async def caller(client: _Client) -> None:
         nonlocal count
         call = client.call
         while time.monotonic() < stop:

@@ -10,7 +10,9 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat, takewhile
+from typing import Any
 
 import msgpack
 
@@ -19,16 +21,17 @@ _pack = msgpack.Packer().pack
 
 
 class _Framed:
-    def __init__(self, sock):
+    def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.buffer = bytearray(64 * 1024)
         self.view = memoryview(self.buffer)
         self.filled = 0
 
-    def receive(self):
+    def receive(self) -> list[Any]:
         """Return the next messages, at least one; none at the end."""
-        view, start, messages = self.view, 0, []
+        view, start = self.view, 0
+        messages: list[Any] = []
         filled = self.filled
         while not messages:
             count = self.sock.recv_into(view[filled:])
@@ -55,7 +58,7 @@ class _Framed:
         self.filled = rest
         return messages
 
-    def send(self, messages):
+    def send(self, messages: list[Any]) -> None:
         out = []
         for message in messages:
             body = _pack(message)
@@ -68,7 +71,7 @@ class _Framed:
         else:
             self.sock.sendall(b"".join(out))
 
-    def echo_many(self, messages, in_flight):
+    def echo_many(self, messages: Iterable[Any], in_flight: int) -> Iterator[Any]:
         """Yield the answers to the messages, of which at most so many are on their way."""
         waiting = 0
         while True:
@@ -85,14 +88,14 @@ class _Framed:
             yield from answers
 
 
-def _echo(sock):
+def _echo(sock: socket.socket) -> None:
     framed = _Framed(sock)
     with sock, contextlib.suppress(ConnectionError):
         while messages := framed.receive():
             framed.send(messages)
 
 
-def serve(announce):
+def serve(announce: Callable[[Any], None]) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     announce(listener.getsockname()[1])
     while True:
@@ -100,16 +103,18 @@ def serve(announce):
         threading.Thread(target=_echo, args=(sock,), daemon=True).start()
 
 
-def load(address, *, connections, in_flight, payload, seconds):
+def load(
+    address: str, *, connections: int, in_flight: int, payload: Any, seconds: float
+) -> tuple[int, float]:
     """Return the number of echoes, and the seconds they took."""
     framed = [
         _Framed(socket.create_connection(("127.0.0.1", int(address)))) for _ in range(connections)
     ]
-    counts = []
+    counts: list[int] = []
     start = time.monotonic()
     stop = start + seconds
 
-    def lone(client):
+    def lone(client: _Framed) -> None:
         count = 0
         message = [payload]
         while time.monotonic() < stop:
@@ -118,7 +123,7 @@ def load(address, *, connections, in_flight, payload, seconds):
             count += 1
         counts.append(count)
 
-    def pipelined(client):
+    def pipelined(client: _Framed) -> None:
         messages = takewhile(lambda _: time.monotonic() < stop, repeat(payload))
         counts.append(sum(1 for _ in client.echo_many(messages, in_flight)))
 

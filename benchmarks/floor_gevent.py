@@ -9,6 +9,8 @@ timeouts, no limits.
 import struct
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
 import msgpack
@@ -19,8 +21,8 @@ _LENGTH = struct.Struct(">I")
 _pack = msgpack.Packer().pack
 
 
-def _encode(messages):
-    out = []
+def _encode(messages: list[Any]) -> list[bytes]:
+    out: list[bytes] = []
     for message in messages:
         body = _pack(message)
         out.append(_LENGTH.pack(len(body)))
@@ -28,7 +30,7 @@ def _encode(messages):
     return out
 
 
-def _receive(sock):
+def _receive(sock: Any) -> Iterator[list[Any]]:
     """Yield the messages that came together, until the end."""
     view = memoryview(bytearray(64 * 1024))
     filled = 0
@@ -63,7 +65,7 @@ def _receive(sock):
             yield messages
 
 
-def _send(sock, messages):
+def _send(sock: Any, messages: list[Any]) -> None:
     out = _encode(messages)
     if len(out) == 2 and len(out[1]) > 65536:
         sock.sendall(out[0])
@@ -72,14 +74,14 @@ def _send(sock, messages):
         sock.sendall(b"".join(out))
 
 
-def _echo(sock):
+def _echo(sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with sock:
         for messages in _receive(sock):
             _send(sock, messages)
 
 
-def serve(announce):
+def serve(announce: Callable[[Any], None]) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
@@ -91,19 +93,19 @@ def serve(announce):
 class _Shared:
     """A connection that several greenlets share."""
 
-    def __init__(self, sock):
+    def __init__(self, sock: Any) -> None:
         self.sock = sock
-        self.waiters = deque()
-        self.unsent = []
+        self.waiters: deque[Any] = deque()
+        self.unsent: list[Any] = []
         self.loop = gevent.get_hub().loop
         self.reader = gevent.spawn(self.read)
 
-    def read(self):
+    def read(self) -> None:
         for messages in _receive(self.sock):
             for message in messages:
                 self.loop.run_callback(self.waiters.popleft().switch, message)
 
-    def call(self, message):
+    def call(self, message: Any) -> Any:
         waiter = Waiter()
         self.waiters.append(waiter)
         if not self.unsent:
@@ -111,12 +113,14 @@ class _Shared:
         self.unsent.append(message)
         return waiter.get()
 
-    def flush(self):
+    def flush(self) -> None:
         unsent, self.unsent = self.unsent, []
         self.sock.send(b"".join(_encode(unsent)))
 
 
-def load(address, *, connections, in_flight, payload, seconds):
+def load(
+    address: str, *, connections: int, in_flight: int, payload: Any, seconds: float
+) -> tuple[int, float]:
     """Return the number of echoes, and the seconds they took."""
     socks = [socket.create_connection(("127.0.0.1", int(address))) for _ in range(connections)]
     for sock in socks:
@@ -125,7 +129,7 @@ def load(address, *, connections, in_flight, payload, seconds):
     start = time.monotonic()
     stop = start + seconds
 
-    def lone(sock):
+    def lone(sock: Any) -> None:
         nonlocal count
         answers = _receive(sock)
         message = [payload]
@@ -134,7 +138,7 @@ def load(address, *, connections, in_flight, payload, seconds):
             next(answers)
             count += 1
 
-    def shared(client):
+    def shared(client: _Shared) -> None:
         nonlocal count
         while time.monotonic() < stop:
             client.call(payload)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 CONNECTIONS = 1000
 
@@ -42,7 +43,7 @@ def _serve(backend: str) -> None:
         _tell(server.stats["connections"])
 
 
-async def _serve_asyncio(server) -> None:
+async def _serve_asyncio(server: Any) -> None:
     print(await server.start("tcp://127.0.0.1:0"), flush=True)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -67,9 +68,11 @@ async def _memory(backend: str) -> float:
     assert server.stdout is not None
     address = (await server.stdout.readline()).decode().strip()
 
+    stdin, stdout = server.stdin, server.stdout
+
     async def ask() -> tuple[int, int]:
-        server.stdin.write(b"\n")
-        connections, resident = (await server.stdout.readline()).split()
+        stdin.write(b"\n")
+        connections, resident = (await stdout.readline()).split()
         return int(connections), int(resident)
 
     warm = [await Client.connect(address) for _ in range(20)]

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 from rpc_asyncio import Client, Server
 
@@ -14,14 +16,16 @@ class Bench:
         return value
 
 
-async def serve(announce):
+async def serve(announce: Callable[[Any], None]) -> None:
     server = Server()
     server.register(Bench())
     announce(await server.start("tcp://127.0.0.1:0"))
     await server.serve_forever()
 
 
-async def load(address, *, connections, in_flight, payload, seconds):
+async def load(
+    address: str, *, connections: int, in_flight: int, payload: Any, seconds: float
+) -> tuple[int, float]:
     """Return the number of calls, and the seconds they took."""
     clients = [await Client.connect(address) for _ in range(connections)]
     method = "Bench.text" if isinstance(payload, str) else "Bench.echo"
@@ -29,7 +33,7 @@ async def load(address, *, connections, in_flight, payload, seconds):
     start = time.monotonic()
     stop = start + seconds
 
-    async def caller(client):
+    async def caller(client: Client) -> None:
         nonlocal count
         call = client.call
         while time.monotonic() < stop:

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections.abc import Callable
 from itertools import repeat, takewhile
+from typing import Any
 
 from rpc_blocking import Client, Server
 from rpc_proto import quick
@@ -18,22 +20,30 @@ class Bench:
         return value
 
 
-def serve(announce):
+def serve(announce: Callable[[Any], None]) -> None:
     server = Server()
     server.register(Bench())
     announce(server.start("tcp://127.0.0.1:0"))
     server.serve_forever()
 
 
-def load(address, *, connections, in_flight, payload, seconds, shared=False):
+def load(
+    address: str,
+    *,
+    connections: int,
+    in_flight: int,
+    payload: Any,
+    seconds: float,
+    shared: bool = False,
+) -> tuple[int, float]:
     """Return the number of calls, and the seconds they took."""
     clients = [Client.connect(address) for _ in range(connections)]
     method = "Bench.text" if isinstance(payload, str) else "Bench.echo"
-    counts = []
+    counts: list[int] = []
     start = time.monotonic()
     stop = start + seconds
 
-    def lone(client):
+    def lone(client: Client) -> None:
         count = 0
         call = client.call
         while time.monotonic() < stop:
@@ -41,7 +51,7 @@ def load(address, *, connections, in_flight, payload, seconds, shared=False):
             count += 1
         counts.append(count)
 
-    def pipelined(client):
+    def pipelined(client: Client) -> None:
         calls = takewhile(lambda _: time.monotonic() < stop, repeat((payload,)))
         counts.append(sum(1 for _ in client.call_many(method, calls, timeout=5.0)))
 

@@ -1,6 +1,8 @@
 """rpc_gevent under the same load: real calls by name, with ids, deadlines, limits and errors."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import gevent
 
@@ -15,14 +17,16 @@ class Bench:
         return value
 
 
-def serve(announce):
+def serve(announce: Callable[[Any], None]) -> None:
     server = Server()
     server.register(Bench())
     announce(server.start("tcp://127.0.0.1:0"))
     server.serve_forever()
 
 
-def load(address, *, connections, in_flight, payload, seconds):
+def load(
+    address: str, *, connections: int, in_flight: int, payload: Any, seconds: float
+) -> tuple[int, float]:
     """Return the number of calls, and the seconds they took."""
     clients = [Client.connect(address) for _ in range(connections)]
     method = "Bench.text" if isinstance(payload, str) else "Bench.echo"
@@ -30,7 +34,7 @@ def load(address, *, connections, in_flight, payload, seconds):
     start = time.monotonic()
     stop = start + seconds
 
-    def caller(client):
+    def caller(client: Client) -> None:
         nonlocal count
         call = client.call
         while time.monotonic() < stop:

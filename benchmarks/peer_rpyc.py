@@ -2,30 +2,34 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import rpyc
 from rpyc.utils.server import ThreadedServer
 
 
-class _Bench(rpyc.Service):
-    def exposed_echo(self, value):
+class _Bench(rpyc.Service):  # type: ignore[misc]  # rpyc has no types
+    def exposed_echo(self, value: Any) -> Any:
         return value
 
 
-def serve(announce):
+def serve(announce: Callable[[Any], None]) -> None:
     server = ThreadedServer(_Bench, hostname="127.0.0.1", port=0)
     announce(server.port)
     server.start()
 
 
-def load(address, *, connections, in_flight, payload, seconds):
+def load(
+    address: str, *, connections: int, in_flight: int, payload: Any, seconds: float
+) -> tuple[int, float]:
     """Return the number of calls, and the seconds they took."""
     clients = [rpyc.connect("127.0.0.1", int(address)) for _ in range(connections)]
-    counts = []
+    counts: list[int] = []
     start = time.monotonic()
     stop = start + seconds
 
-    def caller(client):
+    def caller(client: Any) -> None:
         count = 0
         echo = client.root.echo
         while time.monotonic() < stop:

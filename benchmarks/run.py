@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection
+from typing import Any
 
 WORKLOADS = {
     "W1": ("one call at a time, 32-byte text", "calls/s", 1, 1, 32),
@@ -29,7 +31,7 @@ WORKLOADS = {
 TARGETS = {"W1": 0.80, "W2": 0.60, "W3": 0.70, "W4": 0.80}
 
 # name: module, loop, what it is measured against, the workloads that it has, goals of its own
-CONTENDERS = {
+CONTENDERS: dict[str, tuple[str, str | None, str | None, Collection[str], dict[str, float]]] = {
     "asyncio floor": ("floor_asyncio", "asyncio", None, WORKLOADS, {}),
     "asyncio": ("ours_asyncio", "asyncio", "asyncio floor", WORKLOADS, {}),
     "uvloop floor": ("floor_asyncio", "uvloop", None, WORKLOADS, {}),
@@ -43,12 +45,12 @@ CONTENDERS = {
 }
 
 
-def _pin(core):
+def _pin(core: int) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[core % len(cores)]})
 
 
-def _run(coroutine, loop):
+def _run(coroutine: Any, loop: str) -> Any:
     if loop == "none":  # it was no coroutine, and has run
         return coroutine
     if loop == "uvloop":
@@ -58,7 +60,7 @@ def _run(coroutine, loop):
     return asyncio.run(coroutine)
 
 
-def _child(role, module, loop, arguments):
+def _child(role: str, module: str, loop: str, arguments: str) -> None:
     _pin(0 if role == "serve" else 1)
     contender = importlib.import_module(module)
     if role == "serve":
@@ -74,14 +76,14 @@ def _child(role, module, loop, arguments):
     print(json.dumps([*result, _cpu_time(server) - before]))
 
 
-def _cpu_time(server):
+def _cpu_time(server: int) -> float:
     """Return the seconds of CPU time that the server and this process have used."""
     with open(f"/proc/{server}/stat") as file:
         user, system = file.read().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + time.process_time()
 
 
-def _measure(name, workload, seconds):
+def _measure(name: str, workload: str, seconds: float) -> tuple[float, float]:
     module, loop = CONTENDERS[name][:2]
     _, unit, connections, in_flight, size = WORKLOADS[workload]
     command = [sys.executable, __file__, "--child"]
@@ -89,6 +91,7 @@ def _measure(name, workload, seconds):
     server = subprocess.Popen(
         [*command, "serve", module, loop, "{}"], stdout=subprocess.PIPE, text=True
     )
+    assert server.stdout is not None
     try:
         load = {
             "address": server.stdout.readline().strip(),
@@ -115,11 +118,11 @@ def _measure(name, workload, seconds):
     return count / elapsed, cpu / count * 1e6
 
 
-def main():
+def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         _child(*sys.argv[2:6])
         return
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("workloads", nargs="*", metavar="W", help="W1 W2 W3 W4; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
@@ -135,7 +138,7 @@ def main():
             for name, (module, loop, _, workloads, _) in CONTENDERS.items()
             if workload in workloads and (options.only or "") in (loop or module)
         ]
-        measured = {name: [] for name in names}
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for _ in range(options.rounds):
             for name in random.sample(names, len(names)):
                 measured[name].append(_measure(name, workload, options.seconds))
@@ -146,7 +149,7 @@ def main():
         for name in names:
             _, _, base, _, goals = CONTENDERS[name]
             rate, cpu = medians[name]
-            if base in medians:
+            if base is not None and base in medians:
                 base_rate, base_cpu = medians[base]
                 goal = goals.get(workload, TARGETS[workload])
                 ratio = f"{rate / base_rate:8.2f}   goal {goal:.2f}{cpu:10.1f}{base_cpu / cpu:8.2f}"

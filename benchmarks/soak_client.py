@@ -93,7 +93,7 @@ async def run_asyncio(client: Any, workers: list[Worker], until: float) -> dict[
 
     tasks = [asyncio.create_task(run(worker)) for worker in workers]
     await asyncio.wait(tasks, timeout=until - time.monotonic() + TIMEOUT + LATE)
-    stats = client.stats
+    stats: dict[str, Any] = client.stats
     await client.close()
     return stats
 
@@ -116,7 +116,7 @@ def run_in_place(
     running = [spawn(run, worker) for worker in workers]
     for each in running:
         each.join(max(0.0, until - time.monotonic() + TIMEOUT + LATE))
-    stats = client.stats
+    stats: dict[str, Any] = client.stats
     client.close()
     return stats
 

@@ -42,7 +42,10 @@ class _Work:
         return bytes(size)
 
 
-class AsyncioWork(_Work):
+class AsyncioWork:
+    @quick
+    def nothing(self) -> None: ...
+
     async def small(self, number: int) -> int:
         return number + 1
 

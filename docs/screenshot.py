@@ -79,7 +79,7 @@ async def load(address: str) -> None:
 def take(url: str, height: int, seconds: float) -> bytes:
     """Look at the page for a while, and return a picture of it as PNG."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))

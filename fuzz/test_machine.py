@@ -350,8 +350,8 @@ class Life(RuleBasedStateMachine):
         assert not pair.client._queue
         served: dict[int, ServerCall] = {call.id: call for call in pair.requests()}
         told = {event.call for event in pair.server_events if isinstance(event, CallCancelled)}
-        for call in served.values():
-            assert (call in told) is not (call in self.answers)
+        for asked in served.values():
+            assert (asked in told) is not (asked in self.answers)
         ends = {
             event.call.id: event
             for event in pair.client_events

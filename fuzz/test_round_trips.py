@@ -103,7 +103,7 @@ def test_call_gives_back_its_arguments_and_its_metadata(
 ) -> None:
     args = data.draw(st.lists(values(codec), max_size=3))
     kwargs = data.draw(st.dictionaries(names, values(codec), max_size=3))
-    pair = Pair(codec=codec, chunk=(sizes or [None])[0])
+    pair = Pair(codec=codec, chunk=sizes[0] if sizes else None)
     Host(pair, Echo())
     call = pair.call("Echo.echo", *args, kwargs=kwargs, metadata=sent)
     if len(args) == 1 and type(args[0]) is bytes and codec == "json":

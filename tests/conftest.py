@@ -38,7 +38,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when != "call" and report.outcome == "passed":
         return
-    outcome = report.outcome if report.when == "call" or report.skipped else "error"
+    outcome: str = report.outcome if report.when == "call" or report.skipped else "error"
     if report.skipped and hasattr(report, "wasxfail"):
         outcome = "xfailed"
     test, _, case = report.nodeid.partition("[")

@@ -37,7 +37,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    run(pyfuncitem.obj(**arguments), LOOPS[pyfuncitem.callspec.params["loop_name"]])
+    run(pyfuncitem.obj(**arguments), LOOPS[str(pyfuncitem.callspec.params["loop_name"])])
     return True
 
 

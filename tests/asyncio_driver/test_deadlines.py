@@ -273,7 +273,7 @@ async def test_call_whose_deadline_passes_in_the_queue_never_runs():
 
 async def test_thread_beyond_its_deadline_is_answered_for_at_the_deadline():
     release = threading.Event()
-    left: list[float] = []
+    left: list[float | None] = []
 
     class Slow:
         def block(self) -> None:

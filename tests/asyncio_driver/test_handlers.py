@@ -204,8 +204,8 @@ class Tasks:
             return repr(errors.exceptions[0])
         return "not reached"
 
-    async def gather(self) -> list:
-        return await asyncio.gather(asyncio.sleep(0, 1), asyncio.sleep(0.01, 2))
+    async def gather(self) -> list[int]:
+        return [*await asyncio.gather(asyncio.sleep(0, 1), asyncio.sleep(0.01, 2))]
 
     async def shield(self) -> str:
         return await asyncio.shield(asyncio.sleep(0.01, "shielded"))

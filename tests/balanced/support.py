@@ -26,7 +26,7 @@ class Place:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+        self._stack.close()
 
     def hosts(self, count: int = 3, **options: Any) -> list[HostProcess]:
         """Give servers that stay as they are, of different backends in turn."""
@@ -56,7 +56,7 @@ class Place:
         client = self.runtime.balance(nodes, *args, **options)
         return self._stack.enter_context(client)
 
-    def connected(self, hosts: list[HostProcess], *args: Any, **options: Any) -> Client:
+    def connected(self, hosts: list[Any], *args: Any, **options: Any) -> Client:
         """Give a client that is connected to all of these hosts."""
         client = self.client(hosts, *args, **options)
         connect_to_all(client, len(hosts))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_nothing_is_left_of_a_client_that_was_closed(place: Place, tmp_path, sou
     count = at_work(place)
     registry = place.own_host(0, registry="epoch")
     hosts = [place.own_host(n, registries=[registry.address("http")], ttl=5.0) for n in range(2)]
-    nodes = [host.address() for host in hosts]
+    nodes: Any = [host.address() for host in hosts]
     if source == "file":
         path = tmp_path / "nodes.json"
         path.write_text("[" + ",".join(f'"{node}"' for node in nodes) + "]")

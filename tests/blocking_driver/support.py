@@ -294,7 +294,7 @@ def silence(wire: Wire) -> None:
     poller.poll(LONGEST * 1000)
 
 
-def accept_and(then: Callable[[Wire], None], **limits: int) -> Callable[[Wire], None]:
+def accept_and(then: Callable[[Wire], Any], **limits: int) -> Callable[[Wire], None]:
     """Return a script that accepts a client's options, in JSON, before it goes on."""
 
     def talk(wire: Wire) -> None:

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 
@@ -460,7 +460,7 @@ class Alarm:
         raise self._error
 
     def send(self) -> None:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("patience", [0.0, 0.1], ids=["soon", "late"])
@@ -536,7 +536,8 @@ class InterruptedSocket:
 def test_interrupt_that_leaves_in_doubt_what_was_sent_ends_the_connection():
     with pair(Echo()) as (server, client):
         channel = client._channel
-        usual, channel.sock = channel.sock, InterruptedSocket(channel.sock)
+        usual = channel.sock
+        channel.sock = cast(Any, InterruptedSocket(usual))
         with pytest.raises(KeyboardInterrupt):
             client.call("Echo.echo", 1)
         channel.sock = usual

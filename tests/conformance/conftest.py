@@ -128,7 +128,7 @@ def _entry(feature: str, item: pytest.Function) -> dict[str, str]:
                 "transport": value.transport,
             }
         if name in ("client_backend", "server_backend"):
-            entry[name.removesuffix("_backend")] = value
+            entry[name.removesuffix("_backend")] = str(value)
     return entry
 
 
@@ -136,7 +136,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when != "call" and report.passed:
         return
     for name, entry in report.user_properties:
-        if name == _RECORD:
+        if name == _RECORD and isinstance(entry, dict):
             _record.append({**entry, "outcome": report.outcome})
 
 

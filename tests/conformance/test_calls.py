@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import random
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_bytes_travel_unchanged(every_link: Link, size):
 def test_bodies_of_64_mib_in_both_directions(tcp_link: Link):
     size = 64 * 1024 * 1024
     data = random.Random(1).randbytes(1024) * (size // 1024)
-    limits = {"max_body": size}
+    limits: dict[str, Any] = {"max_body": size}
     with (
         tcp_link.own_host(config=limits) as host,
         tcp_link.connect(host, config=ClientConfig(**limits)) as client,
@@ -194,9 +195,9 @@ def test_error_that_a_handler_raises_arrives_as_it_is(link: Link):
             client.call("Failing.not_found", "k")
         assert caught.value.details == {"key": "k"}
         assert caught.value.maybe_executed
-        with pytest.raises(CallError, match="short and stout") as caught:
+        with pytest.raises(CallError, match="short and stout") as own:
             client.call("Failing.own_code")
-        assert (type(caught.value), caught.value.code) == (CallError, "teapot")
+        assert (type(own.value), own.value.code) == (CallError, "teapot")
         assert client.call("Basic.echo", "on") == "on"
 
 

@@ -1,5 +1,7 @@
 """Limits that are reached, and who is turned away then."""
 
+from typing import Any
+
 import pytest
 
 from conformance.links import Link
@@ -183,7 +185,7 @@ def test_peer_that_does_not_read_gets_no_more_calls_begun(server_backend, key):
 @pytest.mark.feature("A connection may be silent for longer than pings are apart")
 def test_silent_connection_is_still_good_after_some_intervals_of_pings(link: Link, key):
     """Two intervals of silence would be the end of a peer that was asked to answer pings."""
-    config = {"ping_interval": 1.0}
+    config: dict[str, Any] = {"ping_interval": 1.0}
     options = ClientConfig(**config)
     with (
         link.host(config=config) as host,

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -158,7 +159,7 @@ def sleepers() -> Iterator[dict[str, Sleeper]]:
 @pytest.mark.parametrize("backend", ["asyncio", "gevent", "blocking"])
 def test_a_call_leaves_a_node_that_hangs_in_every_backend(backend, sleepers):
     hanging, other = sleepers.values()
-    settings = {"idempotent": True, "attempt_timeout": 0.2}
+    settings: dict[str, Any] = {"idempotent": True, "attempt_timeout": 0.2}
     addresses = list(sleepers)
 
     async def with_asyncio() -> list[str]:

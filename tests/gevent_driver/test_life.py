@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.request import urlopen
 
 import gevent
@@ -105,7 +105,7 @@ def test_a_client_certificate(authority: Authority) -> None:
             assert certificate is not None
             return dict(field for [field] in certificate["subject"])["commonName"]
 
-    listening = {"address": "tls://127.0.0.1:0"}
+    listening: Any = {"address": "tls://127.0.0.1:0"}
     context = authority.server_context(client_certificates=True)
     with serving(Who(), ssl=context, **listening) as (server, address):
         known = authority.client_context(certificate=True)
@@ -120,7 +120,7 @@ def test_a_client_certificate(authority: Authority) -> None:
 
 def test_a_tls_handshake_that_never_comes(authority: Authority) -> None:
     config = ServerConfig(handshake_timeout=0.1, close_timeout=0.1)
-    tls = {"address": "tls://127.0.0.1:0", "ssl": authority.server_context()}
+    tls: Any = {"address": "tls://127.0.0.1:0", "ssl": authority.server_context()}
     with serving(Echo(), config=config, **tls) as (server, address), Wire(address):
         until(lambda: server.stats["connections"] == 1)
         until(lambda: server.stats["connections"] == 0)
@@ -146,7 +146,7 @@ def test_accepting_pauses_when_there_are_no_descriptors(
             def close(self) -> None:
                 real.close()
 
-        listener._sock = Short()
+        listener._sock = cast(Any, Short())
         with Client.connect(address) as client:
             assert client.call("Echo.echo", 1) == 1
     assert [r.levelno for r in caplog.records] == [logging.ERROR]

@@ -1,6 +1,6 @@
 """A server's end that is spoken to in HTTP: requests, responses, promises and CONNECT."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -512,15 +512,15 @@ def test_an_application_that_raises_gets_500_and_its_error_is_told_here_only():
         lambda request, now: Promise(float("inf"), lambda now: Response()),
         lambda request, now: Response(200, b"", [("X", "a\r\nSet-Cookie: b")]),
         lambda request, now: Response(200, b"", [("X", "\u20ac")]),
-        lambda request, now: Response(200, b"", [("X", 5)]),
-        lambda request, now: Response(200, "text"),
+        lambda request, now: Response(200, b"", cast(Any, [("X", 5)])),
+        lambda request, now: Response(200, cast(Any, "text")),
         lambda request, now: Response(204, b"text"),
         lambda request, now: Response(101),
         lambda request, now: Response(99),
         lambda request, now: Response(200, b"text", [("Content-Length", "5")]),
         lambda request, now: Response(200, b"text", [("transfer-encoding", "chunked")]),
         lambda request, now: Promise(now, lambda now: None),
-        lambda request, now: Promise(now, lambda now: "text"),
+        lambda request, now: Promise(now, lambda now: cast(Any, "text")),
         lambda request, now: Response.json(float("nan")),
     ],
 )

@@ -10,11 +10,13 @@ from support.pages import numbers
 PATHS = ("/debug/rpc", "/metrics", "/healthz", "/readyz")
 
 
-def router(pages: Pages | None = None, **health: str) -> Router:
+def router(pages: Pages | None = None, health: dict[str, str] | None = None) -> Router:
+    known = health or {}
+
     def check(service: str) -> str:
-        if service not in health:
+        if service not in known:
             raise NotFound(f"no service {service!r}")
-        return health[service]
+        return known[service]
 
     made = Router()
     BuiltIn(numbers, dict, check).add_to(made, pages or Pages())
@@ -31,7 +33,7 @@ def answer(at: Router, target: str, method: str = "GET", **fields: str) -> tuple
 
 
 def test_by_default_all_pages_are_there_and_the_debug_page_is_for_this_machine():
-    pages = router(**{"": "serving"})
+    pages = router(health={"": "serving"})
     assert pages.paths == sorted(PATHS)
     assert [answer(pages, path)[0] for path in PATHS] == [403, 200, 200, 200]
     assert [answer(pages, path, "HEAD")[0] for path in PATHS] == [403, 200, 200, 200]
@@ -46,7 +48,7 @@ def test_a_page_that_is_off_does_not_exist_and_its_path_is_free():
 
 
 def test_each_page_has_an_access_of_its_own():
-    pages = router(Pages(debug="token", metrics="loopback", token="secret"), **{"": "serving"})
+    pages = router(Pages(debug="token", metrics="loopback", token="secret"), health={"": "serving"})
     assert [answer(pages, path)[0] for path in ("/debug/rpc", "/metrics")] == [401, 403]
     assert answer(pages, "/debug/rpc", authorization="Bearer secret")[0] == 200
 
@@ -57,7 +59,7 @@ def test_pages_are_only_read(path):
 
 
 def test_health_is_ok_as_long_as_the_process_answers():
-    assert answer(router(**{"": "not_serving"}), "/healthz") == (200, "ok\n")
+    assert answer(router(health={"": "not_serving"}), "/healthz") == (200, "ok\n")
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,9 @@ def test_health_is_ok_as_long_as_the_process_answers():
     ],
 )
 def test_readiness_is_that_of_the_server_or_of_the_service_that_is_named(target, expected):
-    assert answer(router(**{"": "serving", "Well": "serving", "Ill": "not_serving"}), target) == (
-        expected
-    )
+    pages = router(health={"": "serving", "Well": "serving", "Ill": "not_serving"})
+    assert answer(pages, target) == expected
 
 
 def test_a_server_that_is_to_get_no_calls_is_not_ready():
-    assert answer(router(**{"": "not_serving"}), "/readyz") == (503, "not_serving\n")
+    assert answer(router(health={"": "not_serving"}), "/readyz") == (503, "not_serving\n")

@@ -198,4 +198,4 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 
 def test_a_setting_that_does_not_exist_is_refused():
     with pytest.raises(TypeError, match="Pages has no setting 'healthz'"):
-        Pages(healthz="off")
+        Pages(healthz="off")  # type: ignore[call-arg]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from base64 import b64encode
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def cuts(data: bytes) -> list[list[bytes]]:
     return [[data], [data[at : at + 1] for at in range(len(data))], *pieces]
 
 
-def ask(pieces: list[bytes], **options: object) -> bytes | str:
+def ask(pieces: list[bytes], **options: Any) -> bytes | str:
     """What a tunnel makes of an answer in pieces: what came through it, or why there is none."""
     tunnel = Tunnel("example.org:7000", **options)
     try:
@@ -43,7 +44,7 @@ def ask(pieces: list[bytes], **options: object) -> bytes | str:
         return str(error)
 
 
-def refusal(data: bytes, **options: object) -> str:
+def refusal(data: bytes, **options: Any) -> str:
     """The error that an answer causes, however it is cut."""
     whole, *others = [ask(pieces, **options) for pieces in cuts(data)]
     assert set(others) == {whole}
@@ -226,7 +227,7 @@ def test_end_instead_of_an_answer_and_within_it_differ() -> None:
 # A connection that begins with CONNECT
 
 
-def connecting(**options: object) -> ClientConnection:
+def connecting(**options: Any) -> ClientConnection:
     client = ClientConnection(now=START, connect="example.org:7000", **options)
     assert client.data_to_send() == Tunnel("example.org:7000").request
     return client

@@ -71,7 +71,7 @@ class Pair:
         self.client_events: list[Event] = []
         self.server_events: list[Event] = []
         self.on_client_event: Callable[[Event], None] | None = None
-        self.on_server_event: Callable[[Event], None] | None = None
+        self.on_server_event: Callable[[Event], object] | None = None
         self.half_closed = False
 
     # Bytes
