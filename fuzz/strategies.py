@@ -347,7 +347,7 @@ _json_values = st.recursive(
     max_leaves=6,
 )
 _field_names = st.sampled_from(
-    ["magic", "version", "codec", "token", "limits", "timeouts", "error", "supported"]
+    ["magic", "version", "codec", "token", "limits", "timeouts", "features", "error", "supported"]
 )
 _limits = st.dictionaries(
     st.sampled_from(["header", "body", "calls", "other"]),
@@ -358,6 +358,9 @@ _changes = st.one_of(
     st.tuples(_field_names, _json_values),
     st.tuples(st.just("limits"), _limits),
     st.tuples(st.just("timeouts"), st.dictionaries(st.just("ping"), _json_values)),
+    st.tuples(st.just("timeouts"), st.just({"ping": 500})),
+    st.tuples(st.just("features"), st.lists(st.sampled_from(["streams", "x", "", 1]), max_size=40)),
+    st.tuples(st.just("version"), st.sampled_from([True, "1", 1.0, 2, None])),
     st.tuples(st.just("codec"), st.sampled_from(["json", "msgpack", "pickle"])),
     st.tuples(st.just("token"), st.text(max_size=12) | st.none()),
     st.tuples(_field_names, st.just(...)),

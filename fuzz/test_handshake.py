@@ -35,6 +35,11 @@ from support.wire import START
 lines = st.one_of(option_lines(), mutated(option_lines()), st.binary(max_size=200))
 
 
+def check_features(features: frozenset[str]) -> None:
+    assert len(features) <= 32
+    assert all(type(name) is str and 0 < len(name.encode()) <= 256 for name in features)
+
+
 @spread()
 @given(lines)
 def test_options_are_refused_or_in_their_bounds(data: bytes) -> None:
@@ -48,6 +53,7 @@ def test_options_are_refused_or_in_their_bounds(data: bytes) -> None:
     assert 256 <= options.max_header < 2**16
     assert 8192 <= options.max_body < 2**32
     assert options.ping is None or 0 <= options.ping <= 2**40
+    check_features(options.features)
 
 
 @spread()
@@ -62,7 +68,8 @@ def test_answers_are_refused_or_in_their_bounds(data: bytes) -> None:
     assert 256 <= answer.max_header < 2**16
     assert 8192 <= answer.max_body < 2**32
     assert 1 <= answer.max_calls <= 2**31
-    assert answer.ping is None or 0 <= answer.ping <= 2**40
+    assert answer.ping is None or 1000 <= answer.ping <= 2**40
+    check_features(answer.features)
 
 
 @spread(0.5)
@@ -93,23 +100,30 @@ def test_line_and_what_follows_it_come_apart_at_any_cut(
 headers = st.integers(256, 2**16 - 1)
 bodies = st.integers(8192, 2**32 - 1)
 pings = st.none() | st.integers(1, 2**40)
+pings_in_force = st.none() | st.integers(1000, 2**40)
+features = st.frozensets(st.text(min_size=1, max_size=8), max_size=8)
 
 
 @spread(0.5)
-@given(st.text(max_size=40), st.none() | st.text(max_size=100), headers, bodies, pings)
+@given(st.text(max_size=40), st.none() | st.text(max_size=100), headers, bodies, pings, features)
 def test_options_come_through_as_they_were(
-    codec: str, token: str | None, header: int, body: int, ping: int | None
+    codec: str,
+    token: str | None,
+    header: int,
+    body: int,
+    ping: int | None,
+    named: frozenset[str],
 ) -> None:
-    options = Options(codec, token, header, body, ping)
+    options = Options(codec, token, header, body, ping, named)
     assert parse_options(encode_options(options)[:-1]) == options
 
 
 @spread(0.5)
-@given(st.text(max_size=40), headers, bodies, st.integers(1, 2**31), pings)
+@given(st.text(max_size=40), headers, bodies, st.integers(1, 2**31), pings_in_force, features)
 def test_answer_comes_through_as_it_was(
-    codec: str, header: int, body: int, calls: int, ping: int | None
+    codec: str, header: int, body: int, calls: int, ping: int | None, named: frozenset[str]
 ) -> None:
-    answer = Answer(codec, header, body, calls, ping)
+    answer = Answer(codec, header, body, calls, ping, named)
     assert parse_answer(encode_accept(answer)[:-1]) == answer
 
 

@@ -22,7 +22,7 @@ from .errors import (
 )
 from .events import CallCompleted, CallFailed, Event, HandshakeCompleted
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
-from .handshake import Options, encode_options, parse_answer
+from .handshake import FEATURES, Options, agree_features, encode_options, parse_answer
 from .headers import NO_METADATA, HeaderError
 from .states import State, Trigger
 from .typed import convert, decoder
@@ -40,6 +40,8 @@ _ONE_WAY = Flag.ONE_WAY
 _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _ERROR = int(FrameType.ERROR)
+
+_ERROR_BODY = tuple[str, str, Any]
 
 
 class ClientConnection(Connection):
@@ -80,6 +82,7 @@ class ClientConnection(Connection):
                 max_header=config.max_header,
                 max_body=config.max_body,
                 ping=None if ping is None else int(ping * 1000),
+                features=FEATURES,
             )
         )
         self._tunnel: Tunnel | None = None
@@ -355,6 +358,7 @@ class ClientConnection(Connection):
                 "invalid_argument",
                 f"the server chose codec {answer.codec!r}, not {self.codec.name!r}",
             )
+        answer = answer._replace(features=agree_features(answer.features))
         self._open(answer, now)
         self._max_calls = answer.max_calls
         self._send_limits = (answer.max_header, answer.max_body)
@@ -408,11 +412,11 @@ class ClientConnection(Connection):
     def _decode_error(self, flags: int, body: bytes) -> CallError:
         maybe_executed = not flags & Flag.NOT_EXECUTED
         try:
-            code, message, details = self.codec.decode(body)
-            if type(code) is not str or type(message) is not str:
-                raise ValueError("code and message must be strings")
+            code, message, details = decoder(self.codec, _ERROR_BODY)(body)
         except Exception as error:  # a codec may raise anything
-            return DataLoss(f"the server's error is malformed: {error}")
+            return DataLoss(
+                f"the server's error is malformed: {error}", maybe_executed=maybe_executed
+            )
         return CallError.of(code, message, details, maybe_executed=maybe_executed)
 
     def _receive_half_close(self, now: float) -> None:

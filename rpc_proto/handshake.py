@@ -8,12 +8,14 @@ from .config import LARGEST_BODY, LARGEST_HEADER, SMALLEST_BODY, SMALLEST_HEADER
 from .errors import HandshakeError
 
 __all__ = [
+    "FEATURES",
     "MAGIC",
     "MAX_LINE",
     "VERSION",
     "Answer",
     "LineReader",
     "Options",
+    "agree_features",
     "agree_ping",
     "encode_accept",
     "encode_options",
@@ -26,7 +28,13 @@ MAGIC = 0x52504350  # "RPCP"
 VERSION = 1
 MAX_LINE = 4096  # bytes, with the newline
 
+FEATURES: frozenset[str] = frozenset()  # optional parts of the protocol that both ends here have
+
 _TOKEN_LIMIT = 2048
+_MOST_FEATURES = 32
+_LONGEST_FEATURE = 64
+_SHORTEST_PING = 1000  # milliseconds
+_LONGEST_PING = 2**40
 
 
 class Options(NamedTuple):
@@ -37,6 +45,7 @@ class Options(NamedTuple):
     max_header: int
     max_body: int
     ping: int | None
+    features: frozenset[str] = frozenset()
 
 
 class Answer(NamedTuple):
@@ -47,6 +56,7 @@ class Answer(NamedTuple):
     max_body: int
     max_calls: int
     ping: int | None
+    features: frozenset[str] = frozenset()
 
 
 def encode_options(options: Options) -> bytes:
@@ -56,7 +66,7 @@ def encode_options(options: Options) -> bytes:
         fields["token"] = options.token
     fields["limits"] = {"header": options.max_header, "body": options.max_body}
     fields["timeouts"] = {"ping": options.ping}
-    line = _line(fields)
+    line = _line(_with_features(fields, options.features))
     if len(line) > MAX_LINE:
         raise HandshakeError(
             "invalid_argument",
@@ -68,19 +78,18 @@ def encode_options(options: Options) -> bytes:
 
 def encode_accept(answer: Answer) -> bytes:
     """Return the server's line that accepts."""
-    return _line(
-        {
-            "magic": MAGIC,
-            "version": VERSION,
-            "codec": answer.codec,
-            "limits": {
-                "header": answer.max_header,
-                "body": answer.max_body,
-                "calls": answer.max_calls,
-            },
-            "timeouts": {"ping": answer.ping},
-        }
-    )
+    fields = {
+        "magic": MAGIC,
+        "version": VERSION,
+        "codec": answer.codec,
+        "limits": {
+            "header": answer.max_header,
+            "body": answer.max_body,
+            "calls": answer.max_calls,
+        },
+        "timeouts": {"ping": answer.ping},
+    }
+    return _line(_with_features(fields, answer.features))
 
 
 def encode_refusal(code: str, message: str, codecs: Iterable[str]) -> bytes:
@@ -102,15 +111,20 @@ def agree_ping(ours: float | None, theirs: int | None) -> int | None:
     if ours == 0 or theirs == 0:
         return None
     offers = [offer for offer in (None if ours is None else int(ours * 1000), theirs) if offer]
-    return max(1000, min(offers)) if offers else None
+    return max(_SHORTEST_PING, min(offers)) if offers else None
+
+
+def agree_features(theirs: frozenset[str]) -> frozenset[str]:
+    """Return the features in force: those that both lines name."""
+    return FEATURES & theirs
 
 
 def parse_options(line: bytes) -> Options:
     """Parse a client's line; HandshakeError names the value and the rule it breaks."""
     fields = _parse(line)
     _check_magic(fields)
-    version = fields.get("version")
-    if type(version) is not int or version != VERSION:
+    version = _field(fields, "version", int)
+    if version != VERSION:
         raise HandshakeError(
             "unimplemented", f"version {version!r:.40} is not supported, only version {VERSION}"
         )
@@ -118,13 +132,14 @@ def parse_options(line: bytes) -> Options:
     token = fields.get("token")
     if token is not None and (type(token) is not str or len(token) > _TOKEN_LIMIT):
         _refuse(f"token must be a string of at most {_TOKEN_LIMIT} characters")
-    limits = _field(fields, "limits", dict, default={})
+    limits = _field(fields, "limits", dict, {})
     return Options(
         codec=codec,
         token=token,
         max_header=_limit(limits, "header", SMALLEST_HEADER, LARGEST_HEADER),
         max_body=_limit(limits, "body", SMALLEST_BODY, LARGEST_BODY),
-        ping=_ping(fields),
+        ping=_ping(fields, 0),
+        features=_features(fields),
     )
 
 
@@ -132,26 +147,23 @@ def parse_answer(line: bytes) -> Answer:
     """Parse a server's line; HandshakeError for a refusal and for anything malformed."""
     fields = _parse(line)
     _check_magic(fields)
-    error = fields.get("error")
-    if error is not None:
-        if type(error) is not dict:
-            _refuse(f"error must be an object, not {error!r:.40}")
+    if "error" in fields:
+        error = _field(fields, "error", dict)
+        code = _field(error, "code", str, where="error.")
+        message = _field(error, "message", str, where="error.")
         supported = fields.get("supported")
-        raise HandshakeError(
-            str(error.get("code", "unknown")),
-            str(error.get("message", "")),
-            supported if type(supported) is dict else None,
-        )
-    version = fields.get("version")
-    if type(version) is not int or version != VERSION:
+        raise HandshakeError(code, message, supported if type(supported) is dict else None)
+    version = _field(fields, "version", int)
+    if version != VERSION:
         _refuse(f"the server chose version {version!r:.40}, not {VERSION}")
-    limits = _field(fields, "limits", dict)
+    limits = _field(fields, "limits", dict, {})
     return Answer(
         codec=_field(fields, "codec", str),
         max_header=_limit(limits, "header", SMALLEST_HEADER, LARGEST_HEADER),
         max_body=_limit(limits, "body", SMALLEST_BODY, LARGEST_BODY),
         max_calls=_limit(limits, "calls", 1, 2**31),
-        ping=_ping(fields),
+        ping=_ping(fields, _SHORTEST_PING),
+        features=_features(fields),
     )
 
 
@@ -205,12 +217,16 @@ def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
+def _with_features(fields: dict[str, Any], features: frozenset[str]) -> dict[str, Any]:
+    return {**fields, "features": sorted(features)} if features else fields
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r:.40} stands there twice")
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"duplicate key {name!r:.40}")
+        fields[name] = value
     return fields
 
 
@@ -224,6 +240,8 @@ _decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constan
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         fields = _decode(line.decode("utf-8"))
+        if b"\\u" in line:
+            json.dumps(fields, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except (ValueError, RecursionError) as error:
         _refuse(f"the option line is not a JSON object: {error}")
     if type(fields) is not dict:
@@ -240,11 +258,17 @@ def _check_magic(fields: dict[str, Any]) -> None:
 _REQUIRED: Any = object()
 
 
-def _field(fields: dict[str, Any], name: str, kind: type, default: Any = _REQUIRED) -> Any:
+_KINDS = {str: "a string", dict: "an object", list: "an array", int: "a whole number"}
+
+
+def _field(
+    fields: dict[str, Any], name: str, kind: type, default: Any = _REQUIRED, where: str = ""
+) -> Any:
     value = fields.get(name, default)
+    if value is _REQUIRED:
+        _refuse(f"{where}{name} is missing; it must be {_KINDS[kind]}")
     if type(value) is not kind:
-        shown = "missing" if value is _REQUIRED else f"{value!r:.40}"
-        _refuse(f"{name} must be a JSON {'string' if kind is str else 'object'}, not {shown}")
+        _refuse(f"{where}{name} must be {_KINDS[kind]}, not {value!r:.40}")
     return value
 
 
@@ -255,11 +279,26 @@ def _limit(limits: dict[str, Any], name: str, low: int, high: int) -> int:
     return value
 
 
-def _ping(fields: dict[str, Any]) -> int | None:
-    timeouts = _field(fields, "timeouts", dict, default={})
+def _ping(fields: dict[str, Any], shortest: int) -> int | None:
+    timeouts = _field(fields, "timeouts", dict, {})
     value = timeouts.get("ping")
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= 2**40:
-        _refuse(f"timeouts.ping must be milliseconds from 0 to {2**40}, not {value!r:.40}")
+    if type(value) is not int or not shortest <= value <= _LONGEST_PING:
+        _refuse(
+            f"timeouts.ping must be null or milliseconds from {shortest} to {_LONGEST_PING}, "
+            f"not {value!r:.40}"
+        )
     return value
+
+
+def _features(fields: dict[str, Any]) -> frozenset[str]:
+    names = _field(fields, "features", list, [])
+    if len(names) > _MOST_FEATURES:
+        _refuse(f"features must be at most {_MOST_FEATURES} names, not {len(names)}")
+    for name in names:
+        if type(name) is not str or not 0 < len(name) <= _LONGEST_FEATURE:
+            _refuse(
+                f"features must be strings of 1 to {_LONGEST_FEATURE} characters, not {name!r:.40}"
+            )
+    return frozenset(names)

@@ -31,6 +31,7 @@ from .events import (
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import (
     Answer,
+    agree_features,
     agree_ping,
     encode_accept,
     encode_refusal,
@@ -315,6 +316,7 @@ class ServerConnection(Connection):
             max_body=config.max_body,
             max_calls=config.max_calls,
             ping=agree_ping(config.ping_interval, options.ping),
+            features=agree_features(options.features),
         )
         self._send_line(encode_accept(agreed))
         self._send_limits = (options.max_header, options.max_body)

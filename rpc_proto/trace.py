@@ -132,7 +132,8 @@ class _Traced(Connection):
             plain = event.call.returns is None  # a type cannot be saved: its values are left out
             told += [dict(event.metadata), self._note(event.value) if plain else None]
         elif isinstance(event, HandshakeCompleted):
-            told += event.agreed
+            told += event.agreed[:-1]
+            told.append(sorted(event.agreed.features))
         elif isinstance(event, ResponsePromised):
             told.append(event.promise.deadline)
         elif isinstance(event, (CallFailed, CallCancelled)):

