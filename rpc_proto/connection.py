@@ -15,6 +15,7 @@ from .handshake import Answer, LineReader
 from .headers import Headers
 from .states import TRANSITIONS, State, Trigger
 from .timers import Timer, TimerTable
+from .typed import decoder
 
 __all__ = ["Connection"]
 
@@ -29,6 +30,8 @@ _PROBE_INTERVAL = 1.0
 _OPEN = State.OPEN
 
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
+
+_GOAWAY_BODY = tuple[str, str]
 
 
 def clip(text: str) -> str:
@@ -155,16 +158,14 @@ class Connection(ABC):
         return events
 
     def receive_eof(self, now: float) -> list[Event]:
-        """Take note that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more; it may still read."""
         self._now = now
         if self.state is State.HANDSHAKE:
             quiet = self._line is not None and not self._line.started
             self._end(Trigger.LOST, None if quiet else self._cut_handshake(), now)
         elif self.state in (State.OPEN, State.DRAINING):
             if self._reader is not None and self._reader.mid_frame:
-                self._end(
-                    Trigger.LOST, RemoteProtocolError("the connection ended inside a frame"), now
-                )
+                self._violate("the connection ended inside a frame", now)
             else:
                 self._receive_half_close(now)
         self._settle(now)
@@ -393,9 +394,7 @@ class Connection(ABC):
 
     def _receive_goaway(self, call_id: int, body: bytes, now: float) -> None:
         try:
-            code, message = self.codec.decode(body)
-            if type(code) is not str or type(message) is not str:
-                raise ValueError("both fields must be strings")
+            code, message = decoder(self.codec, _GOAWAY_BODY)(body)
         except Exception as error:  # a codec may raise anything
             self._violate(f"malformed GOAWAY: {error}", now)
             return

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from conformance.hosts import LIMIT
 from rpc_proto import parse_address
-from support.wire import ERROR, RAW, REQUEST, RESPONSE, Wire, frame, line, options
+from support.wire import ERROR, RAW, REQUEST, RESPONSE, Frame, Wire, frame, line, options
 
 __all__ = ["Peer", "accepted", "dialled"]
 
@@ -40,14 +40,25 @@ class Peer:
     def request(self, call_id: int, method: str, *args: Any, timeout: int | None = None) -> None:
         self.send(self.wire.request(call_id, method, args, timeout=timeout))
 
+    def frame(self) -> Frame | None:
+        """Return the next frame, or None when nothing more comes."""
+        prefix = self._file.read(_PREFIX)
+        if not prefix:
+            return None
+        sizes = int.from_bytes(prefix[2:4]), int.from_bytes(prefix[4:8])
+        header, body = (self._file.read(size) for size in sizes)
+        return Frame(prefix[0], prefix[1], int.from_bytes(prefix[8:]), header, body)
+
+    def frames(self) -> list[Frame]:
+        """Return the frames up to the end of the connection."""
+        return list(iter(self.frame, None))
+
     def receive(self) -> Answer | None:
         """Return the next answer, or None when nothing more comes."""
-        while prefix := self._file.read(_PREFIX):
-            sizes = int.from_bytes(prefix[2:4]), int.from_bytes(prefix[4:8])
-            _, body = (self._file.read(size) for size in sizes)
-            if prefix[0] in (RESPONSE, ERROR):
-                value = body if prefix[1] & RAW else json.loads(body or b"null")
-                return Answer(prefix[0], int.from_bytes(prefix[8:]), value)
+        while one := self.frame():
+            if one.type in (RESPONSE, ERROR):
+                value = one.body if one.flags & RAW else json.loads(one.body or b"null")
+                return Answer(one.type, one.call_id, value)
         return None
 
     def receive_all(self) -> list[Answer]:

@@ -230,7 +230,9 @@ def test_end_inside_a_frame_is_a_violation_and_delivers_nothing_partial(codec: s
         events = server.receive_eof(START)
         violation(events)
         assert len(events) == 1
-        assert server.state is State.CLOSED
+        [goaway] = frames_in(server.data_to_send())
+        assert (goaway.type, goaway.call_id) == (GOAWAY, 0)
+        assert server.state is State.CLOSING
 
 
 @pytest.mark.fault(15)
