@@ -7,6 +7,9 @@ import ssl
 import sys
 import traceback
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from rpc_proto import parse_address
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "DEFAULT_ADDRESS", "check_listening", "serve", "set_up_logging"]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
+
+_LONG_IMPORT = 5.0  # seconds
 
 
 def serve(options: Namespace) -> int:
@@ -122,7 +127,8 @@ def _load(target: str, debug: bool) -> tuple[Any, str | None]:
     if not (separator and module_name and class_name) or (renamed and not name):
         raise UsageError(f"a service is written module:Class or module:Class=Name, not {target!r}")
     try:
-        found: Any = importlib.import_module(module_name)
+        with _telling_when_long(module_name):
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(
@@ -141,6 +147,27 @@ def _load(target: str, debug: bool) -> tuple[Any, str | None]:
         return found(), name or None
     except Exception as error:
         raise _broken(f"{class_name}() from {module_name} failed", error, debug) from None
+
+
+@contextmanager
+def _telling_when_long(module: str) -> Iterator[None]:
+    """Say so when an import takes long: the module may be a program, which would run here."""
+
+    def tell() -> None:
+        print(
+            f"rpc-proto: still importing {module!r}; does it run a program when it is imported? "
+            'Guard it with if __name__ == "__main__":',
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = Timer(_LONG_IMPORT, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _broken(what: str, error: Exception, debug: bool) -> CommandError:

@@ -188,6 +188,37 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert words in errors
 
 
+PROGRAM = """
+import asyncio
+from rpc_asyncio import Server
+
+class Arith:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+async def main() -> None:
+    server = Server()
+    server.register(Arith())
+    print(await server.start("tcp://127.0.0.1:0"), flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.fault(86)
+def test_module_that_runs_a_program_when_imported_is_named(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = start("serve", "program:Arith", ANYWHERE, cwd=tmp_path)
+    assert command.line().startswith("tcp://")  # the program's own server
+    assert command.process.stderr.readline().decode() == (
+        "rpc-proto: still importing 'program'; does it run a program when it is imported? "
+        'Guard it with if __name__ == "__main__":\n'
+    )
+    command.signal(signal.SIGINT)
+    command.end()
+
+
 def test_taken_port_is_said_in_one_line(run: Any, server: str) -> None:
     code, output, errors = run("serve", "served:Other", "--listen", server)
     assert (code, output) == (1, "")
