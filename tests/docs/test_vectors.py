@@ -158,6 +158,30 @@ def test_ping_and_pong_are_as_written():
     wire.to_client("pong")
 
 
+@pytest.mark.fault(82)
+@pytest.mark.parametrize(
+    ("sent", "goaway"),
+    [
+        ("unknown type", "goaway for the unknown type"),
+        ("calls and a violation", "goaway behind the calls"),
+        ("cut frame", "goaway for the cut frame"),
+    ],
+)
+def test_violations_are_answered_as_written(sent, goaway):
+    wire = Wire("msgpack")
+    wire.shake_hands()
+    wire.server.receive_data(VECTORS[sent], 0.0)
+    wire.server.receive_eof(0.0)
+    assert wire.server.data_to_send().hex() == VECTORS[goaway].hex()
+    wire.client.start_call("Kv.get", ("x",), now=0.0)
+    wire.client.start_call("Kv.get", ("x",), now=0.0)
+    if sent == "calls and a violation":
+        assert VECTORS[sent].startswith(wire.client.data_to_send())
+    wire.client.receive_data(VECTORS[goaway], 0.0)
+    wire.client.receive_eof(0.0)
+    assert wire.client.calls_in_flight == 0
+
+
 @pytest.mark.parametrize("name", sorted(VECTORS))
 def test_every_vector_of_the_page_is_checked_here(name):
     source = Path(__file__).read_text()
