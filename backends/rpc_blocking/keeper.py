@@ -8,8 +8,10 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import count
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from time import monotonic
+
+from rpc_common.threads import HelperThread
 
 from .channel import LONGEST
 
@@ -49,7 +51,7 @@ class Keeper:
         self._selector: BaseSelector  # these come with the thread
         self._ear: socket.socket
         self._mouth: socket.socket
-        self._thread: Thread | None = None
+        self._thread: HelperThread | None = None
         self._refused: set[socket.socket] = set()
         self._closed = False
 
@@ -102,8 +104,8 @@ class Keeper:
                 heapify(self._timers)
                 self._cancelled = 0
 
-    def close(self) -> None:
-        """End the thread."""
+    def close(self, timeout: float | None = None) -> None:
+        """End the thread, and wait for that, though no longer than `timeout` seconds."""
         if self._thread is None:
             return
 
@@ -111,7 +113,9 @@ class Keeper:
             self._closed = True
 
         self._tell(close)
-        self._thread.join()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            return
         self._selector.close()
         self._ear.close()
         self._mouth.close()
@@ -125,7 +129,7 @@ class Keeper:
                 self._ear.setblocking(False)
                 self._mouth.setblocking(False)
                 self._selector.register(self._ear, EVENT_READ)
-                self._thread = Thread(target=self._run, name="rpc-keeper", daemon=True)
+                self._thread = HelperThread(self._run, "rpc-keeper")
                 self._thread.start()
         self._wake()
 

@@ -3,11 +3,12 @@
 import socket
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event
 from time import monotonic, sleep
 from typing import Any
 
 from rpc_common.runtime import Runtime
+from rpc_common.threads import HelperThread, end_at_exit
 
 __all__ = ["BLOCKING"]
 
@@ -16,10 +17,13 @@ class _Blocking(Runtime):
     socket = socket
 
     def spawn(self, function: Callable[[], Any]) -> Any:
-        Thread(target=function, name="rpc-beside", daemon=True).start()
+        HelperThread(function, "rpc-beside").start()
 
     def kill(self, spawned: Any) -> None:
         pass  # a thread cannot be killed
+
+    def end_at_exit(self, owner: Any) -> None:
+        end_at_exit(owner)
 
     def here(self) -> Any:
         return None
@@ -47,7 +51,7 @@ class _Blocking(Runtime):
         if host.replace(".", "").isdigit() or ":" in host:
             look_up()
         else:
-            thread = Thread(target=look_up, name="rpc-lookup", daemon=True)
+            thread = HelperThread(look_up, "rpc-lookup")
             try:
                 thread.start()
             except RuntimeError as error:  # no more threads can be had

@@ -7,14 +7,14 @@ import ssl as ssl_module
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
-from threading import Condition, Event, Lock, Thread
+from threading import Condition, Event, Lock
 from time import monotonic
 from typing import Any, Unpack
 
 from rpc_common.forks import Forks
 from rpc_common.server import Link, Settings, SyncServer, peer_address
 from rpc_common.sockets import LINGER, listen
-from rpc_common.threads import Threads
+from rpc_common.threads import HelperThread, Threads, end_at_exit
 from rpc_common.tls import Tls
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
 from rpc_proto import Event as ConnectionEvent
@@ -31,6 +31,9 @@ _TURNED_AWAY = 100
 
 # The keeper does not wait longer for a connection that is busy, and comes again soon.
 _PATIENCE = 0.005
+
+# How long the exit of the process waits for the keeper, in seconds.
+_PATIENCE_AT_EXIT = 0.5
 
 
 class _Link:
@@ -270,6 +273,8 @@ class Server(SyncServer):
         self._arrived: set[_Link] = set()  # those too whose TLS is not done
         self._gone = Condition(self._lock)
         self._stopped = Event()
+        self._exiting = False
+        end_at_exit(self)
         self._forks = Forks.count
 
     def _make_lock(self) -> Any:
@@ -306,6 +311,8 @@ class Server(SyncServer):
     def stop(self, grace: float = 5.0) -> None:
         self._check_grace(grace)
         self._check_owner()
+        if self._exiting:  # and it has no thread any more that could help
+            return
         self._deregister()
         with self._closing:
             with self._lock:
@@ -332,6 +339,16 @@ class Server(SyncServer):
         self._keeper.close()
         self._threads.close()
         self._stopped.set()
+
+    def end_threads(self) -> None:
+        self._exiting = True
+        self._keeper.close(_PATIENCE_AT_EXIT)  # first, or it would accept another connection
+        with self._lock:
+            links = list(self._arrived)
+        for link in links:
+            link.channel.shut(socket.SHUT_RDWR)
+        for listener in self._listeners:
+            listener.close()
 
     def _check_owner(self) -> None:
         if self._forks != Forks.count:
@@ -367,7 +384,7 @@ class Server(SyncServer):
                 return
             self._arrived.add(link)
         try:
-            Thread(target=link.serve, name="rpc-connection", daemon=True).start()
+            HelperThread(link.serve, "rpc-connection").start()
         except RuntimeError as error:  # no more threads can be had
             self._log.error("%s: no thread for the connection: %s", peer_address(peername), error)
             sock.close()

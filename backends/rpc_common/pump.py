@@ -57,6 +57,7 @@ class Pump:
         self._stopped = False
         # When it ended unasked: from then on nothing that the machine knows is up to date.
         self.died_at: float | None = None
+        runtime.end_at_exit(self)
         runtime.spawn(self._run)
 
     def tell(self, command: Input) -> None:
@@ -70,6 +71,9 @@ class Pump:
         with self._lock:
             for request_id in self._sockets:
                 self._give_up(request_id)
+
+    def end_threads(self) -> None:
+        self.stop()
 
     def _run(self) -> None:
         try:

@@ -24,6 +24,9 @@ class Runtime(ABC):
     def kill(self, spawned: Any) -> None:
         """End what was spawned, if this runtime can do that."""
 
+    def end_at_exit(self, owner: Any) -> None:  # noqa: B027 - not all have threads
+        """See to it that threads end before the interpreter does: see `rpc_common.threads`."""
+
     @abstractmethod
     def here(self) -> Any:
         """Return what tells the hub of this thread from others; None where threads are alike."""

@@ -2,14 +2,16 @@
 
 import logging
 import os
+from functools import partial
 from math import inf
-from threading import Thread
 from time import monotonic
 from typing import Any
 
 from rpc_discovery import Registry
 from rpc_discovery.documents import encode, parse_json
 from rpc_proto.http import Router
+
+from .threads import HelperThread
 
 __all__ = ["SavedRegistry"]
 
@@ -35,7 +37,7 @@ class SavedRegistry:
         self.registry = registry
         self.path = os.fspath(path)
         self._interval = interval
-        self._writer: Thread | None = None
+        self._writer: HelperThread | None = None
         self._failing = False
         now = monotonic()
         self._restore(now)
@@ -63,9 +65,8 @@ class SavedRegistry:
         if self._writer is None or not self._writer.is_alive():
             self._saved = self.registry.revision
             # In a thread, because a disk may take its time.
-            self._writer = Thread(
-                target=self._try_to_write, args=(self.registry.snapshot(now),), daemon=True
-            )
+            write = partial(self._try_to_write, self.registry.snapshot(now))
+            self._writer = HelperThread(write, "rpc-snapshot")
             try:
                 self._writer.start()
             except RuntimeError as error:  # no more threads can be had

@@ -368,6 +368,7 @@ class SyncBalancedClient(BalancedBase):
         machine = self.discovery.open(monotonic(), random)
         self._troubles.pop("", None)
         if isinstance(machine, FileView):
+            self._runtime.end_at_exit(self)
             self._runtime.spawn(partial(self._follow_file, machine))
         else:
             self._pump = Pump(machine, self._take, self._runtime, self._log, self.discovery.ssl)
@@ -382,6 +383,11 @@ class SyncBalancedClient(BalancedBase):
             except Exception:  # of this time; the next one may do
                 self._log.exception("discovery failed")
             self._runtime.get(self._ending, self.discovery.interval)
+
+    def end_threads(self) -> None:
+        """Let the thread that follows a file end."""
+        self._closed = True
+        self._ending.put(None)
 
     def _apply(self, view: View) -> None:
         with self._lock:

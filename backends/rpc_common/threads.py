@@ -1,15 +1,59 @@
-"""A bounded pool of threads for handlers.
+"""The threads of the library, and a bounded pool of them for handlers.
 
-Unlike those of concurrent.futures its threads are daemons: a handler that never ends must not keep
-the process from ending.
+All are daemons: a handler that never ends must not keep the process from ending. But a daemon that
+wakes up while the interpreter is torn down may crash it, so at exit they are told to end, and are
+waited for.
 """
 
+import atexit
+import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
+from time import monotonic
+from typing import Protocol
+from weakref import WeakSet
 
-__all__ = ["Job", "Threads"]
+__all__ = ["HelperThread", "Job", "Threads", "end_at_exit"]
+
+# How long the exit of the process waits for threads that were told to end, in seconds.
+_PATIENCE = 1.0
+
+
+class HelperThread(Thread):
+    """A thread of the library."""
+
+    def __init__(self, target: Callable[[], object], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
+
+
+class _Owner(Protocol):
+    def end_threads(self) -> None:
+        """Tell the threads to end, and do not wait for them; the process is about to exit."""
+
+
+_owners: "WeakSet[_Owner]" = WeakSet()
+
+
+def end_at_exit(owner: _Owner) -> None:
+    """Call `owner.end_threads()` before the interpreter is torn down, if it still lives."""
+    _owners.add(owner)
+
+
+def _end_all() -> None:
+    until = monotonic() + _PATIENCE
+    for owner in list(_owners):
+        with suppress(Exception):
+            owner.end_threads()
+    for thread in threading.enumerate():
+        if isinstance(thread, HelperThread):
+            thread.join(max(0.0, until - monotonic()))
+
+
+atexit.register(_end_all)
+os.register_at_fork(after_in_child=_owners.clear)  # their threads and sockets are the parent's
 
 
 class Job:
@@ -46,6 +90,7 @@ class Threads:
         self._lock = Lock()
         self._started = 0
         self._idle = 0  # those that wait, less the jobs that have been put for them
+        end_at_exit(self)
 
     def submit(self, run: Callable[[], None]) -> Job:
         """Run something as soon as a thread is free; it must not raise.
@@ -62,7 +107,7 @@ class Threads:
         self._jobs.put(job)
         if start:
             try:
-                Thread(target=self._work, name=self._name, daemon=True).start()
+                HelperThread(self._work, self._name).start()
             except RuntimeError:  # no more threads can be had; those that there are will do
                 with self._lock:
                     self._started -= 1
@@ -78,6 +123,9 @@ class Threads:
                 self._jobs.get_nowait()
         for _ in range(self._started):
             self._jobs.put(None)
+
+    def end_threads(self) -> None:
+        self.close()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
