@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from select import POLLIN, POLLOUT
-from threading import Lock, RLock
+from threading import Lock, RLock, get_ident, main_thread
 from time import monotonic
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ from rpc_proto.context import ambient_call, inherit
 from rpc_proto.frames import Flag
 
 from .channel import EARLY, LONGEST, Channel, is_of_socket
+from .locks import ownership
 from .runtime import BLOCKING
 
 __all__ = ["Client"]
@@ -41,6 +42,10 @@ _STALE = 1.0
 # A reader that has waited so long, in seconds, can from then on be woken by other threads. Most
 # answers come sooner, for the price of one system call less.
 _PATIENCE = 0.008
+
+# A signal that comes just before the main thread falls asleep does not wake it, so that thread does
+# not sleep for longer than this, in seconds.
+_DEAF = 1.0
 
 # What tells whether the server has accepted the options.
 _FIRST = (HandshakeCompleted, ConnectionTerminated)
@@ -77,6 +82,7 @@ class Client(SyncClient):
         # Of everything below, of the connection and of the channel's writes. It knows its owner: a
         # generator of `call_many` may be collected, and give its calls up, while its thread has it.
         self._lock: Any = RLock()
+        self._has_lock = ownership(self._lock)
         self._reader: _Waiter | None = None  # what the thread waits for that reads
         self._sending = False
         self._polling = 0  # what it polls for, if it can be woken
@@ -196,9 +202,11 @@ class Client(SyncClient):
 
     def _give_up(self, call: Call) -> None:
         self._check_owner()
+        nested = self._has_lock()  # where a generator is collected, of `call_many`
         with self._lock:
             self._deliver(self._connection.cancel(call, monotonic()))
-            self._flush()
+            if not nested:  # writing lets the lock go once, which would not do
+                self._flush()
 
     def _check_owner(self) -> None:
         if self._forks != Forks.count:
@@ -216,7 +224,7 @@ class Client(SyncClient):
                     timeout, bed = self._take_part(waiter)
                 if bed is not None:
                     # Woken with its event it need not take the lock again, as all others do.
-                    bed.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+                    bed.acquire(timeout=max(0.0, timeout))
         except BaseException:
             with self._lock:
                 self._sleepers.pop(waiter, None)
@@ -226,7 +234,7 @@ class Client(SyncClient):
                 with self._lock:
                     self._hand_on()
 
-    def _take_part(self, waiter: _Waiter) -> tuple[float | None, Any]:
+    def _take_part(self, waiter: _Waiter) -> tuple[float, Any]:
         """Read for all until the event is there; or return how long to sleep, and on what."""
         if self._sleepers.pop(waiter, self) is None:
             self._turn()  # its time is over
@@ -236,7 +244,7 @@ class Client(SyncClient):
         if waiter.event is None and self._reader is None:
             self._read(waiter, None)
         if waiter.event is not None:
-            return None, None
+            return 0.0, None
         timeout = self._time_left()
         bed = waiter.lock = Lock()
         bed.acquire()
@@ -259,7 +267,7 @@ class Client(SyncClient):
                 timeout = self._time_left(until)
                 bell = None
                 what = POLLIN | POLLOUT if channel.unsent else POLLIN
-                if waited or channel.unsent or (timeout is not None and timeout < _PATIENCE):
+                if waited or channel.unsent or (timeout < _PATIENCE):
                     self._polling = what
                     bell = self._get_bell()
                 data: Any = None
@@ -274,7 +282,11 @@ class Client(SyncClient):
                         raise
                     failure = error
                 finally:
-                    interruption = self._take_back()
+                    try:
+                        interruption = self._take_back()
+                    except BaseException as error:  # of a signal, before its first line
+                        self._take_back()
+                        interruption = error
                     self._polling = 0
                 waited = data is None
                 if failure is not None:
@@ -328,6 +340,9 @@ class Client(SyncClient):
         finally:
             try:
                 self._regain()
+            except BaseException:
+                self._take_back()
+                raise
             finally:
                 self._outside -= 1
                 self._tidy()
@@ -339,14 +354,19 @@ class Client(SyncClient):
             raise interruption
 
     def _take_back(self) -> BaseException | None:
-        """Take the lock back, come what may: somebody above us is going to release it."""
+        """Take the lock back, come what may: somebody above us is going to release it.
+
+        The handler of a signal may raise before the first line of this, too; callers then call it
+        again.
+        """
         interruption: BaseException | None = None
-        while not self._lock._is_owned():
+        while True:
             try:
-                self._lock.acquire()
+                while not self._has_lock():
+                    self._lock.acquire()
+                return interruption
             except BaseException as error:  # of a signal's handler
                 interruption = error
-        return interruption
 
     def _tidy(self) -> None:
         """Close the socket when the connection has ended, but not while a thread waits on it."""
@@ -368,11 +388,12 @@ class Client(SyncClient):
             self._deliver(self._connection.handle_timeout(now))
         self._flush()
 
-    def _time_left(self, until: float | None = None) -> float | None:
+    def _time_left(self, until: float | None = None) -> float:
         at = self._connection.next_timeout()
         if until is not None and (at is None or until < at):
             at = until
-        return None if at is None else min(at - monotonic(), LONGEST)
+        left = LONGEST if at is None else min(at - monotonic(), LONGEST)
+        return _DEAF if left > _DEAF and get_ident() == main_thread().ident else left
 
     def _flush(self) -> None:
         channel = self._channel
@@ -384,6 +405,9 @@ class Client(SyncClient):
             self._sending = True
             try:
                 channel.send(self._lock, self._regain)
+            except BaseException:
+                self._take_back()
+                raise
             finally:
                 self._sending = False
         if channel.unsent and self._polling == POLLIN:

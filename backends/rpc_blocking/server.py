@@ -304,7 +304,8 @@ class Server(SyncServer):
             raise LocalProtocolError("start the server first")
         self._check_owner()
         try:
-            self._stopped.wait()
+            while not self._stopped.wait(1.0):  # or a signal might be heard late
+                pass
         finally:
             self.stop(grace=0.0)
 

@@ -264,13 +264,20 @@ def test_interrupt_of_a_sleeping_thread_leaves_the_others_alone(interrupts):
         reading = Running(client.call, "Gate.wait", "first")
         until(lambda: client._reader)
 
+        over = threading.Event()
+
         def send():
+            took(gate.started, 2)  # one that has not begun would not tell of its end
             until(lambda: client._sleepers)
             interrupts()
+            # One that comes just before the thread is asleep is heard at its next awakening only.
+            while not over.wait(1.0):
+                interrupts()
 
         sending = Running(send)
         with pytest.raises(Interrupt):
             client.call("Gate.wait", "second")
+        over.set()
         sending.result()
         took(gate.cancelled)
         gate.open_()
@@ -510,13 +517,39 @@ def test_what_was_read_before_an_interrupt_is_not_lost_for_others():
         first, second = client.submit("Echo.echo", 1), client.submit("Echo.echo", 2)
         sock = client._channel.sock
         answers = 2 * (PREFIX.size + 1)
-        until(lambda: len(sock.recv(1000, socket.MSG_PEEK)) == answers)
+
+        def arrived() -> bool:
+            try:
+                return len(sock.recv(1000, socket.MSG_PEEK)) == answers
+            except BlockingIOError:  # its patience is over
+                return False
+
+        until(arrived)
         client._lock = lock = InterruptedLock(client._lock)
         lock.is_armed = True
         with pytest.raises(KeyboardInterrupt):
             first.result()
         assert second.done()
         assert second.result() == 2
+
+
+@pytest.mark.fault(72)
+@pytest.mark.parametrize("call", ["first", "last"])
+def test_interrupt_on_the_way_back_to_the_lock_does_not_leave_without_it(call):
+    with pair(Echo()) as (_, client):
+        has_lock = client._has_lock
+        answers = [KeyboardInterrupt]
+
+        def interrupted() -> bool:
+            owned = has_lock()
+            if answers and owned is (call == "last"):  # as a signal's handler does, behind it
+                raise answers.pop()
+            return owned
+
+        client._has_lock = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            client.call("Echo.echo", 1)
+        assert client.call("Echo.echo", 2) == 2
 
 
 class InterruptedSocket:
