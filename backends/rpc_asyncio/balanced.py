@@ -8,7 +8,7 @@ from contextvars import Context
 from math import inf
 from random import random
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from rpc_common.balanced import (
     DRAIN,
@@ -30,6 +30,8 @@ from .client import Client
 from .pump import Pump, check_source
 
 __all__ = ["BalancedClient"]
+
+Result = TypeVar("Result")
 
 
 class BalancedClient(BalancedBase):
@@ -72,6 +74,36 @@ class BalancedClient(BalancedBase):
         await asyncio.gather(*(client.close(grace) for client in (*clients, *self._retired)))
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
 
+    @overload
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+        **kwargs: Any,
+    ) -> Result: ...
+    @overload
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+        **kwargs: Any,
+    ) -> Any: ...
     async def call(
         self,
         method: str,

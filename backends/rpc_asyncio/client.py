@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl as ssl_module
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from time import monotonic
 from typing import Any, NoReturn, Self, TypeVar, overload
@@ -32,6 +32,7 @@ from .waiters import Waiter
 __all__ = ["Client", "Reply"]
 
 Api = TypeVar("Api")
+Result = TypeVar("Result")
 
 
 class _ClientProtocol(ConnectionProtocol):
@@ -171,6 +172,28 @@ class Client:
         """Calls that have not ended."""
         return self._connection.calls_in_flight
 
+    @overload
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        **kwargs: Any,
+    ) -> Result: ...
+    @overload
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Any: ...
     async def call(
         self,
         method: str,
@@ -229,7 +252,7 @@ class Client:
     @overload
     def service(self, service: str) -> Any: ...
     @overload
-    def service(self, service: type[Api]) -> Api: ...
+    def service(self, service: Callable[..., Api]) -> Api: ...
     def service(self, service: Any) -> Any:
         """Return a proxy: `await client.service("Arith").add(1, 2)`.
 

@@ -3,7 +3,7 @@
 import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import random
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar, overload
@@ -148,7 +148,7 @@ class BalancedBase(ABC):
     @overload
     def service(self, service: str, **options: Any) -> Any: ...
     @overload
-    def service(self, service: type[Api], **options: Any) -> Api: ...
+    def service(self, service: Callable[..., Api], **options: Any) -> Api: ...
     def service(self, service: Any, **options: Any) -> Any:
         """Return a proxy: `client.service("Arith").add(1, 2)`, with `await` in asyncio.
 

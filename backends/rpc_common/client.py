@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from rpc_proto import (
     Address,
@@ -30,6 +30,7 @@ from .proxies import Proxy, find_proxy
 __all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome", "refusal"]
 
 Api = TypeVar("Api")
+Result = TypeVar("Result")
 
 
 class Reply(NamedTuple):
@@ -118,7 +119,7 @@ def outcome(waiter: Any) -> CallCompleted:
         del event
 
 
-class Pending:
+class Pending(Generic[Result]):
     """A call that was sent and may be waited for later; `submit` returns it."""
 
     __slots__ = ("_call", "_client", "_waiter")
@@ -132,9 +133,10 @@ class Pending:
         """Whether the call has ended, as far as anybody has read by now."""
         return self._waiter.event is not None
 
-    def result(self) -> Any:
+    def result(self) -> Result:
         """Wait for the result and return it; raise, once, what the call failed with."""
-        return self._client._wait(self._call, self._waiter).value
+        value: Result = self._client._wait(self._call, self._waiter).value
+        return value
 
     def cancel(self) -> None:
         """Give the call up: `result` raises Cancelled, and the server stops the handler."""
@@ -207,6 +209,28 @@ class SyncClient(ABC):
         """Calls that have not ended."""
         return self._connection.calls_in_flight
 
+    @overload
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        **kwargs: Any,
+    ) -> Result: ...
+    @overload
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Any: ...
     def call(
         self,
         method: str,
@@ -258,6 +282,18 @@ class SyncClient(ABC):
         if not call.sent:
             self._wait(call, call.waiter)
 
+    @overload
+    def submit(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        **kwargs: Any,
+    ) -> Pending[Result]: ...
+    @overload
     def submit(
         self,
         method: str,
@@ -267,10 +303,44 @@ class SyncClient(ABC):
         metadata: Mapping[str, str] | None = None,
         returns: Any = None,
         **kwargs: Any,
-    ) -> Pending:
+    ) -> Pending[Any]: ...
+    def submit(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Pending[Any]:
         """Send a call and return at once; what it returns waits for the result."""
         return Pending(self, self._begin(method, args, kwargs, returns, timeout, metadata))
 
+    @overload
+    def call_many(
+        self,
+        method: str,
+        calls: Iterable[tuple[Any, ...]],
+        /,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        in_flight: int = 64,
+    ) -> Iterator[Result]: ...
+    @overload
+    def call_many(
+        self,
+        method: str,
+        calls: Iterable[tuple[Any, ...]],
+        /,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        in_flight: int = 64,
+    ) -> Iterator[Any]: ...
     def call_many(
         self,
         method: str,
@@ -309,7 +379,7 @@ class SyncClient(ABC):
     @overload
     def service(self, service: str) -> Any: ...
     @overload
-    def service(self, service: type[Api]) -> Api: ...
+    def service(self, service: Callable[..., Api]) -> Api: ...
     def service(self, service: Any) -> Any:
         """Return a proxy: `client.service("Arith").add(1, 2)`.
 

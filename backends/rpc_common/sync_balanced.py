@@ -7,7 +7,7 @@ from functools import partial
 from random import random
 from threading import Lock
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from rpc_discovery import FileView, View
 from rpc_discovery.pool import BalancedCall, Target
@@ -31,6 +31,8 @@ from .pump import Pump, check_source
 from .runtime import Runtime
 
 __all__ = ["SyncBalancedClient"]
+
+Result = TypeVar("Result")
 
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
 _MOST_BESIDE = 64  # calls of one broadcast at a time
@@ -93,6 +95,36 @@ class SyncBalancedClient(BalancedBase):
         for client in clients:
             client.close(max(0.0, end - monotonic()))
 
+    @overload
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+        **kwargs: Any,
+    ) -> Result: ...
+    @overload
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool = False,
+        **kwargs: Any,
+    ) -> Any: ...
     def call(
         self,
         method: str,
