@@ -1,4 +1,4 @@
-"""A server of each backend for programs in other languages."""
+"""A server and a client of each backend for programs in other languages."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ import pytest
 from conformance.backends import INSTALLED
 from conformance.hosts import HostProcess
 from conformance.links import Suite
+from conformance.runtimes import Runtime
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
 def host(request: pytest.FixtureRequest, suite: Suite) -> Iterator[HostProcess]:
     with suite.hosts.shared(request.param) as host:
         yield host
+
+
+@pytest.fixture(params=INSTALLED)
+def runtime(request: pytest.FixtureRequest, suite: Suite) -> Runtime:
+    """Run the clients of each backend."""
+    return suite.runtime(request.param)

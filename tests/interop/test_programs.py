@@ -1,14 +1,16 @@
-"""Programs of other languages, written from docs/protocol.md, dial with CONNECT and call."""
+"""Programs of other languages, written from docs/protocol.md: they call, and are called."""
 
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conformance.hosts import HostProcess
-from rpc_proto import parse_address
+from conformance.runtimes import GAVE_UP, Runtime, until
+from rpc_proto import HandshakeError, Unavailable, Unimplemented, parse_address
 
 HERE = Path(__file__).parent
 TEXT = "h\u00e9llo, \u4e16\u754c"
@@ -54,3 +56,64 @@ def test_program_in_javascript_calls_a_server(host: HostProcess):
 def test_program_in_go_calls_a_server(host: HostProcess, program_in_go: str):
     where = parse_address(host.address())
     assert output(program_in_go, where.authority, TEXT) == TEXT + "\n"
+
+
+# A server in JavaScript
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    program = subprocess.Popen([tool("node"), HERE / "serve.js"], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    with program:
+        yield f"tcp://127.0.0.1:{program.stdout.readline().strip()}"
+        program.kill()
+
+
+def test_client_calls_a_server_in_javascript(runtime: Runtime, address: str):
+    with runtime.connect(address, codec="json") as client:
+        assert client.call("Basic.echo", TEXT) == [TEXT, True, {}]
+        assert client.call("Basic.echo", value=TEXT, metadata={"k": "v"}) == [
+            TEXT,
+            True,
+            {"k": "v"},
+        ]
+        assert client.call("Basic.echo", b"\x00\xff") == b"\x00\xff"
+        client.notify("Basic.echo", 1)
+        with pytest.raises(Unimplemented, match=r"no method Basic\.none") as caught:
+            client.call("Basic.none")
+        assert not caught.value.maybe_executed
+
+
+def test_cancel_reaches_a_server_in_javascript(runtime: Runtime, address: str):
+    with runtime.connect(address, codec="json") as client:
+        call = client.start("Basic.slow")
+        until(lambda: client.call("Basic.running") == 1)
+        call.cancel()
+        assert call.outcome() == GAVE_UP
+        until(lambda: client.call("Basic.running") == 0)
+
+
+def test_goaway_of_a_server_in_javascript_says_what_was_not_executed(
+    runtime: Runtime, address: str
+):
+    with runtime.connect(address, codec="json") as client:
+        with pytest.raises(Unavailable) as caught:
+            client.call("Basic.leave")
+        assert not caught.value.maybe_executed
+
+
+def test_answer_that_a_server_in_javascript_cuts_may_have_been_executed(
+    runtime: Runtime, address: str
+):
+    with runtime.connect(address, codec="json") as client:
+        with pytest.raises(Unavailable, match="inside a frame") as caught:
+            client.call("Basic.break")
+        assert caught.value.maybe_executed
+
+
+def test_refusal_of_a_server_in_javascript_says_what_it_supports(runtime: Runtime, address: str):
+    with pytest.raises(HandshakeError) as caught:
+        runtime.connect(address, codec="msgpack")
+    assert caught.value.code == "unimplemented"
+    assert caught.value.supported == {"versions": [1], "codecs": ["json"]}
