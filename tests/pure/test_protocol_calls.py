@@ -338,6 +338,23 @@ def test_silence_is_answered_with_ping_and_then_with_the_end(end: str) -> None:
     assert connection.state is State.CLOSED
 
 
+@page("Silence does not count while the end itself does not read.")
+def test_silence_does_not_count_while_the_server_does_not_read() -> None:
+    config = ServerConfig(high_water=1024, write_timeout=60.0)
+    server = open_server(config, codec="json", timeouts={"ping": 2000})
+    [event] = server.receive_data(WIRE.request(1), START)
+    assert isinstance(event, RequestReceived)
+    server.send_response(event.call, "x" * 2000, START)
+    assert not server.wants_data
+    for second in range(1, 20):
+        server.handle_timeout(START + second)
+    assert server.state is State.OPEN
+    server.data_to_send()
+    server.handle_timeout(START + 30)
+    server.handle_timeout(START + 40)
+    assert server.state is State.CLOSED
+
+
 @page("Any received byte is a sign of life.")
 @pytest.mark.parametrize("end", ["server", "client"])
 def test_any_byte_is_a_sign_of_life(end: str) -> None:

@@ -325,6 +325,7 @@ def test_malformed_header_of_an_answer_is_a_violation(header: bytes, kind: int) 
     "A header that is not empty is an array in the agreed codec.",
     "Fields at the end may be left out.",
     "any finite number, also with a fraction or an exponent, or null for none.",
+    "The server counts from when the frame arrives.",
     "A receiver may shorten a timeout longer than a year.",
     "metadata: a map from strings to strings, or null.",
 )

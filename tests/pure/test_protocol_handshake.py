@@ -78,6 +78,8 @@ GOOD_OPTIONS = {
     "feature twice": options_with(',"features":["later","later"]'),
     "most features": options_with(f',"features":{json.dumps([f"f{n}" for n in range(32)])}'),
     "longest feature": options_with(f',"features":["{"x" * 64}"]'),
+    "feature of 64 code points": options_with(f',"features":["{chr(0x1F600) * 64}"]'),
+    "16 deep": options_with(f',"later":{"[" * 15}{"]" * 15}'),
     "key of the other direction": options_with(',"error":null'),
 }
 
@@ -101,6 +103,7 @@ BAD_VALUES = {
     "features a string": ',"features":"streams"',
     "feature null": ',"features":[null]',
     "feature empty": ',"features":[""]',
+    "feature of 65 code points": f',"features":["{chr(0x1F600) * 65}"]',
     "feature of 65": f',"features":["{"x" * 65}"]',
     "33 features": f',"features":{json.dumps([f"f{n}" for n in range(33)])}',
 }
@@ -133,7 +136,9 @@ BAD_OPTIONS = {
 @page(
     "White space, a carriage return before the newline included, may stand inside and behind the "
     "object",
-    "A receiver must ignore keys that it does not know.",
+    "A receiver must ignore keys that it does not know;",
+    "Lengths of strings count Unicode code points.",
+    "it may treat a line that is nested more than 16 deep as malformed.",
     "an end must ignore names that it does not know",
 )
 @pytest.mark.parametrize("data", GOOD_OPTIONS.values(), ids=GOOD_OPTIONS)
