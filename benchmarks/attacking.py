@@ -128,11 +128,12 @@ class Victim:
 
     def memory(self, field: str = "VmRSS") -> int:
         """Bytes that are resident, or with "VmHWM" the most that were since `reset_peak`."""
-        with open(f"/proc/{self.pid}/status") as status:
-            for line in status:
-                if line.startswith(field):
-                    return int(line.split()[1]) * 1024
-        return 0
+        try:
+            with open(f"/proc/{self.pid}/status") as status:
+                lines = status.readlines()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            return 0
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
     def reset_peak(self) -> None:
         with open(f"/proc/{self.pid}/clear_refs", "w") as file:
@@ -140,8 +141,11 @@ class Victim:
 
     def cpu(self) -> float:
         """Seconds of a core that it has taken."""
-        with open(f"/proc/{self.pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
+        try:
+            with open(f"/proc/{self.pid}/stat") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            return 0.0
         return (int(fields[11]) + int(fields[12])) / TICKS
 
 

@@ -5,13 +5,16 @@ python benchmarks/fairness.py [--backend asyncio] [--input TEXT] [--seconds 3] [
 A table: input, backend, CPU seconds of the server for each MB sent, and the 99th percentile of a
 small call that a neighbour makes each 5 ms: while nothing else happens, and beside the input. The
 server has one core, the neighbour and the attacker the other, where the neighbour goes first. Each
-figure is the median of the rounds; with other work on the machine look at the quiet ones first.
+figure is the median of the rounds. The last two columns say for the same calls how much CPU time
+the server spent from the request to the answer, on whatever: these hold with other work on the
+machine, too.
 """
 
 import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import selectors
 import socket
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attacking import (
     CANCEL,
@@ -168,11 +171,21 @@ INPUTS: dict[str, Callable[[], Kind]] = {
 # The neighbour: a process that makes one small call each 5 ms, whatever became of the last.
 
 
+class Waits(NamedTuple):
+    """The 99th percentile of the neighbour's calls, in seconds: by the clock and of CPU time."""
+
+    wall: float
+    cpu: float
+
+
 class Neighbour:
     def __init__(self, server: Server) -> None:
         host, port = server.tcp
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "fairness.py"), "--neighbour", f"{host}:{port}"],
+            [
+                *(sys.executable, str(HERE / "fairness.py")),
+                *("--neighbour", f"{host}:{port}:{server.pid}"),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -182,11 +195,9 @@ class Neighbour:
         self._process.stdin.write(f"{seconds}\n".encode())
         self._process.stdin.flush()
 
-    def end(self) -> float:
-        """The 99th percentile in seconds."""
+    def end(self) -> "Waits":
         assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return float(answer["p99"])
+        return Waits(*json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
         self._process.kill()
@@ -198,7 +209,8 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def be_neighbour(where: str) -> None:
-    host, _, port = where.rpartition(":")
+    host, port, pid = where.split(":")
+    clock = (~int(pid) << 3) | 2  # of the CPU time of that process: see clock_getcpuclockid(3)
     sock = socket.create_connection((host, int(port)))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(OPTIONS)
@@ -210,8 +222,8 @@ def be_neighbour(where: str) -> None:
     ids = itertools.count(1)
     data = b""
     for line in sys.stdin:
-        begun: dict[int, float] = {}
-        latencies: list[float] = []
+        begun: dict[int, tuple[float, float]] = {}
+        waits: list[tuple[float, float]] = []
         start = time.monotonic()
         until = start + float(line)
         due = start
@@ -219,12 +231,12 @@ def be_neighbour(where: str) -> None:
             if now >= due and now < until:
                 call_id = next(ids)
                 sock.send(request(call_id, "Work.small", encode([call_id])))
-                begun[call_id] = now
+                begun[call_id] = now, time.clock_gettime(clock)
                 due = max(due + INTERVAL, now)
             if not selector.select(max(0.0, (due if now < until else until + PATIENCE) - now)):
                 continue
             data += sock.recv(65536)
-            now = time.monotonic()
+            now, cpu = time.monotonic(), time.clock_gettime(clock)
             while len(data) >= PREFIX.size:
                 _, _, header, body, call_id = PREFIX.unpack_from(data)
                 size = PREFIX.size + header + body
@@ -232,10 +244,14 @@ def be_neighbour(where: str) -> None:
                     break
                 data = data[size:]
                 if call_id in begun:
-                    latencies.append(now - begun.pop(call_id))
-        now = time.monotonic()
-        latencies += [now - at for at in begun.values()]
-        print(json.dumps({"p99": percentile(latencies, 0.99)}), flush=True)
+                    at, spent = begun.pop(call_id)
+                    waits.append((now - at, cpu - spent))
+        now, cpu = time.monotonic(), time.clock_gettime(clock)
+        waits += [(now - at, cpu - spent) for at, spent in begun.values()]
+        print(
+            json.dumps([percentile(list(kind), 0.99) for kind in zip(*waits, strict=True)]),
+            flush=True,
+        )
 
 
 class Figures(NamedTuple):
@@ -244,12 +260,14 @@ class Figures(NamedTuple):
     cost: float
     quiet: float
     beside: float
+    quiet_cpu: float
+    beside_cpu: float
 
 
 def pin(core: int) -> None:
     """Let the neighbour go first on the core that it shares with the attacker, if that is allowed.
 
-    The server inherits nothing of it, and the attacker is this process, as it is.
+    Server and attacker know nothing of it.
     """
     os.sched_setaffinity(0, {core})
     with contextlib.suppress(PermissionError):
@@ -262,7 +280,7 @@ def measure_one(backend: str, kind: Kind, seconds: float, peers: int) -> Figures
         try:
             neighbour.begin(0.3)  # warm
             neighbour.end()
-            neighbour.begin(1.0)
+            neighbour.begin(min(seconds, 1.0))
             quiet = neighbour.end()
             make = kind.input(server)
             drive = Drive((make() for _ in range(peers)), renew=make)
@@ -277,18 +295,22 @@ def measure_one(backend: str, kind: Kind, seconds: float, peers: int) -> Figures
             beside = neighbour.end()
         finally:
             neighbour.close()
-        return Figures(cpu / max(sent, 1) * 1e6, quiet, beside)
+        cost = cpu / sent * 1e6 if sent else math.nan
+        return Figures(cost, quiet.wall, beside.wall, quiet.cpu, beside.cpu)
 
 
 def measure(names: list[str], backends: list[str], seconds: float, rounds: int, peers: int) -> str:
-    rows = [["input", "backend", "CPU s/MB", "p99 quiet, ms", "p99 beside, ms", "ratio"]]
+    rows = [["input", "backend", "CPU s/MB", "p99 quiet, ms", "beside, ms", "ratio"]]
+    rows[0] += ["CPU quiet, ms", "CPU beside, ms"]
     for name in names:
         kind = INPUTS[name]()
         for backend in backends:
             taken = [measure_one(backend, kind, seconds, peers) for _ in range(rounds)]
-            cost, quiet, beside = (statistics.median(f) for f in zip(*taken, strict=True))
-            row = [name, backend, f"{cost:.3f}", f"{quiet * 1e3:.2f}", f"{beside * 1e3:.1f}"]
-            rows.append([*row, f"{beside / quiet:.0f}"])
+            figures = Figures(*(statistics.median(column) for column in zip(*taken, strict=True)))
+            ratio = f"{figures.beside / figures.quiet:.0f}"
+            milliseconds = [f"{1e3 * seconds:.1f}" for seconds in figures[1:]]
+            cells = [f"{figures.cost:.3f}", *milliseconds[:2], ratio, *milliseconds[2:]]
+            rows.append([name, backend, *cells])
             print(rows[-1], file=sys.stderr, flush=True)
     return table(rows)
 

@@ -9,14 +9,13 @@ from weakref import WeakKeyDictionary
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.sockets import LINGER
+from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
 __all__ = ["ConnectionProtocol"]
 
-# One read takes at most this many bytes, so that a flood of tiny frames keeps the loop for a
-# bounded time only; while a large body arrives there is just one frame to parse, so it may be more.
-_READ_SIZE = 64 * 1024
+# While a large body arrives there is just one frame to parse, so a read may be larger.
 _LARGE_READ_SIZE = 512 * 1024
 
 
@@ -46,11 +45,13 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         "_finished",
         "_large_buffer",
         "_loop",
+        "_read_size",
         "_reading",
         "_timer",
         "_timer_at",
         "_tls",
         "_transport",
+        "_waits",
         "_writable",
         "closed",
         "connection",
@@ -59,15 +60,18 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     connection: Connection
     _lingers = False  # whether to wait for the peer's end before the socket is closed
+    _turns: Turns | None = None  # of those connections whose reads take long, at a server
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._large_buffer = _shared_buffer(loop)
-        self._buffer = self._large_buffer[:_READ_SIZE]
+        self._read_size = LARGEST_READ if self._turns is None else FIRST_READ
+        self._buffer = self._large_buffer[: self._read_size]
         self._transport: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._reading = True
+        self._waits = False  # until it is this connection's turn to read
         self._writable = True
         self._eof = False  # the peer sends nothing more
         self._finished = False  # nor does this end
@@ -91,14 +95,39 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def buffer_updated(self, nbytes: int) -> None:
         connection = self.connection
-        events = connection.receive_data(self._large_buffer[:nbytes], monotonic())
+        began = monotonic()
+        events = connection.receive_data(self._large_buffer[:nbytes], began)
         if events:
             self.flush_scheduled = True  # by the flush below
             self.handle_events(events)
         self.flush()
-        if nbytes >= _READ_SIZE:
-            large = connection.missing > _READ_SIZE
-            self._buffer = self._large_buffer if large else self._large_buffer[:_READ_SIZE]
+        seconds = monotonic() - began
+        if seconds > SHORT or nbytes >= self._read_size:
+            self._pace(nbytes, seconds)
+
+    def _pace(self, nbytes: int, seconds: float) -> None:
+        """Choose the size of the next read, and leave it to others to go first."""
+        if self._turns is not None:
+            self._read_size = next_read(self._read_size, nbytes, seconds)
+        large = self.connection.missing > LARGEST_READ
+        self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
+        if seconds > SHORT and self._turns is not None and self._reading and not self._eof:
+            self._waits = True
+            self._turn_reading()
+            if self._turns.add(self):
+                self._loop.call_soon(self._give_turns)
+
+    def _give_turns(self) -> None:
+        assert self._turns is not None
+        protocol = self._turns.next()
+        if protocol is not None:
+            protocol._take_turn()
+            self._loop.call_soon(self._give_turns)
+
+    def _take_turn(self) -> None:
+        self._waits = False
+        if not self.closed and self.connection.wants_data:
+            self._turn_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -141,7 +170,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._follow_state()
             if self.closed:
                 return
-        if connection.wants_data is not self._reading:
+        if (connection.wants_data and not self._waits) is not self._reading:
             self._turn_reading()
         at = connection.next_timeout()
         if at is not None and (self._timer is None or at < self._timer_at):

@@ -27,12 +27,13 @@ __all__ = ["Server"]
 
 
 class _ServerProtocol(ConnectionProtocol):
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "_turns")
 
     connection: ServerConnection
     _lingers = True
 
     def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop) -> None:
+        self._turns = server._turns
         super().__init__(loop)
         self._server = server
 

@@ -15,12 +15,12 @@ from typing import Any, TypeGuard
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
+from rpc_common.turns import LARGEST_READ
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
 __all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
 
-_READ_SIZE = 64 * 1024
 _LARGE_READ_SIZE = 512 * 1024
 
 # Bytes that are worth a system call of their own: the peer begins on them while this end goes on.
@@ -48,6 +48,7 @@ class Channel:
         "_small_buffer",
         "connection",
         "failure",
+        "limit",
         "sock",
         "tls",
         "unsent",
@@ -60,8 +61,9 @@ class Channel:
         self.unsent: memoryview | bytes = b""
         # Of a write, and the next read tells the connection; or of TLS.
         self.failure: OSError | None = None
+        self.limit = 0  # bytes that a read may take; 0 for as many as the buffer does
         # Pages that are never touched cost nothing, and most messages fit into the first one.
-        self._buffer = self._small_buffer = memoryview(mmap(-1, _READ_SIZE))
+        self._buffer = self._small_buffer = memoryview(mmap(-1, LARGEST_READ))
 
     def receive(self, flags: int = 0) -> memoryview | bytes | None:
         """Wait for bytes: b"" at their end, None when patience is over, OSError when lost.
@@ -69,7 +71,7 @@ class Channel:
         With the flag MSG_DONTWAIT there is no patience.
         """
         try:
-            count = self.sock.recv_into(self._buffer, 0, flags)
+            count = self.sock.recv_into(self._buffer, self.limit, flags)
         except BlockingIOError:
             return None
         return self._buffer[:count]
@@ -109,9 +111,14 @@ class Channel:
                 self.failure = self.failure or error
                 return self.lose(error)
         events = connection.receive_data(data, now)
-        if (connection.missing > _READ_SIZE) is (self._buffer is self._small_buffer):
+        if (connection.missing > LARGEST_READ) is (self._buffer is self._small_buffer):
             self._change_buffer()
         return events
+
+    def pace(self, size: int) -> None:
+        """Read no more than that at a time until the next large body arrives."""
+        if self._buffer is self._small_buffer:
+            self.limit = size
 
     def _change_buffer(self) -> None:
         """Take a large buffer while a large body arrives, and then put it back."""
@@ -125,6 +132,7 @@ class Channel:
             if len(_large_buffers) < _SPARE:
                 _large_buffers.append(self._buffer)
             self._buffer = self._small_buffer
+        self.limit = 0
 
     def lose(self, error: OSError | None) -> list[Event]:
         """Tell the connection that the transport is gone."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Condition, Event, Lock
-from time import monotonic
+from time import monotonic, sleep, thread_time
 from typing import Any, Unpack
 
 from rpc_common.forks import Forks
@@ -16,6 +16,7 @@ from rpc_common.server import Link, Settings, SyncServer, peer_address
 from rpc_common.sockets import LINGER, listen
 from rpc_common.threads import HelperThread, Threads, end_at_exit
 from rpc_common.tls import Tls
+from rpc_common.turns import FIRST_READ, SHORT, next_read
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
 from rpc_proto import Event as ConnectionEvent
 from rpc_proto.http import Promise, Request, Response
@@ -36,6 +37,14 @@ _PATIENCE = 0.005
 _PATIENCE_AT_EXIT = 0.5
 
 
+# After a read that took long, in seconds: a thread that does not sleep would keep the interpreter's
+# lock for a switch interval (5 ms), and a call of another connection needs that lock several times.
+_INTERMISSION = 50e-6
+
+# Bytes of a read for which it is worth knowing how long they take; that is a system call.
+_LONG_READ = 1024
+
+
 class _Link:
     """A connection and the thread that reads for it."""
 
@@ -48,6 +57,9 @@ class _Link:
         self.timer: Appointment | None = None
         self._watched = False
         self._last_words: Appointment | None = None
+        self._read_size = FIRST_READ
+        channel.pace(FIRST_READ)
+        self._waits = False  # for its turn, since its reads take long
         self._server = server
         self._peername = peername
         self._may_read = Condition(self.lock)
@@ -127,17 +139,40 @@ class _Link:
             ended = data is None or not len(data)
             if not ended:
                 self._hold_back(ended)  # answers may have filled the buffers since the read began
-            if failure is not None or (ended and channel.failure is not None):
-                events = channel.lose(channel.failure or failure)
-            else:
-                events = channel.take(data or b"")
-            if events:
-                self.busy = True
-                self.handle(events)
-                self.busy = False
-            self.flush()
+            if not self._waits:
+                self._take(data, failure)
+                self._hold_back(ended)
+                return not self._is_over(ended)
+        with self._server._turn:
+            with self.lock:
+                self._take(data, failure)
+            if len(self._server._links) > 1:
+                sleep(_INTERMISSION)
+        with self.lock:
             self._hold_back(ended)
             return not self._is_over(ended)
+
+    def _take(self, data: memoryview | bytes | None, failure: OSError | None) -> None:
+        """Do what the bytes ask for that were read; the lock is held."""
+        channel = self.channel
+        count = len(data or b"")
+        paced = count >= _LONG_READ or self._waits
+        # How long it waits for the interpreter's lock is the doing of others.
+        began = thread_time() if paced else 0.0
+        if failure is not None or (not count and channel.failure is not None):
+            events = channel.lose(channel.failure or failure)
+        else:
+            events = channel.take(data or b"")
+        if events:
+            self.busy = True
+            self.handle(events)
+            self.busy = False
+        self.flush()
+        if paced:
+            seconds = thread_time() - began
+            self._waits = seconds > SHORT
+            self._read_size = next_read(self._read_size, count, seconds)
+            channel.pace(self._read_size)
 
     def _hold_back(self, ended: bool) -> None:
         """Wait while the peer is to be slowed down, or, when it has ended, for our end."""
@@ -270,6 +305,7 @@ class Server(SyncServer):
         self._closing = Lock()  # of the two above, when several threads stop the server
         self._lock = Lock()  # of the two sets of links, and between start and stop
         self._applications = Lock()
+        self._turn = Lock()  # of the connection that is served, of those that take long
         self._arrived: set[_Link] = set()  # those too whose TLS is not done
         self._gone = Condition(self._lock)
         self._stopped = Event()

@@ -39,6 +39,7 @@ from rpc_proto.services import Method, reflect
 
 from .access import LoggedConnection
 from .runtime import Runtime
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .registering import Registering
@@ -169,6 +170,7 @@ class ServerBase(ABC):
             self._wrap = server_spans(tracer_provider, self._cancellation)
         self._max_connections = max_connections
         self._links: set[Any] = set()
+        self._turns = Turns()
         self._abandoned: set[ServerCall] = set()
         self._stopping = False
         self._told_stopped = False

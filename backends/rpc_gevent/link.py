@@ -16,6 +16,7 @@ from rpc_common.forks import Forks
 from rpc_common.memory import keep_large_blocks
 from rpc_common.sockets import LINGER
 from rpc_common.tls import Tls
+from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
@@ -23,9 +24,7 @@ __all__ = ["Link", "take_over"]
 
 _READ, _WRITE = 1, 2  # what a watcher of the loop waits for
 
-# A read takes no more than this, or many tiny frames would keep the hub for long. While a large
-# body arrives there is one frame to parse however much is read.
-_READ_SIZE = 64 * 1024
+# While a large body arrives there is one frame to parse however much is read.
 _LARGE_READ_SIZE = 512 * 1024
 
 # So many bytes leave before the callback is over: the peer can begin on them meanwhile.
@@ -52,12 +51,14 @@ class Link(ABC):
         "_forks",
         "_hub",
         "_large_buffer",
+        "_read_size",
         "_reader",
         "_sock",
         "_timer",
         "_timer_at",
         "_tls",
         "_unsent",
+        "_waits",
         "_writable",
         "_writer",
         "closed",
@@ -67,6 +68,7 @@ class Link(ABC):
 
     connection: Connection
     _lingers = False  # whether to wait for the peer's end before the socket is closed
+    _turns: Turns | None = None  # of those connections whose reads take long, at a server
 
     def __init__(self, hub: Any, sock: Socket, tls: Tls | None) -> None:
         buffer = _buffers.get(hub)
@@ -74,7 +76,8 @@ class Link(ABC):
             keep_large_blocks()
             buffer = _buffers[hub] = memoryview(bytearray(_LARGE_READ_SIZE))
         self._large_buffer = buffer
-        self._buffer = buffer[:_READ_SIZE]
+        self._read_size = LARGEST_READ if self._turns is None else FIRST_READ
+        self._buffer = buffer[: self._read_size]
         self._hub = hub
         self._sock = sock
         self._tls = tls
@@ -84,6 +87,7 @@ class Link(ABC):
         self._timer: Any = None
         self._timer_at = 0.0
         self._unsent: Any = b""  # what the kernel did not take
+        self._waits = False  # until it is this connection's turn to read
         self._writable = True
         self._eof = False  # the peer sends nothing more
         self._finished = False  # nor does this end
@@ -156,9 +160,10 @@ class Link(ABC):
             return
         connection = self.connection
         data: Any = self._large_buffer[:count]
+        began = monotonic()
         if self._tls is not None:
             data = self._decrypt(self._tls, data)
-        events = connection.receive_data(data, monotonic())
+        events = connection.receive_data(data, began)
         if events:
             self.flush_scheduled = True  # by the flush below
         try:
@@ -166,9 +171,39 @@ class Link(ABC):
                 self.handle_events(events)
         finally:
             self.flush()
-        if count >= _READ_SIZE:
-            large = connection.missing > _READ_SIZE
-            self._buffer = self._large_buffer if large else self._large_buffer[:_READ_SIZE]
+        seconds = monotonic() - began
+        if seconds > SHORT or count >= self._read_size:
+            self._pace(count, seconds)
+
+    def _pace(self, count: int, seconds: float) -> None:
+        """Choose the size of the next read, and leave it to others to go first."""
+        if self._turns is not None:
+            self._read_size = next_read(self._read_size, count, seconds)
+        large = self.connection.missing > LARGEST_READ
+        self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
+        if seconds > SHORT and self._turns is not None and not self.closed and self._reader.active:
+            self._waits = True
+            self._reader.stop()
+            if self._turns.add(self):
+                self._give_turns_soon()
+
+    def _give_turns_soon(self) -> None:
+        # A timer: callbacks would run before the hub looks at the sockets again.
+        timer = self._hub.loop.timer(0)
+        timer.start(self._give_turns, timer)
+
+    def _give_turns(self, timer: Any) -> None:
+        timer.close()
+        assert self._turns is not None
+        link = self._turns.next()
+        if link is not None:
+            link._take_turn()
+            self._give_turns_soon()
+
+    def _take_turn(self) -> None:
+        self._waits = False
+        if not self.closed and not self._eof and self.connection.wants_data:
+            self._reader.start(self._readable)
 
     def _decrypt(self, tls: Tls, data: memoryview) -> bytes:
         was_established = tls.established
@@ -252,7 +287,8 @@ class Link(ABC):
         if connection.state is not State.OPEN and self._is_over():
             self.lose()
             return
-        if not self._eof and connection.wants_data is not self._reader.active:
+        wants_data = connection.wants_data and not self._waits
+        if not self._eof and wants_data is not self._reader.active:
             if self._reader.active:
                 self._reader.stop()
             else:

@@ -37,7 +37,7 @@ _GO = object()  # tells a parked worker that it is meant
 
 
 class _ServerLink(Link):
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "_turns")
 
     connection: ServerConnection
     _lingers = True
@@ -45,6 +45,7 @@ class _ServerLink(Link):
     def __init__(
         self, server: "Server", hub: Any, sock: Socket, peername: Any, tls: Tls | None
     ) -> None:
+        self._turns = server._turns
         super().__init__(hub, sock, tls)
         self._server = server
         now = monotonic()

@@ -1,0 +1,67 @@
+"""Connections whose input takes long read little at a time, and one after the other."""
+
+import pytest
+from fairness import INPUTS, measure_one
+from victim import BACKENDS
+
+from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
+
+MILLISECOND = 0.001
+
+
+def settle(size: int, rate: float) -> int:
+    """The size of a read after a while, for a peer whose bytes take `rate` seconds each."""
+    for _ in range(30):
+        size = next_read(size, size, size * rate)
+    return size
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("per_byte", [1e-5, 1e-6, 2e-7, 5e-8])
+def test_reads_shrink_until_one_takes_about_a_millisecond(per_byte):
+    for start in (FIRST_READ, LARGEST_READ):
+        size = settle(start, per_byte)
+        assert size == 1024 or SHORT < size * per_byte <= MILLISECOND
+
+
+def test_reads_that_take_no_time_grow_to_the_largest():
+    assert settle(FIRST_READ, 1e-9) == LARGEST_READ
+
+
+def test_a_peer_that_sends_little_gets_large_reads_again():
+    size = next_read(LARGEST_READ, LARGEST_READ, 1.0)
+    assert size == 1024
+    for _ in range(64):
+        size = next_read(size, 50, 20e-6)
+    assert size == LARGEST_READ
+
+
+def test_a_small_read_that_takes_long_does_not_make_the_next_one_larger():
+    assert next_read(4096, 100, 0.5) == 1024
+
+
+def test_connections_that_wait_take_turns():
+    turns = Turns()
+    assert turns.add("a")  # the driver begins to call `next`
+    assert not turns.add("b")
+    assert turns.next() == "a"
+    assert not turns.add("a")
+    assert [turns.next(), turns.next()] == ["b", "a"]
+    assert turns.next() is None
+    assert turns.add("a")  # and begins again
+
+
+@pytest.mark.fault(18)
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "name", ["one-way calls of a quick method", "pings", "unknown methods", "ignorable frames"]
+)
+def test_floods_of_tiny_frames_cost_a_neighbour_little(name, backend):
+    if backend == "gevent":
+        pytest.importorskip("gevent")
+    kind = INPUTS[name]()
+    # CPU time that the server spends from a neighbour's request to the answer: other work on the
+    # machine does not count, but may delay the neighbour, so the best of some rounds does.
+    rounds = (measure_one(backend, kind, 0.4, peers=8).beside_cpu for _ in range(4))
+    assert any(seconds < 0.04 for seconds in rounds)
