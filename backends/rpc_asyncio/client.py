@@ -98,6 +98,7 @@ class Client:
         self._call_timeout = config.call_timeout
         self._forks = Forks.count
         self.address = address
+        Forks.watch(self)
 
     @classmethod
     async def connect(
@@ -155,6 +156,9 @@ class Client:
             finally:
                 del explained  # or error, traceback and frame would keep each other alive
         return cls(protocol, target.config, address)
+
+    def _descriptors(self) -> list[int]:
+        return [self._protocol._transport.get_extra_info("socket").fileno()]
 
     async def __aenter__(self) -> Self:
         return self

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from rpc_common.forks import Forks
 from rpc_common.server import FAREWELL, ServerBase, Settings
-from rpc_common.sockets import listen
+from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
 from rpc_proto import Cancelled, Event, LocalProtocolError, ServerCall, ServerConnection
 
@@ -27,20 +26,41 @@ __all__ = ["Server"]
 
 
 class _ServerProtocol(ConnectionProtocol):
-    __slots__ = ("_server", "_turns")
+    __slots__ = ("_peername", "_server", "_sock", "_turns", "opening", "surplus")
 
     connection: ServerConnection
     _lingers = True
 
-    def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: "Server", loop: asyncio.AbstractEventLoop, sock: socket.socket, peername: Any
+    ) -> None:
         self._turns = server._turns
         super().__init__(loop)
         self._server = server
+        self.connection = None  # type: ignore[assignment]  # until there is a transport
+        self.opening: asyncio.Task[None] | None = None
+        self._sock = sock
+        self._peername = peername
+        self.surplus = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    async def open(self, tls: dict[str, Any]) -> None:
+        """Make the transport, with its TLS if there is any."""
+        try:
+            await self._loop.connect_accepted_socket(lambda: self, self._sock, **tls)
+        except OSError as error:
+            self._server._log_tls_failed(self._peername, error)
+        finally:
+            self.opening = None  # or task, frame and protocol would keep each other alive
+            if self.connection is None:
+                self._server._forget(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         now = monotonic()
         self.connection = self._server._make_connection(
-            transport.get_extra_info("peername"), transport.get_extra_info("peercert"), now
+            self._peername, transport.get_extra_info("peercert"), now
         )
         self._server._admit(self, now)
         super().connection_made(transport)
@@ -57,6 +77,58 @@ class _ServerProtocol(ConnectionProtocol):
     def wake(self) -> None:
         self.connection.changed = True
         self.flush_soon()
+
+
+class _Acceptor:
+    """Accepts connections in callbacks of the loop."""
+
+    def __init__(
+        self,
+        server: "Server",
+        listener: Listener,
+        loop: asyncio.AbstractEventLoop,
+        ssl: ssl_module.SSLContext | None,
+    ) -> None:
+        self._server = server
+        self._listener = listener
+        self._loop = loop
+        self._tls: dict[str, Any] = {}
+        if ssl is not None:
+            self._tls = {
+                "ssl": ssl,
+                "ssl_handshake_timeout": server.config.handshake_timeout,
+                "ssl_shutdown_timeout": server.config.close_timeout,
+            }
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._listener.close()
+
+    def _watch(self) -> None:
+        self._loop.add_reader(self.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        pause = self._listener.accept(self._take)
+        if pause:
+            self._loop.remove_reader(self.fileno())
+            self._timer = self._loop.call_later(pause, self._watch)
+
+    def _take(self, bare: Any, peername: Any) -> None:
+        if not self._server._has_room():
+            bare.close()
+            return
+        sock = socket.socket(fileno=bare.detach())
+        sock.setblocking(False)
+        protocol = _ServerProtocol(self._server, self._loop, sock, peername)
+        self._server._arrive(protocol)
+        protocol.opening = self._loop.create_task(protocol.open(self._tls))
 
 
 class Server(ServerBase):
@@ -80,8 +152,6 @@ class Server(ServerBase):
         self._threads = Threads(threads, "rpc-handler")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: HandlerRunner  # comes with the loop
-        self._listeners: list[asyncio.Server] = []
-        self._paths: list[str] = []
         self._gone: asyncio.Future[None] | None = None
         self._resuming = False
         self._forks = Forks.count
@@ -121,38 +191,9 @@ class Server(ServerBase):
             self._runner = HandlerRunner(loop, self._ended)
             self._forks = Forks.count
         self._check_owner()
-
-        def make_protocol() -> _ServerProtocol:
-            return _ServerProtocol(self, loop)
-
-        sock, where = listen(where, socket)
-        tls: dict[str, Any] = {}
-        if ssl is not None:
-            tls = {
-                "ssl": ssl,
-                "ssl_handshake_timeout": self.config.handshake_timeout,
-                "ssl_shutdown_timeout": self.config.close_timeout,
-            }
-        make_listener = loop.create_server
-        if where.scheme == "unix":
-            make_listener = loop.create_unix_server  # type: ignore[assignment]
-        listener: asyncio.Server | None = None
-        try:
-            listener = await make_listener(
-                make_protocol, sock=sock, backlog=1024, start_serving=False, **tls
-            )
-            self._listeners.append(listener)
-            await listener.start_serving()
-        except BaseException:  # who was cancelled does not expect to listen
-            if listener is not None:
-                listener.close()
-            sock.close()
-            self._remove(where.path)
-            raise
-        self._paths.append(where.path)
-        if self._stopping:  # meanwhile
-            self._close_listeners()
-            raise LocalProtocolError("the server was stopped while it started")
+        listener = listen(where, socket, self._log)
+        where = listener.where
+        self._listeners.append(_Acceptor(self, listener, loop, ssl))
         self._log_listening(where)
         for registering in registerings:
             registrations = self._registrations
@@ -201,8 +242,11 @@ class Server(ServerBase):
         self._close_listeners()
         now = monotonic()
         for protocol in list(self._links):
-            protocol.handle_events(protocol.connection.shutdown(now, grace))
-            protocol.flush()
+            if protocol.connection is not None:
+                protocol.handle_events(protocol.connection.shutdown(now, grace))
+                protocol.flush()
+            else:
+                protocol.opening.cancel()
         if not self._links and not self._gone.done():
             self._gone.set_result(None)
         await asyncio.shield(self._gone)
@@ -226,16 +270,8 @@ class Server(ServerBase):
             raise LocalProtocolError("this server belongs to another event loop")
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        while self._paths:
-            self._remove(self._paths.pop())
-
-    def _remove(self, path: str) -> None:
-        if path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        while self._listeners:
+            self._listeners.pop().close()
 
     def _call_at(self, at: float, function: Callable[[], None]) -> Any:
         if self._loop is None:

@@ -95,6 +95,7 @@ class Client(SyncClient):
         self._heard_at = monotonic()
         self._call_timeout = connection._config.call_timeout
         self._forks = Forks.count
+        Forks.watch(self)
         channel.limit_patience(_PATIENCE)
 
     @classmethod
@@ -127,6 +128,9 @@ class Client(SyncClient):
             raise TimeoutError
         if isinstance(event, ConnectionTerminated):
             raise refusal(event.error or self._channel.failure)
+
+    def _descriptors(self) -> list[int]:
+        return [self._channel.sock.fileno()]
 
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()

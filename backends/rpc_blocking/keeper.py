@@ -4,7 +4,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from heapq import heapify, heappop, heappush
 from itertools import count
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
@@ -16,9 +16,6 @@ from rpc_common.threads import HelperThread
 from .channel import LONGEST
 
 __all__ = ["Appointment", "Keeper"]
-
-# How long nothing is accepted after that failed: file descriptors may have run out.
-_PAUSE = 0.2
 
 # So many cancelled appointments may stay in the heap, or as many as there are others.
 _SLACK = 64
@@ -52,22 +49,25 @@ class Keeper:
         self._ear: socket.socket
         self._mouth: socket.socket
         self._thread: HelperThread | None = None
-        self._refused: set[socket.socket] = set()
+        self._paused: set[int] = set()  # listeners
         self._closed = False
 
     # From any thread
 
-    def accept(self, listener: socket.socket, accept: Callback) -> None:
-        """Call `accept()` when there is a connection to accept; it may raise OSError."""
+    def accept(self, listener: int, accept: Callable[[], float]) -> None:
+        """Call `accept()` when there is a connection to accept; it returns for how long to pause.
+
+        OSError if this cannot begin, as no thread can.
+        """
         self._tell(lambda: self._listen(listener, accept))
 
-    def refuse(self, listener: socket.socket) -> None:
+    def refuse(self, listener: int) -> None:
         """Accept no more from a listener; when this returns it may be closed."""
         done = Event()
 
         def refuse() -> None:
             self._forget(listener)
-            self._refused.add(listener)
+            self._paused.discard(listener)
             done.set()
 
         self._tell(refuse)
@@ -121,17 +121,27 @@ class Keeper:
         self._mouth.close()
 
     def _tell(self, news: Callback) -> None:
-        self._news.append(news)
         with self._lock:
             if self._thread is None:
-                self._selector = DefaultSelector()
-                self._ear, self._mouth = socket.socketpair()
-                self._ear.setblocking(False)
-                self._mouth.setblocking(False)
-                self._selector.register(self._ear, EVENT_READ)
-                self._thread = HelperThread(self._run, "rpc-keeper")
-                self._thread.start()
+                self._start()
+            self._news.append(news)
         self._wake()
+
+    def _start(self) -> None:
+        """Start the thread, or leave everything as it was and raise OSError."""
+        with ExitStack() as undo:
+            self._selector = undo.enter_context(DefaultSelector())
+            self._ear, self._mouth = map(undo.enter_context, socket.socketpair())
+            self._ear.setblocking(False)
+            self._mouth.setblocking(False)
+            self._selector.register(self._ear, EVENT_READ)
+            thread = HelperThread(self._run, "rpc-keeper")
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise OSError(f"no thread for the server: {error}") from error
+            self._thread = thread
+            undo.pop_all()
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: it will wake; closed: the server has stopped
@@ -177,24 +187,20 @@ class Keeper:
                     appointment.due = None
         return due
 
-    def _listen(self, listener: socket.socket, accept: Callback, short: bool = False) -> None:
+    def _listen(self, listener: int, accept: Callable[[], float]) -> None:
         def ready() -> None:
-            nonlocal short
-            try:
-                accept()
-            except (BlockingIOError, ConnectionError):  # it went away before we came
-                pass
-            except OSError as error:
-                if not short:  # once, not after each pause
-                    self._log.error("no connection can be accepted for now: %s", error)
+            pause = accept()
+            if pause:
                 self._selector.unregister(listener)
-                again = lambda: self._listen(listener, accept, True)  # noqa: E731
-                self.call_at(monotonic() + _PAUSE, again)
-            else:
-                short = False
+                self._paused.add(listener)
+                self.call_at(monotonic() + pause, resume)
 
-        if listener not in self._refused:  # during a pause
-            self._selector.register(listener, EVENT_READ, ready)
+        def resume() -> None:
+            if listener in self._paused:  # and not refused meanwhile
+                self._paused.remove(listener)
+                self._selector.register(listener, EVENT_READ, ready)
+
+        self._selector.register(listener, EVENT_READ, ready)
 
     def _watch(self, fd: int, writable: Callback) -> None:
         def ready() -> None:
@@ -205,6 +211,6 @@ class Keeper:
         with suppress(KeyError, OSError):
             self._selector.register(fd, EVENT_WRITE, ready)
 
-    def _forget(self, sock: socket.socket | int) -> None:
+    def _forget(self, fd: int) -> None:
         with suppress(KeyError):
-            self._selector.unregister(sock)
+            self._selector.unregister(fd)

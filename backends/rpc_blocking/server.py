@@ -1,18 +1,17 @@
 """The blocking server: a thread for each connection, and a bounded pool for the handlers."""
 
 import logging
-import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from threading import Condition, Event, Lock
 from time import monotonic, sleep, thread_time
 from typing import Any, Unpack
 
 from rpc_common.forks import Forks
-from rpc_common.server import Link, Settings, SyncServer, peer_address
+from rpc_common.server import Settings, SyncServer, peer_address
 from rpc_common.sockets import LINGER, listen
 from rpc_common.threads import HelperThread, Threads, end_at_exit
 from rpc_common.tls import Tls
@@ -26,9 +25,6 @@ from .keeper import Appointment, Keeper
 from .runtime import BLOCKING
 
 __all__ = ["Server"]
-
-# So many connections above the limit are told so; more are closed without a word.
-_TURNED_AWAY = 100
 
 # The keeper does not wait longer for a connection that is busy, and comes again soon.
 _PATIENCE = 0.005
@@ -52,6 +48,7 @@ class _Link:
         self.lock = Lock()  # of the connection, of the channel's writes, and of what is below
         self.channel = channel
         self.connection: ServerConnection = None  # type: ignore[assignment]  # until TLS is done
+        self.surplus = False  # it came when there were enough
         self.busy = False  # what reads will write, too, when it is through with what it read
         self.timer_at: float | None = None  # when the keeper looks after this connection
         self.timer: Appointment | None = None
@@ -63,6 +60,9 @@ class _Link:
         self._server = server
         self._peername = peername
         self._may_read = Condition(self.lock)
+
+    def fileno(self) -> int:
+        return self.channel.sock.fileno()
 
     # The thread
 
@@ -103,17 +103,17 @@ class _Link:
                 while not tls.established:
                     left = deadline - monotonic()
                     if left <= 0:
-                        return False
+                        raise TimeoutError("it took too long")
                     sock.settimeout(left)
                     data = sock.recv(16 * 1024)
                     if not data:
-                        return False
+                        raise ConnectionResetError("the peer closed the connection")
                     try:
                         early = tls.decrypt(data)
                     finally:  # what is wrong is told the peer, too
                         sock.sendall(tls.pending())
             except OSError as error:
-                self._server._log.debug("%s: TLS failed: %s", peer_address(self._peername), error)
+                self._server._log_tls_failed(self._peername, error)
                 return False
             sock.settimeout(None)
         now = monotonic()
@@ -300,13 +300,10 @@ class Server(SyncServer):
         super().__init__(threads=threads, **settings)
         self._threads = Threads(threads, "rpc-handler")
         self._keeper = Keeper(self._log)
-        self._listeners: list[socket.socket] = []
-        self._paths: list[str] = []
-        self._closing = Lock()  # of the two above, when several threads stop the server
-        self._lock = Lock()  # of the two sets of links, and between start and stop
+        self._closing = Lock()  # of the listeners, when several threads stop the server
+        self._lock = Lock()  # of the set of links, and between start and stop
         self._applications = Lock()
         self._turn = Lock()  # of the connection that is served, of those that take long
-        self._arrived: set[_Link] = set()  # those too whose TLS is not done
         self._gone = Condition(self._lock)
         self._stopped = Event()
         self._exiting = False
@@ -320,19 +317,18 @@ class Server(SyncServer):
 
     def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:
         self._check_owner()
-        sock, where = listen(where, socket)
-        sock.setblocking(False)
-        with self._lock:
-            stopped = self._stopping  # meanwhile
-            if not stopped:
-                self._listeners.append(sock)
-                if where.scheme == "unix":
-                    self._paths.append(where.path)
-                self._keeper.accept(sock, lambda: self._accept(sock, ssl))
-        if stopped:
-            sock.close()
-            raise LocalProtocolError("the server was stopped while it started")
-        return where
+        listener = listen(where, socket, self._log)
+        take = partial(self._take, ssl)
+        try:
+            with self._lock:
+                if self._stopping:  # meanwhile
+                    raise LocalProtocolError("the server was stopped while it started")
+                self._keeper.accept(listener.fileno(), lambda: listener.accept(take))
+                self._listeners.append(listener)
+        except BaseException:
+            listener.close()
+            raise
+        return listener.where
 
     def serve_forever(self) -> None:
         """Wait until `stop` is called; when interrupted, stop at once."""
@@ -355,21 +351,17 @@ class Server(SyncServer):
             with self._lock:
                 self._begin_stop(grace)
             for listener in self._listeners:
-                self._keeper.refuse(listener)
+                self._keeper.refuse(listener.fileno())
                 listener.close()
             self._listeners.clear()
-            for path in self._paths:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-            self._paths.clear()
         with self._lock:
-            links = list(self._arrived)
+            links = list(self._links)
         for link in links:
             link.shut_down(grace)
         # The connections keep to their own time limits; only a quick handler can outlast them.
         patience = grace + self.config.handshake_timeout + self.config.close_timeout
         with self._lock:
-            self._gone.wait_for(lambda: not self._arrived, patience)
+            self._gone.wait_for(lambda: not self._links, patience)
             # Those handlers that listen have been told, and end about now.
             self._gone.wait_for(lambda: not self._dispatcher.running, LINGER)
         self._log_stopped()
@@ -381,7 +373,7 @@ class Server(SyncServer):
         self._exiting = True
         self._keeper.close(_PATIENCE_AT_EXIT)  # first, or it would accept another connection
         with self._lock:
-            links = list(self._arrived)
+            links = list(self._links)
         for link in links:
             link.channel.shut(socket.SHUT_RDWR)
         for listener in self._listeners:
@@ -407,29 +399,22 @@ class Server(SyncServer):
 
     # Connections
 
-    def _accept(self, listener: socket.socket, ssl: ssl_module.SSLContext | None) -> None:
-        sock, peername = listener.accept()
-        sock.setblocking(True)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    def _take(self, ssl: ssl_module.SSLContext | None, bare: Any, peername: Any) -> None:
+        """Serve a connection that was accepted; OSError if this process cannot."""
+        if not self._has_room():
+            bare.close()
+            return
         tls = Tls(ssl, server_side=True) if ssl is not None else None
-        link = _Link(self, Channel(sock, tls), peername)
+        channel = Channel(socket.socket(fileno=bare.detach()), tls)
+        link = _Link(self, channel, peername)
         with self._lock:
-            if len(self._arrived) >= self._max_connections + _TURNED_AWAY:
-                sock.close()
-                return
-            self._arrived.add(link)
+            self._arrive(link)
         try:
             HelperThread(link.serve, "rpc-connection").start()
-        except RuntimeError as error:  # no more threads can be had
-            self._log.error("%s: no thread for the connection: %s", peer_address(peername), error)
-            sock.close()
+        except RuntimeError as error:
+            channel.sock.close()
             self._forget(link)
-
-    def _admit(self, link: Link, now: float) -> None:
-        with self._lock:  # of those that come at the same time only the last are too many
-            super()._admit(link, now)
+            raise OSError(f"no thread for the connection: {error}") from error
 
     def _answer_http(self, request: Request, now: float) -> Response | Promise:
         with self._applications:  # need not know of threads
@@ -437,7 +422,6 @@ class Server(SyncServer):
 
     def _forget(self, link: _Link) -> None:
         with self._lock:
-            self._arrived.discard(link)
             self._drop(link)
             self._gone.notify_all()
 

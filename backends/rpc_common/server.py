@@ -3,7 +3,7 @@
 import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
 from math import inf
@@ -38,7 +38,9 @@ from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import Method, reflect
 
 from .access import LoggedConnection
+from .forks import Forks
 from .runtime import Runtime
+from .sockets import files_limit
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
 
+
+# So many connections beyond the limit are told that; more are closed without a word.
+_TURNED_AWAY = 100
+
+# More connections than this are a matter of choice.
+_MOST_CONNECTIONS = 20_000
 
 # How long a server waits at its end for the registries to hear of it, in seconds.
 FAREWELL = 5.0
@@ -68,7 +76,11 @@ def peer_address(peername: Any) -> str:
 class Link(Protocol):
     """What a driver keeps for a connection."""
 
-    connection: ServerConnection
+    connection: ServerConnection  # None until TLS is done, where that comes first
+    surplus: bool  # there were enough connections when it was accepted
+
+    def fileno(self) -> int:
+        """Return the descriptor of its socket; -1 if that is closed."""
 
     def wrote(self) -> None:
         """See to it that what a command wrote leaves."""
@@ -85,7 +97,7 @@ class Settings(TypedDict, total=False):
     authenticate: Any
     max_concurrency: int
     max_queued: int
-    max_connections: int
+    max_connections: int | None
     introspection: bool
     health: bool
     debug: bool
@@ -123,7 +135,7 @@ class ServerBase(ABC):
         authenticate: Any = None,
         max_concurrency: int = 1000,
         max_queued: int = 10_000,
-        max_connections: int = 20_000,
+        max_connections: int | None = None,
         introspection: bool = True,
         health: bool = True,
         debug: bool = False,
@@ -133,6 +145,8 @@ class ServerBase(ABC):
         threads: int | None = None,
     ) -> None:
         self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
+        if max_connections is None:
+            max_connections = _default_connections()
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
         self._dispatcher = Dispatcher(
@@ -169,7 +183,8 @@ class ServerBase(ABC):
 
             self._wrap = server_spans(tracer_provider, self._cancellation)
         self._max_connections = max_connections
-        self._links: set[Any] = set()
+        self._listeners: list[Any] = []
+        self._links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
         self._turns = Turns()
         self._abandoned: set[ServerCall] = set()
         self._stopping = False
@@ -178,6 +193,7 @@ class ServerBase(ABC):
         self._wakes_at = inf  # when the applications are told of the time
         self._wakes: Any = None
         self._registrations: Any = None
+        Forks.watch(self)
 
     def _make_lock(self) -> Lock | None:
         """Return what the calls of several connections need when these have threads."""
@@ -215,6 +231,11 @@ class ServerBase(ABC):
         """
         self._health.set(service, serving)
 
+    def _descriptors(self) -> Iterator[int]:
+        """Return the numbers of the sockets that are open: a child process lets go of them."""
+        for holder in (*self._listeners, *self._links):
+            yield holder.fileno()
+
     @property
     def stats(self) -> dict[str, int]:
         """What is going on: counters for people and tests."""
@@ -241,7 +262,8 @@ class ServerBase(ABC):
         since 1970. To be called where the server lives; rpc_blocking's in any thread.
         """
         now = monotonic()
-        numbers = self._dispatcher.snapshot(now, [link.connection for link in self._links])
+        connections = [link.connection for link in self._links if link.connection is not None]
+        numbers = self._dispatcher.snapshot(now, connections)
         numbers["load"]["abandoned"] = len(self._abandoned)
         return {
             "time": time(),
@@ -284,6 +306,13 @@ class ServerBase(ABC):
 
     def _log_listening(self, where: Address) -> None:
         self._log.info("listening on %s", where)
+        files = files_limit()
+        if files is not None and self._max_connections > files:
+            self._log.warning(
+                "max_connections is %d, but this process may open only %d files (RLIMIT_NOFILE)",
+                self._max_connections,
+                files,
+            )
         self._look_after()
 
     def _begin_stop(self, grace: float) -> None:
@@ -383,14 +412,22 @@ class ServerBase(ABC):
     def _cancel_timer(self, timer: Any) -> None:
         """Take back what `_call_at` returned."""
 
-    def _admit(self, link: Link, now: float) -> None:
-        """Take note of a connection; one too many is told to go again."""
+    def _has_room(self) -> bool:
+        """Whether one more connection can be kept, at least to tell it that it is one too many."""
+        return len(self._links) < self._max_connections + _TURNED_AWAY
+
+    def _arrive(self, link: Link) -> None:
+        """Count a connection that was accepted, whatever it is going to say."""
+        link.surplus = len(self._links) >= self._max_connections
         self._links.add(link)
+
+    def _admit(self, link: Link, now: float) -> None:
+        """Begin with a connection that was accepted; one too many is told to go again."""
         link.connection.on_error = self._dispatcher.count_error
         self._dispatcher.stats.connected()
         if self._stopping:
             refusal = "unavailable", "the server is shutting down"
-        elif len(self._links) > self._max_connections:
+        elif link.surplus:
             refusal = (
                 "resource_exhausted",
                 f"{self._max_connections} connections are the limit here",
@@ -425,11 +462,17 @@ class ServerBase(ABC):
             elif isinstance(event, HttpServed) and event.error is not None:
                 self._log.error("%s failed", event.request, exc_info=event.error)
 
+    def _log_tls_failed(self, peername: Any, error: Exception) -> None:
+        """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""
+        if self._log.isEnabledFor(logging.INFO):
+            self._log.warning("%s: the TLS handshake failed: %s", peer_address(peername), error)
+
     def _drop(self, link: Link) -> None:
         """Let a connection go whose transport is closed; it may have been before."""
         if link in self._links:
             self._links.remove(link)
-            self._dispatcher.stats.closed(link.connection)
+            if link.connection is not None:
+                self._dispatcher.stats.closed(link.connection)
 
     def _log_end(self, peer: str, event: ConnectionTerminated) -> None:
         if isinstance(event.error, RemoteProtocolError):
@@ -487,6 +530,12 @@ class ServerBase(ABC):
         call.owner.wrote()
         if dispatcher.queued:
             self._resume_soon()
+
+
+def _default_connections() -> int:
+    """Return three quarters of the files that this process may open, but not too many."""
+    files = files_limit()
+    return _MOST_CONNECTIONS if files is None else max(1, min(_MOST_CONNECTIONS, files * 3 // 4))
 
 
 class SyncServer(ServerBase):

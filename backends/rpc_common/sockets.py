@@ -1,11 +1,33 @@
-"""Dialling and listening for drivers that wait in place: `socket` is the runtime's own module."""
+"""Listening for all drivers, and dialling for those that wait in place.
+
+`socket` is the runtime's own module; a listener uses the bare sockets beneath it, which no
+monkey-patching changes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
+import stat
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AI_PASSIVE,
+    IPPROTO_TCP,
+    MSG_PEEK,
+    SHUT_RDWR,
+    SO_KEEPALIVE,
+    SO_REUSEADDR,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_NODELAY,
+)
+from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from collections.abc import Callable
-from socket import MSG_PEEK
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +38,30 @@ from .proxies import Proxy
 if TYPE_CHECKING:
     from rpc_proto.http.tunnel import Tunnel
 
-__all__ = ["LINGER", "dial", "listen", "read_answer"]
+__all__ = ["LINGER", "Listener", "dial", "files_limit", "listen", "read_answer", "set_options"]
 
 # After its last words a server reads on, in seconds, until the peer has been silent for so long.
 LINGER = 0.2
+
+# Connections that a listener accepts in a row: the others of its loop want their turn, too.
+_ACCEPTED_AT_ONCE = 100
+
+# Seconds without accepting when the process or the system is short of something.
+_PAUSE = 0.5
+
+# What accept reports of the connection that it would have returned; the next one may be well.
+_GONE = (
+    *(errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENETUNREACH, errno.EOPNOTSUPP, errno.EPERM, errno.ETIMEDOUT),
+)
+
+# What may stand at a path where a socket is to be.
+_KINDS = {
+    stat.S_IFREG: "regular file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFIFO: "FIFO",
+}
 
 # Bytes of a proxy's answer to look at in one go.
 _READ_AHEAD = 4096
@@ -84,8 +126,7 @@ def _dial(where: Address, deadline: float, socket: Any, lookup: Callable[..., An
         except OSError as error:
             failure = error
         else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            set_options(sock)
             return sock
     try:
         raise failure or OSError(f"{where.host} has no address")
@@ -104,38 +145,129 @@ def _connect(socket: Any, family: int, address: Any, deadline: float) -> Any:
     return sock
 
 
-def listen(where: Address, socket: Any) -> tuple[Any, Address]:
-    """Return a listening socket and its real address; OSError if the address cannot be had."""
-    if where.scheme == "unix":
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _remove_stale(where.path, socket)
-            sock.bind(where.path)
-            sock.listen(1024)
-        except BaseException:
-            sock.close()
-            raise
-        return sock, where
-    family, _, _, _, address = socket.getaddrinfo(
-        where.host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def set_options(sock: Any) -> None:
+    """Let small messages leave at once, and the kernel find out about peers that vanished."""
+    if sock.family in (AF_INET, AF_INET6):
+        with contextlib.suppress(OSError):  # the peer has reset it; the first read will tell
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+
+
+def files_limit() -> int | None:
+    """Return how many files this process may open (RLIMIT_NOFILE); None for any number."""
+    limit = getrlimit(RLIMIT_NOFILE)[0]
+    return None if limit == RLIM_INFINITY else limit
+
+
+class Listener:
+    """A listening socket, which never waits, and the path that it made for itself if it is unix."""
+
+    def __init__(self, sock: Socket, where: Address, log: logging.Logger) -> None:
+        self.sock = sock
+        self.where = where
+        self._log = log
+        self._short = False
+        self._made = _identity(where.path) if where.scheme == "unix" else None
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def accept(self, take: Callable[[Socket, Any], None]) -> float:
+        """Give connections that wait to `take(socket, peername)`; return for how long to pause.
+
+        The pause is 0.0 seconds, unless something is short: descriptors or memory here, or what
+        `take` needs, which it reports by an OSError. That is logged once, until one is accepted.
+        """
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                number, peername = self.sock._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if isinstance(error, ConnectionError) or error.errno in _GONE:
+                    continue
+                return self._pause(error)
+            sock = Socket(fileno=number)
+            try:
+                set_options(sock)
+                take(sock, peername)
+            except OSError as error:
+                sock.close()
+                return self._pause(error)
+            self._short = False
+        return 0.0
+
+    def _pause(self, error: OSError) -> float:
+        if not self._short:
+            self._short = True
+            self._log.error("no connection can be accepted for now: %s", error)
+        return _PAUSE
+
+    def close(self) -> None:
+        """Listen no more, not even through a copy of the socket in a child process."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(SHUT_RDWR)
+        # While the socket is open no other file can have its inode number.
+        if self._made is not None and _identity(self.where.path) == self._made:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.where.path)
+        self.sock.close()
+
+
+def listen(where: Address, socket: Any, log: logging.Logger) -> Listener:
+    """Listen at an address, whose port 0 picks a free one; OSError if that is impossible."""
+    family: int = AF_UNIX
+    address: Any = where.path
+    if where.scheme != "unix":
+        family, _, _, _, address = socket.getaddrinfo(
+            where.host, where.port, type=SOCK_STREAM, flags=AI_PASSIVE
+        )[0]
+    sock = Socket(family, SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setblocking(False)
+        if family == AF_UNIX:
+            _make_way(where.path)
+        else:
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(1024)
+        if family != AF_UNIX:
+            where = where._replace(port=sock.getsockname()[1])
+        return Listener(sock, where, log)
     except BaseException:
         sock.close()
         raise
-    return sock, where._replace(port=sock.getsockname()[1])
 
 
-def _remove_stale(path: str, socket: Any) -> None:
-    """Take away what a server left behind that did not stop cleanly."""
-    with contextlib.suppress(OSError):
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells the file of a path from all others; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _make_way(path: str) -> None:
+    """Remove the socket of a server that did not stop cleanly; OSError for anything else."""
+    try:
+        found = os.lstat(path)
+    except OSError:  # bind will say what is wrong, if anything is
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "file")
+        raise FileExistsError(errno.EEXIST, f"a {kind} is in the way of the socket", path)
+    probe = Socket(AF_UNIX, SOCK_STREAM)
+    try:
+        probe.setblocking(False)  # the queue of one that hangs may be full
+        failure = probe.connect_ex(path)
+    finally:
+        probe.close()
+    if failure == errno.ECONNREFUSED:
+        # Unless another server has replaced it meanwhile.
+        if _identity(path) == (found.st_dev, found.st_ino):
+            os.unlink(path)
+    elif failure in (0, errno.EAGAIN, errno.EINPROGRESS):
+        raise OSError(errno.EADDRINUSE, "the path is in use: a server listens there", path)
+    elif failure != errno.ENOENT:
+        raise OSError(failure, os.strerror(failure), path)

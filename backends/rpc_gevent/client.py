@@ -111,6 +111,7 @@ class Client(SyncClient):
         self._forks = Forks.count
         self._call_timeout = config.call_timeout
         self.address = address
+        Forks.watch(self)
 
     @classmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
@@ -130,6 +131,9 @@ class Client(SyncClient):
                 link.lose()
             raise
         return cls(link, config, address)
+
+    def _descriptors(self) -> list[int]:
+        return [self._link.fileno()]
 
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()

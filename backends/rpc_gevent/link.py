@@ -101,6 +101,10 @@ class Link(ABC):
     def established(self, tls: Tls) -> None:  # noqa: B027 - most have nothing to do
         """Take note that the TLS handshake is over."""
 
+    def fileno(self) -> int:
+        """Return the descriptor of the socket; -1 if that is closed."""
+        return self._sock.fileno()
+
     def open(self) -> None:
         """Begin to read and write."""
         self._reader.start(self._readable)
@@ -250,6 +254,9 @@ class Link(ABC):
         # A loop may fire a little early by this clock; the connection must not see that.
         now = max(self._timer_at, monotonic())
         self.handle_events(self.connection.handle_timeout(now))
+        tls = self._tls
+        if tls is not None and not tls.established and self.connection.state is State.CLOSING:
+            self.lose(TimeoutError("it took too long"))  # it cannot even be told so
         self.flush()
 
     def _writing_failed(self, error: OSError) -> None:

@@ -1,10 +1,7 @@
 """The gevent server: listeners, connections, and the greenlets in which handlers run."""
 
-import errno
 import logging
-import os
 import ssl as ssl_module
-from _socket import IPPROTO_TCP, TCP_NODELAY
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from collections import deque
 from collections.abc import Callable
@@ -19,25 +16,22 @@ from greenlet import greenlet
 
 from rpc_common.forks import Forks
 from rpc_common.server import Settings, SyncServer
-from rpc_common.sockets import listen
+from rpc_common.sockets import Listener, listen
 from rpc_common.tls import Tls
 from rpc_proto import Address, LocalProtocolError, Peer, ServerCall, ServerConnection
 from rpc_proto import Event as CoreEvent
 
-from .link import Link, take_over
+from .link import Link
 from .runtime import GEVENT, get_ident
 
 __all__ = ["Server"]
 
-_ACCEPTED_AT_ONCE = 100  # connections in one turn of the hub
-_PAUSE = 0.5  # seconds without accepting when the process or the system is short of something
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SPARE_WORKERS = 100
 _GO = object()  # tells a parked worker that it is meant
 
 
 class _ServerLink(Link):
-    __slots__ = ("_server", "_turns")
+    __slots__ = ("_peername", "_server", "_turns", "surplus")
 
     connection: ServerConnection
     _lingers = True
@@ -48,9 +42,9 @@ class _ServerLink(Link):
         self._turns = server._turns
         super().__init__(hub, sock, tls)
         self._server = server
-        now = monotonic()
-        self.connection = server._make_connection(peername, None, now)
-        server._admit(self, now)
+        self._peername = peername
+        self.surplus = False
+        self.connection = server._make_connection(peername, None, monotonic())
 
     def handle_events(self, events: list[CoreEvent]) -> None:
         server = self._server
@@ -68,27 +62,28 @@ class _ServerLink(Link):
 
     def lose(self, error: Exception | None = None) -> None:
         if error is not None and self._tls is not None and not self._tls.established:
-            self._server._log.debug("%s: TLS failed: %s", self.connection.peer.address, error)
+            self._server._log_tls_failed(self._peername, error)
         super().lose(error)
         self._server._forget(self)
 
 
-class _Listener:
+class _Acceptor:
     """Accepts connections in callbacks of the hub."""
 
     def __init__(
-        self, server: "Server", sock: Socket, path: str, ssl: ssl_module.SSLContext | None
+        self, server: "Server", listener: Listener, ssl: ssl_module.SSLContext | None
     ) -> None:
         self._server = server
         self._hub = server._hub
-        self._sock = sock
-        self._path = path
+        self._listener = listener
         self._ssl = ssl
         self._timer: Any = None
-        self._short = False
         self._forks = Forks.count
-        self._watcher = self._hub.loop.io(sock.fileno(), 1)
+        self._watcher = self._hub.loop.io(listener.fileno(), 1)
         self._watcher.start(self._accept)
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
 
     def close(self) -> None:
         self._watcher.stop()
@@ -96,41 +91,29 @@ class _Listener:
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()
-        self._sock.close()
-        if self._path:
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
+        self._listener.close()
 
     def _accept(self) -> None:
         if self._forks != Forks.count:
             self._watcher.stop()  # the parent accepts
             return
-        for _ in range(_ACCEPTED_AT_ONCE):
-            try:
-                number, peername = self._sock._accept()  # type: ignore[attr-defined]
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _SHORTAGES:
-                    self._pause(error)
-                    return
-                continue  # that one has gone already
-            self._short = False
-            sock = Socket(fileno=number)
-            sock.setblocking(False)
-            if isinstance(peername, tuple):
-                with suppress(OSError):
-                    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-            tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
-            _ServerLink(self._server, self._hub, sock, peername, tls).open()
+        pause = self._listener.accept(self._take)
+        if pause:
+            self._watcher.stop()
+            self._timer = self._hub.loop.timer(pause)
+            self._timer.start(self._resume)
 
-    def _pause(self, error: OSError) -> None:
-        if not self._short:
-            self._short = True
-            self._server._log.error("no connection can be accepted for now: %s", error)
-        self._watcher.stop()
-        self._timer = self._hub.loop.timer(_PAUSE)
-        self._timer.start(self._resume)
+    def _take(self, sock: Socket, peername: Any) -> None:
+        server = self._server
+        if not server._has_room():
+            sock.close()
+            return
+        sock.setblocking(False)
+        tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
+        link = _ServerLink(server, self._hub, sock, peername, tls)
+        server._arrive(link)
+        server._admit(link, monotonic())
+        link.open()
 
     def _resume(self) -> None:
         self._timer.close()
@@ -161,7 +144,6 @@ class Server(SyncServer):
         self._context: Context
         self._thread = 0
         self._forks = 0
-        self._listeners: list[_Listener] = []
         self._gone: Event
         self._quiet: Event
         self._workers: list[greenlet] = []  # the spare ones
@@ -180,12 +162,12 @@ class Server(SyncServer):
             self._gone = Event()
             self._quiet = Event()
         self._check_owner()
-        sock, where = listen(where, socket)
-        self._listeners.append(_Listener(self, take_over(sock), where.path, ssl))
+        listener = listen(where, socket, self._log)
         if self._stopping:  # meanwhile
-            self._close_listeners()
+            listener.close()
             raise LocalProtocolError("the server was stopped while it started")
-        return where
+        self._listeners.append(_Acceptor(self, listener, ssl))
+        return listener.where
 
     def serve_forever(self) -> None:
         """Wait until `stop` is called; when killed, stop at once."""

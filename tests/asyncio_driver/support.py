@@ -91,6 +91,7 @@ def in_bytes(server: Server) -> int:
     return sum(
         protocol._transport.get_write_buffer_size() + protocol.connection.outbound
         for protocol in server._links
+        if protocol._transport is not None
     )
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import os
 import socket
 import threading
 import time
@@ -507,39 +506,6 @@ async def test_threads_that_outlive_their_deadline_are_counted_and_bounded():
         await until(lambda: server.stats["abandoned"] == 0)
         assert server.stats["running"] == 0
         assert len(threads) == 2
-
-
-@pytest.mark.fault(50)
-@pytest.mark.plain_loop
-async def test_accepting_without_free_descriptors_leaves_live_connections_alone():
-    import resource
-
-    loop = asyncio.get_running_loop()
-    unseen = []
-    loop.set_exception_handler(lambda _, context: unseen.append(context))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with pair(Echo()) as (server, client):
-        with contextlib.ExitStack() as stack:
-            peer = stack.enter_context(socket.socket())
-            peer.setblocking(False)
-            highest = os.open("/dev/null", os.O_RDONLY)
-            stack.callback(os.close, highest)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
-            try:
-                peer.connect_ex(("127.0.0.1", port_of(client.address)))
-                await until(lambda: unseen)
-                assert "out of system resource" in unseen[0]["message"]
-                assert await client.call("Echo.echo", "alive", timeout=2.0) == "alive"
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            await until(lambda: server.stats["connections"] == 2)
-            # asyncio tries again with one timer for each place in the listener's queue.
-            await until(
-                lambda: (
-                    len(loop._scheduled) < 100
-                    and not any("_start_serving" in repr(timer) for timer in loop._scheduled)
-                )
-            )
 
 
 @pytest.mark.fault(51)

@@ -44,25 +44,6 @@ def unused_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.plain_loop  # the other one starts without a wait
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_start_that_is_cancelled_leaves_nobody_listening(kind, tmp_path):
-    path = tmp_path / "rpc.sock"
-    address = f"unix://{path}" if kind == "unix" else f"tcp://127.0.0.1:{unused_port()}"
-    server = Server()
-    server.register(Echo())
-    starting = asyncio.create_task(server.start(address))
-    await asyncio.sleep(0)
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
-    assert not path.exists()
-    with pytest.raises(Unavailable):
-        await Client.connect(address)
-    assert await server.start(address) == address  # it is free
-    await server.stop()
-
-
 async def test_refused_connection_is_unavailable_and_safe_to_retry():
     with pytest.raises(Unavailable, match=r"no connection to tcp://127\.0\.0\.1") as caught:
         await Client.connect(f"tcp://127.0.0.1:{unused_port()}")

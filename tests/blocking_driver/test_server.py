@@ -24,7 +24,6 @@ from blocking_driver.support import (
     idle,
     in_bytes,
     pair,
-    run_python,
     serving,
     took,
     until,
@@ -352,7 +351,7 @@ def test_peer_that_does_not_finish_tls_is_dropped(authority, words):
             wire.send(words)
             with contextlib.suppress(ConnectionResetError):
                 assert len(wire.socket.recv(100)) < 50
-        until(lambda: not server._arrived)
+        until(lambda: not server._links)
         with Client.connect(address, ssl=authority.client_context()) as client:
             assert client.call("Echo.echo", 1) == 1
 
@@ -392,47 +391,3 @@ def test_random_bytes_do_not_hurt_the_server():
                     wire.reset()
         assert client.call("Echo.echo", 1) == 1
         until(lambda: server.stats["connections"] == 1)
-
-
-@pytest.mark.fault(50)
-def test_server_recovers_when_it_had_no_file_descriptor_left():
-    printed = run_python(
-        """
-import logging, resource, socket, threading, time
-from rpc_blocking import Client, Server
-
-class Heard(logging.Handler):
-    event = threading.Event()
-    def emit(self, record):
-        if "no connection can be accepted" in record.getMessage():
-            self.event.set()
-
-logging.getLogger("rpc_blocking").addHandler(Heard())
-
-class Echo:
-    def echo(self, value: int) -> int:
-        return value
-
-server = Server()
-server.register(Echo())
-address = server.start("tcp://127.0.0.1:0")
-early = Client.connect(address)
-early.call("Echo.echo", 0)
-probe = socket.socket()
-resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno() + 1, 4096))
-probe.setblocking(False)
-try:
-    probe.connect(("127.0.0.1", int(address.rpartition(":")[2])))
-except BlockingIOError:
-    pass
-assert Heard.event.wait(10)
-print(early.call("Echo.echo", 1))
-resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 4096))
-with Client.connect(address, timeout=5) as late:
-    print(late.call("Echo.echo", 2))
-probe.close()
-early.close()
-server.stop()
-"""
-    )
-    assert printed.split() == ["1", "2"]

@@ -2,16 +2,18 @@
 
     python -m conformance.host BACKEND OPTIONS
 
-OPTIONS is JSON: addresses, config, server, certificate; registry, the epoch of the one to host, or
-registries to register at, with a ttl. Each line of input is a command and gets
-one line of output; both are JSON. The first line of output tells the real addresses. The end of the
-input ends the process, so none outlives its test run.
+OPTIONS is JSON: addresses, config, server, certificate; files, how many it may open;
+registry, the epoch of the one to host, or registries to register at, with a ttl. Each line of input
+is a command and gets one line of output; both are JSON. The first line of output tells the real
+addresses. The end of the input ends the process, so none outlives its test run.
 """
 
 import abc
 import importlib
 import json
 import os
+import resource
+import socket
 import ssl
 import sys
 import threading
@@ -37,6 +39,8 @@ class Host(abc.ABC):
         self._options = options
         self._stopped = threading.Event()
         self._failure: str | None = None
+        if "files" in options:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"],) * 2)
 
     # What a backend supplies
 
@@ -141,6 +145,10 @@ class Host(abc.ABC):
     def do_snapshot(self) -> dict[str, Any]:
         return self.ask(self.server.snapshot)
 
+    def do_no_delay(self) -> list[bool]:
+        """Return whether TCP_NODELAY is set, for each connection."""
+        return self.ask(lambda: [has_no_delay(link.fileno()) for link in self.server._links])
+
     def do_set_health(self, service: str, serving: bool) -> None:
         self.ask(lambda: self.server.set_health(service, serving))
 
@@ -153,6 +161,12 @@ class Host(abc.ABC):
     def do_stopped(self, timeout: float) -> list[Any]:
         """Wait for the end of `stop`; return whether it ended, and how it failed."""
         return [self._stopped.wait(timeout), self._failure]
+
+
+def has_no_delay(descriptor: int) -> bool:
+    """Whether small messages leave a socket at once."""
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        return bool(copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
 
 def _say(value: Any) -> None:

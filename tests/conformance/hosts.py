@@ -16,7 +16,7 @@ from typing import Any
 LIMIT = 20.0
 
 # Options of a host that are no arguments of its server.
-_OWN = ("port", "registry", "registries", "ttl")
+_OWN = ("files", "port", "registry", "registries", "ttl")
 
 # A blocking server needs a thread for each handler that waits.
 THREADS = 64
@@ -61,8 +61,11 @@ class Process:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
+    def errors(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def _errors(self) -> str:
-        return f"it said: {self._log.read_text(errors='replace')[-4000:]}"
+        return f"it said: {self.errors()[-4000:]}"
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -82,9 +85,9 @@ class HostProcess:
     """A server in a process of its own."""
 
     def __init__(self, backend: str, folder: Path, certificate: Path, **options: Any) -> None:
-        """Options: `config` for its ServerConfig; `port` for tcp; `registry`, the epoch of the one
-        that it hosts; `registries` to register at, with a `ttl`; all others are arguments of its
-        Server.
+        """Options: `config` for its ServerConfig; `files`, how many it may open; `port` for tcp;
+        `registry`, the epoch of the one that it hosts; `registries` to register at, with a `ttl`;
+        all others are arguments of its Server.
         """
         self.backend = backend
         config = options.pop("config", {})
@@ -145,6 +148,14 @@ class HostProcess:
 
     def snapshot(self) -> dict[str, Any]:
         return self._do("snapshot")
+
+    def no_delay(self) -> list[bool]:
+        """Return whether TCP_NODELAY is set, for each connection."""
+        return self._do("no_delay")
+
+    def log(self) -> str:
+        """Return what it has written to standard error."""
+        return self._process.errors()
 
     def set_health(self, service: str, serving: bool) -> None:
         self._do("set_health", service, serving)

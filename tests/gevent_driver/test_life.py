@@ -1,13 +1,11 @@
 """Where a gevent server and client live: stopping, threads, forks, patching, other servers."""
 
-import errno
-import logging
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 from urllib.request import urlopen
 
 import gevent
@@ -124,32 +122,6 @@ def test_a_tls_handshake_that_never_comes(authority: Authority) -> None:
     with serving(Echo(), config=config, **tls) as (server, address), Wire(address):
         until(lambda: server.stats["connections"] == 1)
         until(lambda: server.stats["connections"] == 0)
-
-
-@pytest.mark.fault(50)
-def test_accepting_pauses_when_there_are_no_descriptors(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("rpc_gevent.server._PAUSE", 0.02)
-    with serving(Echo()) as (server, address):
-        [listener] = server._listeners
-        real = listener._sock
-        tries = []
-
-        class Short:
-            def _accept(self) -> Any:
-                tries.append(1)
-                if len(tries) <= 3:
-                    raise OSError(errno.EMFILE, "too many open files")
-                return real._accept()
-
-            def close(self) -> None:
-                real.close()
-
-        listener._sock = cast(Any, Short())
-        with Client.connect(address) as client:
-            assert client.call("Echo.echo", 1) == 1
-    assert [r.levelno for r in caplog.records] == [logging.ERROR]
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
