@@ -140,3 +140,40 @@ def test_snapshot_is_saved_after_the_shortage(tmp_path, caplog):
                 until(lambda: "nodes.json cannot be written: can't start new thread" in caplog.text)
             until(lambda: saved.next_timeout() == known.next_timeout())  # nothing is left to save
     saved.close()
+
+
+@pytest.mark.fault(139)
+def test_start_without_a_thread_leaves_the_server_as_it_was(tmp_path):
+    path = tmp_path / "rpc.sock"
+    with Server() as server:
+        server.register(Echo())
+        for _ in range(2):
+            with no_threads(), pytest.raises(OSError, match="no thread for the server"):
+                server.start(f"unix://{path}")
+            assert not path.exists()
+        with Client.connect(server.start(f"unix://{path}")) as client:
+            assert client.call("Echo.echo", 1) == 1
+
+
+@pytest.mark.fault(139)
+def test_server_that_could_not_start_stops_at_once():
+    server = Server()
+    with no_threads(), pytest.raises(OSError, match="no thread for the server"):
+        server.start(ANY_PORT)
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.fault(139)
+def test_connections_without_a_thread_are_closed_and_later_ones_served(caplog):
+    with serving(Echo()) as (server, address):
+        with no_threads():
+            for _ in range(3):
+                with pytest.raises((Unavailable, TimeoutError)):
+                    Client.connect(address, timeout=0.3)
+            until(lambda: server.stats["connections"] == 0)
+        with Client.connect(address) as client:
+            assert client.call("Echo.echo", 1) == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if "no thread for the connection" in line]) == 1
