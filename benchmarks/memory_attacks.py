@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attacking import (
     ACCEPTED,
@@ -65,13 +65,13 @@ def raw_bodies(server: Server, scale: float) -> Iterable[Peer]:
 
 
 def growing_bodies(server: Server, scale: float) -> Iterable[Peer]:
-    body = empty_lists(LARGEST)
+    body = empty_lists(max(MIB, int(LARGEST * scale)))
     calls = (request(n, "Work.wait", body) for n in range(1, 1 + int(64 * scale)))
     yield Peer(server.tcp, itertools.chain([OPTIONS], calls))
 
 
 def growing_bodies_for_nobody(server: Server, scale: float) -> Iterable[Peer]:
-    body = empty_lists(LARGEST)
+    body = empty_lists(max(MIB, int(LARGEST * scale)))
     calls = (request(n, "rpc.Health.check", body) for n in range(1, 1 + int(16 * scale)))
     yield Peer(server.tcp, itertools.chain([OPTIONS], calls))
 
@@ -165,7 +165,7 @@ def pages_unread(server: Server, scale: float) -> Iterable[Peer]:
 
 
 def long_polls(server: Server, scale: float) -> Iterable[Peer]:
-    target = b"/registry/nodes?wait=60&revision=%d" % NODES
+    target = b"/registry/nodes?wait=60&revision=%d" % server.nodes
     get = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % target
     for _ in range(int(3000 * scale)):
         yield Peer(server.tcp, [get])
@@ -214,7 +214,8 @@ class Outcome(NamedTuple):
 class Watch:
     """Says when an attack is over: see `is_over`."""
 
-    def __init__(self, victim: Victim, most: int) -> None:
+    def __init__(self, victim: Victim, most: int, seconds: float) -> None:
+        self._quiet = min(QUIET, seconds / 5)
         self._victim = victim
         self._most = most
         self._moved_at = time.monotonic()
@@ -230,45 +231,49 @@ class Watch:
         now = time.monotonic()
         cpu = victim.cpu()
         # Handlers that look each 20 ms whether they are wanted take their time, too.
-        if sent != self._sent or cpu - self._cpu > 0.1 * max(QUIET, now - self._moved_at):
+        if sent != self._sent or cpu - self._cpu > 0.1 * max(self._quiet, now - self._moved_at):
             self._moved_at, self._cpu, self._sent = now, cpu, sent
-        return now - self._moved_at > QUIET
+        return now - self._moved_at > self._quiet
 
 
 def greet(server: Server) -> None:
     """A call or two, so that what a server makes at its first one counts as idle."""
     with socket.create_connection(server.tcp) as sock:
         sock.sendall(OPTIONS + request(1, "Work.small", encode([1])))
-        sock.settimeout(5.0)
+        sock.settimeout(30.0)
         data = b""
-        while b"\n" not in data or len(data.partition(b"\n")[2]) < 17:
-            data += sock.recv(4096)
+        while len(data.partition(b"\n")[2]) <= PREFIX.size:
+            part = sock.recv(4096)
+            if not part:
+                raise ConnectionError("the server closed the connection of a well-behaved peer")
+            data += part
 
 
-def attack_server(backend: str, kind: Kind, scale: float, most: int, **settings: Any) -> Outcome:
-    with Server(backend, settings, nodes=kind.nodes, tls=kind.tls) as server:
-        greet(server)
-        time.sleep(0.2)
-        idle = server.memory()
-        server.reset_peak()
-        drive = Drive()
-        watch = Watch(server, idle + most)
-        try:
-            # While connections are made, those that are there go on.
-            for number, peer in enumerate(kind.attack(server, scale)):
-                drive.add(peer)
-                if number % 50 == 49:
-                    drive.run(0.01)
-                    if server.memory() > idle + most:
-                        break
-            drive.run(SECONDS, lambda: watch.is_over(drive.sent))
-            held = server.memory() - idle
-            peak = server.memory("VmHWM") - idle
-        finally:
-            drive.close()
-        time.sleep(0.5)
-        left = server.memory() - idle
-        return Outcome(peak, held, left, drive.sent, watch.exceeded, server.is_alive)
+def attack_server(
+    server: Server, kind: Kind, scale: float, most: int, seconds: float = SECONDS
+) -> Outcome:
+    greet(server)
+    time.sleep(seconds / 20)
+    idle = server.memory()
+    server.reset_peak()
+    drive = Drive()
+    watch = Watch(server, idle + most, seconds)
+    try:
+        # While connections are made, those that are there go on.
+        for number, peer in enumerate(kind.attack(server, scale)):
+            drive.add(peer)
+            if number % 50 == 49:
+                drive.run(0.01)
+                if server.memory() > idle + most:
+                    break
+        drive.run(seconds, lambda: watch.is_over(drive.sent))
+        held = server.memory() - idle
+        peak = server.memory("VmHWM") - idle
+    finally:
+        drive.close()
+    time.sleep(seconds / 20)
+    left = server.memory() - idle
+    return Outcome(peak, held, left, drive.sent, watch.exceeded, server.is_alive)
 
 
 # A hostile server: each attack plays it, given the connection behind its handshake.
@@ -353,7 +358,7 @@ CLIENT_ATTACKS: dict[str, HostileKind] = {
 }
 
 
-def attack_client(backend: str, kind: HostileKind, most: int) -> Outcome:
+def attack_client(backend: str, kind: HostileKind, most: int, seconds: float = SECONDS) -> Outcome:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         listener.settimeout(10.0)
@@ -371,8 +376,8 @@ def attack_client(backend: str, kind: HostileKind, most: int) -> Outcome:
                 client.tell()
                 played = threading.Thread(target=_play, args=(kind.play, sock), daemon=True)
                 played.start()
-                watch = Watch(client, idle + most)
-                until = time.monotonic() + SECONDS
+                watch = Watch(client, idle + most, seconds)
+                until = time.monotonic() + seconds
                 while time.monotonic() < until and not watch.is_over(0):
                     time.sleep(0.02)
                 alive = client.is_alive
@@ -400,7 +405,8 @@ def measure(names: Iterable[str], backends: Iterable[str], scale: float, most: i
             if name in SERVER_ATTACKS:
                 kind = SERVER_ATTACKS[name]
                 limit = bound(kind.connections)
-                outcome = attack_server(backend, kind, scale, most)
+                with Server(backend, {}, kind.nodes, kind.tls) as server:
+                    outcome = attack_server(server, kind, scale, most)
             else:
                 outcome = attack_client(backend, CLIENT_ATTACKS[name], most)
             peak = ("> " if outcome.stopped else "") + mib(outcome.peak)
@@ -417,7 +423,7 @@ def main() -> None:
     parser.add_argument("--attack", default="", help="only those with this in their names")
     parser.add_argument("--most", type=int, default=2048, help="MiB that a victim may hold")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="of how many calls and peers there are"
+        "--scale", type=float, default=1.0, help="of the numbers, and of bodies that grow"
     )
     given = parser.parse_args()
     files = allow_descriptors(16_384)

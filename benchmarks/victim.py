@@ -172,6 +172,7 @@ def call(backend: str, address: str, kind: str) -> None:
             calls = [client.call("Any.thing", argument, 1, timeout=8.0) for _ in range(count)]
             results = await asyncio.gather(*calls, return_exceptions=True)
             report(results)
+            sys.stdin.readline()  # what it holds is measured here
             await client.close()
 
         asyncio.run(live())
@@ -195,6 +196,7 @@ def call(backend: str, address: str, kind: str) -> None:
         except Exception as error:
             results.append(error)
     report(results)
+    sys.stdin.readline()
     client.close()
 
 
