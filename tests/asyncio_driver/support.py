@@ -138,9 +138,6 @@ class Wire:
                 frames.append(received)
         return frames
 
-    def half_close(self) -> None:
-        self._writer.write_eof()
-
     def reset(self) -> None:
         """End the connection with a reset instead of an orderly close."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -15,7 +15,6 @@ from rpc_proto import (
     CallError,
     ClientConfig,
     Codec,
-    DataLoss,
     HandshakeError,
     InvalidArgument,
     LocalProtocolError,
@@ -169,15 +168,6 @@ async def test_many_tasks_share_one_client():
                 group.create_task(user(name))
 
 
-async def test_proxy_by_name():
-    async with pair(Geometry()) as (_, client):
-        geometry = client.service("Geometry")
-        assert await geometry.mirror(Point(1, 2)) == {"x": -1, "y": -2}
-        assert await geometry.shift(Point(0), times=2) == {"x": 2, "y": 2}
-        with pytest.raises(Unimplemented):
-            await geometry.fold(Point(0))
-
-
 async def test_proxy_by_class_is_typed():
     async with pair(Geometry()) as (_, client):
         geometry = client.service(GeometryApi)
@@ -185,13 +175,6 @@ async def test_proxy_by_class_is_typed():
         assert await geometry.reverse(b"abc") == b"cba"
         with pytest.raises(AttributeError, match="no method 'fold'"):
             _ = geometry.fold
-
-
-async def test_result_of_another_type_than_asked_for_is_data_loss():
-    async with pair(Echo()) as (_, client):
-        with pytest.raises(DataLoss, match=r"Echo\.echo"):
-            await client.call("Echo.echo", "text", returns=int)
-        assert await client.call("Echo.echo", 1, returns=int) == 1
 
 
 async def test_notify_runs_the_handler_and_answers_nothing():
@@ -236,21 +219,6 @@ async def test_more_notifications_than_slots_are_all_run():
         await until(lambda: count.seen == 1000)
 
 
-async def test_metadata_travels_in_both_directions():
-    class Meta:
-        async def see(self) -> dict[str, str]:
-            call = current_call()
-            call.set_reply_metadata({"served-by": "node 7"})
-            return dict(call.metadata)
-
-    async with pair(Meta()) as (_, client):
-        reply = await client.request("Meta.see", metadata={"trace": "42"})
-        assert reply.value == {"trace": "42"}
-        assert dict(reply.metadata) == {"served-by": "node 7"}
-        reply = await client.request("Meta.see")
-        assert reply.value == {}
-
-
 async def test_handler_sees_its_call():
     class Call:
         async def see(self) -> list:
@@ -265,14 +233,6 @@ async def test_handler_sees_its_call():
             False,
             f"{own[0]}:{own[1]}",
         ]
-
-
-async def test_introspection_tells_what_is_offered():
-    async with pair(Geometry()) as (_, client):
-        offered = await client.call("rpc.Introspection.services")
-        assert sorted(offered) == ["Geometry", "rpc.Health", "rpc.Introspection"]
-        assert sorted(offered["Geometry"]) == ["mirror", "reverse", "shift", "total"]
-        assert "point" in offered["Geometry"]["mirror"]["signature"]
 
 
 async def test_introspection_can_be_switched_off():
@@ -304,15 +264,6 @@ async def test_service_under_a_name_of_its_own():
             server.register(Echo())
 
 
-@pytest.mark.parametrize("args", [(), (1, 2), ({"x": "one"},), ({"y": 1},)])
-async def test_arguments_that_do_not_fit_are_named_and_nothing_runs(args):
-    async with pair(Geometry()) as (server, client):
-        with pytest.raises(InvalidArgument, match=r"Geometry\.mirror") as caught:
-            await client.call("Geometry.mirror", *args)
-        assert not caught.value.maybe_executed
-        assert server.stats["served"] == server.stats["failed"] == 0
-
-
 async def test_arguments_that_cannot_be_encoded_fail_before_anything_is_sent():
     async with pair(Echo()) as (_, client):
         with pytest.raises(InvalidArgument, match="cannot be encoded") as caught:
@@ -320,14 +271,6 @@ async def test_arguments_that_cannot_be_encoded_fail_before_anything_is_sent():
         assert not caught.value.maybe_executed
         assert client.calls_in_flight == 0
         assert await client.call("Echo.echo", 1) == 1
-
-
-@pytest.mark.parametrize("method", ["Echo._private", "Echo.__class__", "Echo", "x" * 4000, "a\0b"])
-async def test_names_that_were_not_registered_do_not_exist(method):
-    async with pair(Echo()) as (_, client):
-        with pytest.raises(Unimplemented) as caught:
-            await client.call(method)
-        assert not caught.value.maybe_executed
 
 
 async def test_several_addresses_at_once(tmp_path):
@@ -401,45 +344,6 @@ async def test_close_fails_the_calls_that_wait():
             await waiting
         assert caught.value.code == "cancelled"
         await gate.cancelled.wait()
-
-
-async def test_close_with_grace_waits_for_the_calls_in_flight():
-    gate = Gate()
-    async with pair(gate) as (_, client):
-        waiting = asyncio.ensure_future(client.call("Gate.wait"))
-        await gate.started.wait()
-        closing = asyncio.ensure_future(client.close(grace=10))
-        await until(lambda: client.closed)
-        gate.opened.set()
-        assert await waiting == "through"
-        await closing
-
-
-async def test_codec_that_the_server_does_not_offer_is_refused():
-    async with serving(Echo(), config=ServerConfig(codecs=("json",))) as (_, address):
-        with pytest.raises(HandshakeError) as caught:
-            await Client.connect(address, codec="msgpack")
-        assert caught.value.code == "unimplemented"
-        assert caught.value.supported["codecs"] == ["json"]
-
-
-async def test_one_connection_more_than_the_limit_is_refused():
-    async with pair(Echo(), max_connections=1) as (server, client):
-        with pytest.raises(HandshakeError) as caught:
-            await Client.connect(client.address)
-        assert caught.value.code == "resource_exhausted"
-        assert await client.call("Echo.echo", 1) == 1
-        await until(lambda: server.stats["connections"] == 1)
-
-
-async def test_calls_over_the_limit_of_the_connection_wait_for_a_slot():
-    gate = Gate()
-    async with pair(gate, config=ServerConfig(max_calls=3)) as (_, client):
-        calls = [asyncio.ensure_future(client.call("Gate.wait", i)) for i in range(10)]
-        await until(lambda: gate.running == 3)
-        assert client.calls_in_flight == 10
-        gate.opened.set()
-        assert await asyncio.gather(*calls) == list(range(10))
 
 
 async def test_call_given_up_makes_room_for_the_notification_behind_it():

@@ -13,7 +13,6 @@ from rpc_proto import (
     Aborted,
     CallError,
     ClientConfig,
-    Internal,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -54,9 +53,6 @@ class Failing:
 
     async def exit(self) -> None:
         raise StopAsyncIteration
-
-    async def unencodable(self) -> object:
-        return object()
 
     async def large(self, size: int) -> bytes:
         return bytes(size)
@@ -120,30 +116,10 @@ async def test_unexpected_exception_is_logged_once_and_told_without_a_traceback(
     assert record.exc_info[0] is ZeroDivisionError
 
 
-@pytest.mark.fault(37)
-async def test_traceback_travels_when_debugging(caplog):
-    async with usable_afterwards(debug=True) as client:
-        with pytest.raises(Unknown) as caught:
-            await client.call("Failing.bug")
-        assert "in bug" in caught.value.details
-
-
 async def test_strange_exceptions_fail_only_their_call(caplog):
     async with usable_afterwards() as client:
         with pytest.raises(Unknown, match="StopAsyncIteration"):
             await client.call("Failing.exit")
-
-
-@pytest.mark.fault(37)
-@pytest.mark.parametrize("codec", ["msgpack", "json"])
-async def test_result_that_cannot_be_encoded_fails_only_its_call(codec):
-    async with (
-        serving(Failing(), Echo()) as (_, address),
-        await Client.connect(address, codec=codec) as client,
-    ):
-        with pytest.raises(Internal, match="cannot be encoded"):
-            await client.call("Failing.unencodable")
-        assert await client.call("Echo.echo", 1) == 1
 
 
 @pytest.mark.fault(37)

@@ -387,21 +387,6 @@ async def test_queued_calls_run_in_the_order_of_their_arrival():
         assert order == list(range(100))
 
 
-async def test_full_queue_refuses_and_says_that_nothing_ran():
-    gate = Gate()
-    async with pair(gate, max_concurrency=1, max_queued=2) as (server, client):
-        running = asyncio.ensure_future(client.call("Gate.wait"))
-        await gate.started.wait()
-        queued = [asyncio.ensure_future(client.call("Gate.wait")) for _ in range(2)]
-        await until(lambda: server.stats["queued"] == 2)
-        with pytest.raises(CallError) as caught:
-            await client.call("Gate.wait")
-        assert caught.value.code == "resource_exhausted"
-        assert not caught.value.maybe_executed
-        gate.opened.set()
-        assert await asyncio.gather(running, *queued) == ["through"] * 3
-
-
 async def test_caller_that_gives_up_leaves_the_queue():
     gate = Gate()
     async with pair(gate, max_concurrency=1) as (server, client):

@@ -94,25 +94,6 @@ async def test_client_without_the_certificate_that_is_asked_for_fails_clearly(au
         await until(lambda: server.stats["connections"] == 0)
 
 
-async def test_plain_client_to_a_tls_port_fails_clearly(authority):
-    context = authority.server_context()
-    async with serving(Who(), address=TLS, ssl=context) as (server, address):
-        with pytest.raises((HandshakeError, Unavailable)) as caught:
-            await Client.connect(address.replace("tls", "tcp"), timeout=5)
-        assert caught.value.code in ("unavailable", "invalid_argument")
-        assert server.stats["connections"] == 0
-
-
-@pytest.mark.fault(2)
-async def test_tls_client_to_a_plain_port_fails_clearly(authority):
-    async with serving(Who()) as (server, address):
-        with pytest.raises(Unavailable, match="no connection to tls://"):
-            await Client.connect(
-                address.replace("tcp", "tls"), ssl=authority.client_context(), timeout=5
-            )
-        await until(lambda: server.stats["connections"] == 0)
-
-
 async def test_addresses_and_contexts_go_together(authority):
     server = Server()
     with pytest.raises(ValueError, match="go with ssl"):
@@ -132,23 +113,6 @@ async def test_tls_and_plain_addresses_of_one_server(authority):
 
 
 # Tokens
-
-
-@pytest.mark.parametrize("token", [None, "", "wrong", "right "])
-async def test_wrong_token_is_refused(token):
-    async with serving(Echo(), token="right") as (server, address):
-        with pytest.raises(HandshakeError) as caught:
-            await Client.connect(address, token=token)
-        assert caught.value.code == "unauthenticated"
-        await until(lambda: server.stats["connections"] == 0)
-
-
-async def test_right_token_is_let_in():
-    async with (
-        serving(Echo(), token="right \N{KEY}") as (_, address),
-        await Client.connect(address, token="right \N{KEY}") as client,
-    ):
-        assert await client.call("Echo.echo", 1) == 1
 
 
 async def test_identity_is_what_authenticate_returns():

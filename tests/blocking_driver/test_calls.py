@@ -22,7 +22,6 @@ from rpc_blocking import Client
 from rpc_proto import (
     Cancelled,
     ClientConfig,
-    HandshakeError,
     LocalProtocolError,
     NotFound,
     ServerConfig,
@@ -124,29 +123,9 @@ def test_json_codec():
         assert client.call("Work.add", a=1, b=2) == 3
 
 
-def test_right_token_is_let_in():
-    with (
-        serving(Work(), token="secret") as (_, address),
-        Client.connect(address, token="secret") as client,
-    ):
-        assert client.call("Work.add", 1, 2) == 3
-
-
-def test_wrong_token_is_refused():
-    with serving(Work(), token="secret") as (_, address):
-        with pytest.raises(HandshakeError) as caught:
-            Client.connect(address, token="guess")
-        assert caught.value.code == "unauthenticated"
-
-
 def test_result_takes_the_type_that_was_asked_for():
     with pair(Work()) as (_, client):
         assert client.call("Work.mirror", Point(1, 2), returns=Point) == Point(2, 1)
-
-
-def test_proxy_by_name():
-    with pair(Work()) as (_, client):
-        assert client.service("Work").add(1, 2) == 3
 
 
 def test_typed_proxy_converts_results():

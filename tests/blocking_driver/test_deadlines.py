@@ -54,17 +54,6 @@ class Clock:
         return current_call().time_left
 
 
-def test_deadline_fails_the_call_and_cancels_the_handler():
-    gate = Gate()
-    with pair(gate) as (server, client):
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
-            client.call("Gate.wait", timeout=0.2)
-        assert 0.15 < time.monotonic() - began < 2
-        took(gate.cancelled)
-        until(lambda: idle(server))
-
-
 def test_deadline_shorter_than_the_patience_of_the_reader():
     gate = Gate()
     with pair(gate) as (_, client):

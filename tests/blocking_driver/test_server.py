@@ -364,7 +364,7 @@ def test_violation_is_told_and_ends_the_connection():
         until(lambda: server.stats["connections"] == 0)
 
 
-def test_options_and_calls_in_one_segment_are_all_served():
+def test_quick_call_and_another_right_behind_the_options_are_both_served():
     class Quick:
         @quick
         def echo(self, value: str) -> str:

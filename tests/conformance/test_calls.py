@@ -232,14 +232,16 @@ def test_result_that_cannot_be_encoded_fails_only_its_call(link: Link):
 @pytest.mark.feature("Errors with code, message and details")
 def test_result_of_another_type_than_asked_for_is_data_loss(link: Link):
     with link.host() as host, link.connect(host) as client:
-        with pytest.raises(DataLoss):
+        with pytest.raises(DataLoss, match=r"Basic\.echo"):
             client.call("Basic.echo", "text", returns=int)
         assert client.call("Basic.echo", "on") == "on"
 
 
 @pytest.mark.fault(19, 20)
 @pytest.mark.feature("What is not registered does not exist")
-@pytest.mark.parametrize("method", ["Basic.missing", "Missing.echo", "Basic._counters", "x"])
+@pytest.mark.parametrize(
+    "method", ["Basic.missing", "Missing.echo", "Basic._counters", "x", "a\0b"]
+)
 def test_names_that_were_not_registered_do_not_exist(link: Link, method):
     with link.host() as host, link.connect(host) as client:
         with pytest.raises(Unimplemented) as caught:

@@ -85,9 +85,21 @@ def test_connect_through_something_that_forwards_nothing(link: Link):
 
 
 @pytest.mark.feature("Connecting fails clearly and in time: refused, silent, black hole")
-@pytest.mark.parametrize("address", ["http//x", "ftp://127.0.0.1:1", "tcp://127.0.0.1:70000"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http//x",
+        "127.0.0.1:80",
+        "ftp://127.0.0.1:1",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:70000",
+        "tcp://a\r\nb:1",
+        "tcp://a..b:1",
+        f"tcp://{'a' * 64}.example:1",
+    ],
+)
 def test_address_that_is_none_is_refused(client_backend: Runtime, address):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"address|port|host"):
         client_backend.connect(address)
 
 
@@ -95,7 +107,7 @@ def test_address_that_is_none_is_refused(client_backend: Runtime, address):
 
 
 @pytest.mark.feature("Tokens")
-@pytest.mark.parametrize("token", [None, "wrong"])
+@pytest.mark.parametrize("token", [None, "", "wrong", "right "])
 def test_wrong_token_is_refused(link: Link, token):
     with link.host(token="right") as host:
         with pytest.raises(HandshakeError) as caught:
@@ -105,7 +117,8 @@ def test_wrong_token_is_refused(link: Link, token):
 
 @pytest.mark.feature("Tokens")
 def test_right_token_is_let_in(link: Link):
-    with link.host(token="right") as host, link.connect(host, token="right") as client:
+    token = "right \N{KEY}"
+    with link.host(token=token) as host, link.connect(host, token=token) as client:
         assert client.call("Basic.echo", "in") == "in"
 
 
@@ -115,6 +128,7 @@ def test_codec_that_the_server_does_not_offer_is_refused(link: Link):
     with link.host(config={"codecs": ["msgpack"]}) as host:
         with pytest.raises(HandshakeError) as caught:
             link.connect(host, codec="json")
+        assert caught.value.code == "unimplemented"
         assert caught.value.supported["codecs"] == ["msgpack"]
 
 

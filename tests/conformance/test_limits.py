@@ -110,7 +110,9 @@ def test_flood_of_opened_and_cancelled_calls_ends_the_connection(server_backend,
             for n in range(5, 500)
         ]
         peer.send(b"".join(flood))
-        assert {answer.value[0] for answer in peer.receive_all()} == {"resource_exhausted"}
+        answers = peer.receive_all()
+        assert {answer.value[0] for answer in answers} == {"resource_exhausted"}
+        assert len(answers) <= 51
         assert host.count("started", key) == 4
         host.open(key)
 
