@@ -3,12 +3,14 @@
 import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import random
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar, overload
 
 from rpc_discovery import (
+    Balancer,
+    Discovery,
     Node,
     RegistryFailed,
     RegistryReached,
@@ -101,8 +103,8 @@ class BalancedBase(ABC):
 
     def __init__(
         self,
-        discovery: Any,
-        balancer: Any = "round_robin",
+        discovery: Discovery | StaticDiscovery | Iterable[Node | str] | Node | str,
+        balancer: str | type[Balancer] = "round_robin",
         *,
         connect_timeout: float = 3.0,
         idempotent: bool = False,
@@ -122,7 +124,7 @@ class BalancedBase(ABC):
             raise ValueError(
                 f"connect_timeout must be over 0 and at most 3600 s, not {connect_timeout!r}"
             )
-        self.discovery = discovery
+        self.discovery: Any = discovery
         self._machine: Any = None  # of the discovery, when it is followed
         self._pump: Any = None  # which runs that
         self._troubles: dict[str, str] = {}  # why there may be no view, by registry

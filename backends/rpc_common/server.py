@@ -30,6 +30,7 @@ from rpc_proto import (
     ServerConnection,
     parse_address,
 )
+from rpc_proto.config import Authenticate
 from rpc_proto.dispatch import Dispatcher, Lock
 from rpc_proto.health import HEALTH, Health
 from rpc_proto.http import Pages, Promise, Request, Response, Router
@@ -94,7 +95,7 @@ class Settings(TypedDict, total=False):
 
     config: ServerConfig | None
     token: str | None
-    authenticate: Any
+    authenticate: Authenticate | None
     max_concurrency: int
     max_queued: int
     max_connections: int | None
@@ -132,7 +133,7 @@ class ServerBase(ABC):
         *,
         config: ServerConfig | None = None,
         token: str | None = None,
-        authenticate: Any = None,
+        authenticate: Authenticate | None = None,
         max_concurrency: int = 1000,
         max_queued: int = 10_000,
         max_connections: int | None = None,

@@ -20,7 +20,7 @@ from .links import HttpRequest, RegistryFailed, RegistryReached
 from .nodes import Node, View, hash_signatures
 from .picking import Balancer
 from .registration import Registration
-from .sources import EtcdDiscovery, FileDiscovery, PemFiles, RegistryDiscovery
+from .sources import Discovery, EtcdDiscovery, FileDiscovery, PemFiles, RegistryDiscovery
 from .views import StaleChanged, ViewChanged
 from .watching import FileView, RegistryWatch, StaticDiscovery
 
@@ -34,6 +34,7 @@ __all__ = [
     "BALANCERS",
     "Balancer",
     "ConsistentHash",
+    "Discovery",
     "Endpoint",
     "EtcdDiscovery",
     "FileDiscovery",

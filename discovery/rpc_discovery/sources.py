@@ -1,7 +1,7 @@
 """Where a balanced client learns of nodes: what users give it, whatever the backend."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
 
 from .watching import FileView, RegistryWatch
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .etcd import EtcdWatch
 
 __all__ = [
+    "Discovery",
     "EtcdDiscovery",
     "FileDiscovery",
     "PemFiles",
@@ -47,6 +48,34 @@ def check_transport(transport: str | None, ssl: Any, endpoints: Iterable[str]) -
                 raise ValueError(f"with transport 'grpc' {url} needs ssl=PemFiles(...)")
 
 
+class Discovery(Protocol):
+    """What a balanced client follows: `open` returns the machine that keeps a view."""
+
+    def open(self, now: float, rng: Callable[[], float]) -> Any:
+        """Return the machine; `rng` gives numbers from 0 up to 1."""
+
+
+class RegistrySettings(TypedDict, total=False):
+    """Those of `RegistryWatch`."""
+
+    service: str | None
+    wait: float
+    refresh: float
+    grace: float
+    share: float
+    token: str | None
+    timeout: float
+
+
+class EtcdSettings(TypedDict, total=False):
+    """Those of `EtcdWatch` that `EtcdDiscovery` hands on."""
+
+    timeout: float
+    probe: float
+    grace: float
+    share: float
+
+
 class RegistryDiscovery:
     """The nodes that registries know: one or several, each given as http://host:port.
 
@@ -56,7 +85,12 @@ class RegistryDiscovery:
 
     transport = None
 
-    def __init__(self, *registries: str | Iterable[str], ssl: Any = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *registries: str | Iterable[str],
+        ssl: Any = None,
+        **settings: Unpack[RegistrySettings],
+    ) -> None:
         self._registries = flatten(registries)
         self._settings = settings
         self.ssl = ssl
@@ -85,10 +119,10 @@ class EtcdDiscovery:
         password: str | None = None,
         ssl: Any = None,
         transport: str | None = None,
-        **settings: Any,
+        **settings: Unpack[EtcdSettings],
     ) -> None:
         self._endpoints = flatten(endpoints)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "prefix": prefix,
             "service": service,
             "user": user,

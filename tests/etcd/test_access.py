@@ -2,6 +2,7 @@
 
 import time
 from importlib import import_module
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from rpc_testing import Etcd, TlsFiles
 from support.certificates import Authority
 
 A, B, C = (f"tcp://10.0.0.{n}:4000" for n in (1, 2, 3))
-SECRET = {"user": "alice", "password": "wonder land"}
+SECRET: Any = {"user": "alice", "password": "wonder land"}
 
 
 @pytest.fixture(scope="module")

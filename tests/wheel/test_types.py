@@ -12,9 +12,10 @@ from wheel.conftest import run
 HERE = Path(__file__).parent
 PROGRAMS = sorted(HERE.glob("with_*.py"))
 WRONG = """
-from rpc_asyncio import Client, Sever
+from rpc_asyncio import BalancedClient, Sever
 from rpc_proto import quick, qick
 quick(1)
+BalancedClient(2)
 """
 
 
@@ -43,10 +44,11 @@ def test_mypy_sees_the_types_of_the_wheel(installed: Path, tmp_path: Path) -> No
     assert done.stdout == f"Success: no issues found in {len(PROGRAMS)} source files\n"
     (tmp_path / "wrong.py").write_text(WRONG)
     done = run(*command, "wrong.py", cwd=tmp_path, timeout=120.0)
-    assert [line.partition(" error: ")[2][:40] for line in done.stdout.splitlines()[:3]] == [
+    assert [line.partition(" error: ")[2][:40] for line in done.stdout.splitlines()[:4]] == [
         'Module "rpc_asyncio" has no attribute "S',
         'Module "rpc_proto" has no attribute "qic',
         'Value of type variable "Function" of "qu',
+        'Argument 1 to "BalancedClient" has incom',
     ]
 
 
@@ -65,5 +67,5 @@ def test_pyright_sees_the_types_of_the_wheel(
     done = run(*command, cwd=tmp_path, timeout=120.0)
     assert done.stdout.splitlines()[-1] == "0 errors, 0 warnings, 0 informations", done.stdout
     done = run(*command, "wrong.py", cwd=tmp_path, timeout=120.0)
-    for rule, count in (("reportAttributeAccessIssue", 2), ("reportArgumentType", 1)):
+    for rule, count in (("reportAttributeAccessIssue", 2), ("reportArgumentType", 2)):
         assert done.stdout.count(f"({rule})") == count, done.stdout
