@@ -4,8 +4,8 @@ Each measurement is a fresh client process on one core; the server has the other
 client take turns within one process, in slices of a few hundred calls, so that they see the same
 machine. What counts is the CPU time of the client for each call, and the ratio of the medians.
 
-    python benchmarks/balanced.py                 all backends, W1 and W2
-    python benchmarks/balanced.py asyncio --slices 60
+    python benchmarks/balanced_calls.py                 all backends, W1 and W2
+    python benchmarks/balanced_calls.py asyncio --slices 60
 """
 
 import argparse
@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 BACKENDS = ("asyncio", "gevent", "blocking")
 WORKLOADS = {"W1": ("one call at a time", 1), "W2": ("64 calls in flight", 64)}
@@ -25,12 +27,12 @@ KINDS = ("plain", "balanced")
 METHOD, PAYLOAD = "Bench.text", "x" * 32
 
 
-def _pin(core):
+def _pin(core: int) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[core % len(cores)]})
 
 
-def _serve(backend):
+def _serve(backend: str) -> None:
     """Serve until killed."""
     _pin(0)
     contender = importlib.import_module(f"ours_{backend}")
@@ -39,7 +41,7 @@ def _serve(backend):
         asyncio.run(outcome)
 
 
-def _measure(work):
+def _measure(work: Callable[[], object]) -> tuple[float, float]:
     """Return the CPU seconds of this process and the seconds that something takes."""
     cpu, clock = time.process_time(), time.monotonic()
     work()
@@ -49,7 +51,7 @@ def _measure(work):
 class _InPlace:
     """Calls of the blocking client, from one thread or from several."""
 
-    def __init__(self, addresses, in_flight):
+    def __init__(self, addresses: list[str], in_flight: int) -> None:
         module = importlib.import_module("rpc_blocking")
         self.clients = {
             "plain": module.Client.connect(addresses[0]),
@@ -57,17 +59,17 @@ class _InPlace:
         }
         self._in_flight = in_flight
 
-    def run(self, kind, calls):
+    def run(self, kind: str, calls: int) -> tuple[float, float]:
         call = self.clients[kind].call
         each = calls // self._in_flight
 
-        def caller():
+        def caller() -> None:
             for _ in range(each):
                 call(METHOD, PAYLOAD, timeout=5.0)
 
         return _measure(lambda: self._together(caller))
 
-    def _together(self, caller):
+    def _together(self, caller: Callable[[], None]) -> None:
         if self._in_flight == 1:
             caller()
             return
@@ -79,7 +81,7 @@ class _InPlace:
 
 
 class _Gevent(_InPlace):
-    def __init__(self, addresses, in_flight):
+    def __init__(self, addresses: list[str], in_flight: int) -> None:
         module = importlib.import_module("rpc_gevent")
         self.clients = {
             "plain": module.Client.connect(addresses[0]),
@@ -87,14 +89,14 @@ class _Gevent(_InPlace):
         }
         self._in_flight = in_flight
 
-    def _together(self, caller):
+    def _together(self, caller: Callable[[], None]) -> None:
         import gevent
 
         gevent.joinall([gevent.spawn(caller) for _ in range(self._in_flight)])
 
 
 class _Asyncio:
-    def __init__(self, addresses, in_flight):
+    def __init__(self, addresses: list[str], in_flight: int) -> None:
         module = importlib.import_module("rpc_asyncio")
         self._loop = asyncio.new_event_loop()
         self.clients = {
@@ -103,28 +105,32 @@ class _Asyncio:
         }
         self._in_flight = in_flight
 
-    def run(self, kind, calls):
+    def run(self, kind: str, calls: int) -> tuple[float, float]:
         call = self.clients[kind].call
         each = calls // self._in_flight
 
-        async def caller():
+        async def caller() -> None:
             for _ in range(each):
                 await call(METHOD, PAYLOAD, timeout=5.0)
 
-        async def together():
+        async def together() -> None:
             await asyncio.gather(*(caller() for _ in range(self._in_flight)))
 
         return _measure(lambda: self._loop.run_until_complete(together()))
 
 
-def _load(backend, options):
+def _load(backend: str, options: dict[str, Any]) -> None:
     """Print the microseconds of a call: of CPU and of the clock, for each slice and kind."""
     _pin(1)
     in_flight, calls = options["in_flight"], options["calls"]
-    kinds = {"asyncio": _Asyncio, "gevent": _Gevent, "blocking": _InPlace}
+    kinds: dict[str, type[_InPlace | _Asyncio]] = {
+        "asyncio": _Asyncio,
+        "gevent": _Gevent,
+        "blocking": _InPlace,
+    }
     contender = kinds[backend](options["addresses"], in_flight)
     calls -= calls % in_flight
-    results = {kind: [] for kind in KINDS}
+    results: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for number in range(-3, options["slices"]):  # the first few warm up
         for kind in KINDS if number % 2 else reversed(KINDS):
             cpu, clock = contender.run(kind, calls)
@@ -134,9 +140,10 @@ def _load(backend, options):
     os._exit(0)
 
 
-def _compare(backend, workload, options):
+def _compare(backend: str, workload: str, options: argparse.Namespace) -> Any:
     command = [sys.executable, __file__]
     server = subprocess.Popen([*command, "--serve", backend], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
     try:
         load = {
             "addresses": [server.stdout.readline().strip()],
@@ -157,14 +164,14 @@ def _compare(backend, workload, options):
     return json.loads(done.stdout)
 
 
-def main():
+def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         _serve(sys.argv[2])
         return
     if sys.argv[1:2] == ["--load"]:
         _load(sys.argv[2], json.loads(sys.argv[3]))
         return
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("backends", nargs="*", default=BACKENDS, metavar="BACKEND")
     parser.add_argument("--slices", type=int, default=30)
     parser.add_argument("--calls", type=int, default=960, help="in each slice")
@@ -176,7 +183,7 @@ def main():
         print(f"{workload} {title}")
         for backend in options.backends:
             results = _compare(backend, workload, options)
-            plain = None
+            plain: tuple[float, float] | None = None
             for kind in KINDS:
                 cpu, clock = (
                     statistics.median(column) for column in zip(*results[kind], strict=True)
