@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .calls import IDS, Call, CallTable
-from .codecs import find_codec
+from .codecs import SMALL, explain, find_codec
 from .config import MAX_TIMEOUT, ClientConfig
-from .connection import Connection
+from .connection import Connection, clip
 from .errors import (
     CallError,
     Cancelled,
@@ -214,7 +214,7 @@ class ClientConnection(Connection):
             return 0, self.codec.encode(args)
         except Exception as error:  # a codec may raise anything
             raise InvalidArgument(
-                f"the arguments cannot be encoded as {self.codec.name}: {error}",
+                f"the arguments cannot be encoded as {self.codec.name}: {explain(error)}",
                 maybe_executed=False,
             ) from error
 
@@ -390,13 +390,18 @@ class ClientConnection(Connection):
             self._events.append(CallFailed(call, self._decode_error(flags, body)))
             return
         try:
+            if len(body) > SMALL and not flags & _RAW:
+                self.check_encoded(body)
             if flags or call.returns is not None:
                 value = self._decode_result(call.returns, flags, body)
             else:
                 value = self.codec.decode(body) if body else None
+        except ResourceExhausted as error:
+            error.message = f"the result of {call.method} is {error.message}"
+            self._events.append(CallFailed(call, error))
         except Exception as error:  # a codec may raise anything
             self._events.append(
-                CallFailed(call, DataLoss(f"the result of {call.method} is bad: {error}"))
+                CallFailed(call, DataLoss(f"the result of {call.method} is bad: {explain(error)}"))
             )
         else:
             self._events.append(CallCompleted(call, value, metadata))
@@ -412,12 +417,17 @@ class ClientConnection(Connection):
     def _decode_error(self, flags: int, body: bytes) -> CallError:
         maybe_executed = not flags & Flag.NOT_EXECUTED
         try:
+            self.check_encoded(body)
             code, message, details = decoder(self.codec, _ERROR_BODY)(body)
+        except ResourceExhausted as error:
+            error.message = f"the server's error is {error.message}"
+            error.maybe_executed = maybe_executed
+            return error
         except Exception as error:  # a codec may raise anything
             return DataLoss(
-                f"the server's error is malformed: {error}", maybe_executed=maybe_executed
+                f"the server's error is malformed: {explain(error)}", maybe_executed=maybe_executed
             )
-        return CallError.of(code, message, details, maybe_executed=maybe_executed)
+        return CallError.of(clip(code)[:64], clip(message), details, maybe_executed=maybe_executed)
 
     def _receive_half_close(self, now: float) -> None:
         # A server that will send no more will not answer either.

@@ -1,14 +1,29 @@
 """How values become bytes: the type of a codec, and how one is found by its name."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["BUILT_IN", "Codec", "Decode", "Encode", "find_codec"]
+__all__ = [
+    "BUILT_IN",
+    "SMALL",
+    "WORST_GROWTH",
+    "Codec",
+    "Decode",
+    "Encode",
+    "explain",
+    "find_codec",
+]
 
 Encode = Callable[[Any], bytes]
 Decode = Callable[[bytes], Any]
 
 BUILT_IN = ("msgpack", "json")
+
+# How many times the size of its bytes a value may take, whatever it is: MessagePack's empty maps.
+WORST_GROWTH = 240
+
+SMALL = 1024  # bytes, which keep every limit, whatever is in them
 
 
 class Codec:
@@ -16,17 +31,25 @@ class Codec:
 
     `encode(value)` returns bytes and `decode(data)` the value again; both may raise any exception
     for what they cannot do. The least a codec must carry: None, bool, int, float, str, and lists
-    and string-keyed dicts of these (docs/protocol.md, "Codecs").
+    and string-keyed dicts of these (docs/protocol.md, "Codecs"). `decode` is given bytes from
+    strangers and must take linear time: beware of maps whose keys' hashes a peer can choose.
+    `growth` is how many times the size of its bytes a decoded value may take in memory.
     """
 
-    __slots__ = ("decode", "encode", "name")
+    __slots__ = ("_growth", "decode", "encode", "name")
 
-    def __init__(self, name: str, encode: Encode, decode: Decode) -> None:
+    # Whether its integers have at most 64 bits: of longer ones any number can share a hash.
+    short_integers = False
+
+    def __init__(
+        self, name: str, encode: Encode, decode: Decode, *, growth: int = WORST_GROWTH
+    ) -> None:
         if not (isinstance(name, str) and 0 < len(name) <= 32 and name.isascii()):
             raise ValueError(f"codec name must be 1 to 32 ASCII characters, not {name!r}")
         self.name = name
         self.encode = encode
         self.decode = decode
+        self._growth = growth
 
     def __repr__(self) -> str:
         return f"<Codec {self.name}>"
@@ -37,6 +60,14 @@ class Codec:
 
         decode = self.decode
         return lambda data: convert(decode(data), kind, str_keys=True)
+
+    def growth(self, data: bytes) -> int:
+        """Return an upper bound, in bytes, of the memory that decoding `data` can take."""
+        return len(data) * self._growth
+
+    def count(self, data: bytes) -> int | None:
+        """Return how many elements the array in `data` has, if that can be told at a glance."""
+        return None
 
 
 def find_codec(codec: "str | Codec") -> Codec:
@@ -52,3 +83,13 @@ def find_codec(codec: "str | Codec") -> Codec:
     from . import formats
 
     return formats.MSGPACK if codec == "msgpack" else formats.JSON
+
+
+def explain(error: Exception) -> str:
+    """Return what went wrong in a codec, in the same words for each of them."""
+    if isinstance(error, RecursionError):
+        return (
+            "the value is nested too deeply, or contains itself: "
+            f"the recursion limit is {sys.getrecursionlimit()}"
+        )
+    return str(error)

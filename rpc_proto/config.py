@@ -81,6 +81,10 @@ class _Config(_Settings):
     """Largest header that is accepted."""
     max_body: int = 16 * 1024 * 1024
     """Largest body that is accepted."""
+    max_encoded: int = 4 * 1024 * 1024
+    """Largest body that is decoded; one bytes value alone travels unencoded, up to `max_body`."""
+    max_decoded: int = 32 * 1024 * 1024
+    """Largest `Codec.growth` of a body that is decoded: about the memory that it may take."""
     high_water: int = 1024 * 1024
     """Outbound bytes from which on a server stops reading and a client stops sending calls."""
     handshake_timeout: float = 10.0
@@ -96,6 +100,8 @@ class _Config(_Settings):
     def _check(self) -> None:
         _check_range("max_header", self.max_header, SMALLEST_HEADER, LARGEST_HEADER, whole=True)
         _check_range("max_body", self.max_body, SMALLEST_BODY, LARGEST_BODY, whole=True)
+        _check_range("max_encoded", self.max_encoded, SMALLEST_BODY, LARGEST_BODY, whole=True)
+        _check_range("max_decoded", self.max_decoded, 1024 * 1024, 2**40, whole=True)
         _check_range("high_water", self.high_water, 1024, 2**40, whole=True)
         for name in ("handshake_timeout", "write_timeout", "close_timeout"):
             _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)

@@ -6,9 +6,16 @@ The protocol itself is in client.py and server.py; docs/protocol.md is its speci
 from abc import ABC, abstractmethod
 from typing import Any
 
-from .codecs import Codec
+from .codecs import WORST_GROWTH, Codec
 from .config import _Config
-from .errors import HandshakeError, LocalProtocolError, RemoteProtocolError, RpcError, Unavailable
+from .errors import (
+    HandshakeError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ResourceExhausted,
+    RpcError,
+    Unavailable,
+)
 from .events import ConnectionTerminated, Event, GoAwayReceived
 from .frames import Frame, FrameReader, FrameType, encode_prefix
 from .handshake import Answer, LineReader
@@ -32,6 +39,7 @@ _OPEN = State.OPEN
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
 
 _GOAWAY_BODY = tuple[str, str]
+_LARGEST_GOAWAY = 8 * 1024  # bytes
 
 
 def clip(text: str) -> str:
@@ -65,6 +73,7 @@ class Connection(ABC):
         "_config",
         "_events",
         "_half_closed",
+        "_harmless",
         "_headers",
         "_line",
         "_now",
@@ -105,6 +114,8 @@ class Connection(ABC):
         self._out: list[bytes] = []
         self.outbound = 0  # bytes that `data_to_send` would return
         self.high_water = config.high_water
+        # Bodies up to this size keep both limits, whatever is in them.
+        self._harmless = min(config.max_encoded, config.max_decoded // WORST_GROWTH)
         self._queue: Any = ()  # calls that wait to be sent; a server has none
         self._timers = TimerTable()
         self._set_timer(Timer.HANDSHAKE, now + config.handshake_timeout)
@@ -213,6 +224,24 @@ class Connection(ABC):
                 self._expire_grace(now)
             self._settle(now)
         return self._take_events()
+
+    def check_encoded(self, body: bytes) -> None:
+        """Raise ResourceExhausted if decoding the body would break a limit of the config."""
+        size = len(body)
+        if size <= self._harmless:
+            return
+        config = self._config
+        if size > config.max_encoded:
+            raise ResourceExhausted(
+                f"an encoded body of {size} bytes; the limit is {config.max_encoded}; "
+                "one bytes value alone travels unencoded"
+            )
+        growth = self.codec.growth(body)
+        if growth > config.max_decoded:
+            raise ResourceExhausted(
+                f"a body of {size} bytes may take {growth} bytes when it is decoded; "
+                f"the limit is {config.max_decoded}"
+            )
 
     # Outputs
 
@@ -394,7 +423,9 @@ class Connection(ABC):
 
     def _receive_goaway(self, call_id: int, body: bytes, now: float) -> None:
         try:
-            code, message = decoder(self.codec, _GOAWAY_BODY)(body)
+            if len(body) > _LARGEST_GOAWAY:
+                raise ValueError(f"{len(body)} bytes; the limit is {_LARGEST_GOAWAY}")
+            code, message = map(clip, decoder(self.codec, _GOAWAY_BODY)(body))
         except Exception as error:  # a codec may raise anything
             self._violate(f"malformed GOAWAY: {error}", now)
             return

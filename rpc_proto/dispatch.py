@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from typing import Any, Protocol
 
+from .codecs import SMALL
 from .context import ServerCall
 from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
+from .frames import Flag
 from .lanes import Lane
 from .server import ServerConnection
 from .services import Method, reflect
 from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
 
 __all__ = ["Dispatcher"]
+
+_RAW = Flag.RAW
 
 
 class Lock(Protocol):
@@ -191,8 +195,12 @@ class Dispatcher:
             connection.refuse(call, error, self._clock())
             return False
         try:
-            call.args, call.kwargs = method.decode(connection.codec, call.flags, call.body)
+            body = call.body
+            if len(body) > SMALL and not call.flags & _RAW:
+                connection.check_encoded(body)
+            call.args, call.kwargs = method.decode(connection.codec, call.flags, body)
         except CallError as wrong:
+            wrong.maybe_executed = False
             connection.refuse(call, wrong, self._clock())
             return False
         call.body = b""

@@ -11,9 +11,11 @@ from typing import Any
 from .codecs import Codec
 from .config import MAX_TIMEOUT
 
-__all__ = ["LONGEST_CACHED", "NO_METADATA", "HeaderError", "Headers"]
+__all__ = ["LONGEST_CACHED", "MOST_METADATA", "NO_METADATA", "HeaderError", "Headers"]
 
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+MOST_METADATA = 64  # entries
 
 _CACHED = 512
 LONGEST_CACHED = 256  # bytes; so a cache stays under about 256 KiB
@@ -50,6 +52,8 @@ class Headers:
     def request(self, method: str, timeout_ms: int | None, metadata: Mapping[str, str]) -> bytes:
         """Encode the header of a request that carries metadata; TypeError if that is malformed."""
         fields = dict(metadata)
+        if len(fields) > MOST_METADATA:
+            raise TypeError(f"metadata of {len(fields)} entries; the limit is {MOST_METADATA}")
         for name, value in fields.items():
             if type(name) is not str or type(value) is not str:
                 raise TypeError(f"metadata must map strings to strings, not {name!r} to {value!r}")
@@ -57,6 +61,8 @@ class Headers:
 
     def answer(self, metadata: Mapping[str, str]) -> bytes:
         """Encode the header of a response or an error; no bytes for no metadata."""
+        if len(metadata) > MOST_METADATA:
+            raise TypeError(f"metadata of {len(metadata)} entries; the limit is {MOST_METADATA}")
         return self._codec.encode([dict(metadata)]) if metadata else b""
 
     def parse_request(self, header: bytes) -> Request:
@@ -99,6 +105,8 @@ def _metadata(fields: Any) -> Mapping[str, str]:
         return NO_METADATA
     if type(fields) is not dict:
         raise HeaderError(f"metadata must be a map, not {fields!r:.40}")
+    if len(fields) > MOST_METADATA:
+        raise HeaderError(f"metadata of {len(fields)} entries; the limit is {MOST_METADATA}")
     for name, value in fields.items():
         if type(name) is not str or type(value) is not str:
             raise HeaderError(f"metadata must map strings to strings, not {name!r:.40}")

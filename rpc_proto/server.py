@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .calls import CallTable
-from .codecs import find_codec
+from .codecs import explain, find_codec
 from .config import Peer, ServerConfig
 from .connection import Connection, clip
 from .context import ServerCall
@@ -180,7 +180,8 @@ class ServerConnection(Connection):
             self._fail(
                 call,
                 Internal(
-                    f"the result of {call.method} cannot be encoded as {self.codec.name}: {error}"
+                    f"the result of {call.method} cannot be encoded as {self.codec.name}: "
+                    f"{explain(error)}"
                 ),
             )
         else:

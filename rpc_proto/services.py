@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from .codecs import Codec, Decode
+from .codecs import Codec, Decode, explain
 from .errors import InvalidArgument
 from .frames import Flag
 from .stats import MethodStats
-from .typed import check_decodable, convert, decoder
+from .typed import check_decodable, check_hashed_size, convert, decoder, has_chosen_hashes
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 
 _NO_NAMED: dict[str, Any] = {}
+_GLANCE = 256  # bytes, up to which counting arguments first costs more than it can save
 _SHAPE = Flag.RAW | Flag.NAMED
 _INDEX = re.compile(r"`\$\[([0-9]+)\]")  # how msgspec names an element of the outer array
 
@@ -52,12 +53,14 @@ class Method:
         "_by_arity",
         "_decoders",
         "_exact",
+        "_hashed",
         "_keywords",
         "_least",
         "_most",
         "_named",
         "_positional",
         "_rest",
+        "_rest_type",
         "doc",
         "function",
         "is_async",
@@ -94,6 +97,8 @@ class Method:
             if p.kind in (kinds.KEYWORD_ONLY, kinds.POSITIONAL_OR_KEYWORD)
         }
         self._rest = next((p for p in self.parameters if p.kind is kinds.VAR_POSITIONAL), None)
+        rest: Any = self._rest.type if self._rest else None
+        self._rest_type: Any = tuple[rest, ...]
         self._keywords = next((p for p in self.parameters if p.kind is kinds.VAR_KEYWORD), None)
         self._least = sum(p.required for p in self._positional)
         self._most = len(self._positional)
@@ -102,7 +107,10 @@ class Method:
         # Most methods: just so many arguments, decoded straight into their types.
         plain = len(self._positional) == len(self.parameters) == self._least
         self._exact = self._types(self._most) if plain else None
+        if self._rest is not None and len(self.parameters) == 1:
+            self._exact = self._rest_type
         self._check_types()
+        self._hashed = any(has_chosen_hashes(p.type, short_integers=False) for p in self.parameters)
 
     def __repr__(self) -> str:
         return f"<Method {self.name}{self.signature}>"
@@ -116,6 +124,8 @@ class Method:
                 decode = self._decoders.get(codec)
                 if decode is None:
                     decode = self._decoders[codec] = decoder(codec, self._exact)
+                if len(body) > _GLANCE:
+                    self._check_count(codec, body)
                 return decode(body), _NO_NAMED
             named: dict[str, Any] = {}
             positional: list[Any] = []
@@ -124,8 +134,13 @@ class Method:
                     return (body,), _NO_NAMED
                 positional = [body]
             elif flags & Flag.NAMED:
+                if self._hashed:
+                    check_hashed_size(body)
                 positional, named = decoder(codec, tuple[list[Any], dict[str, Any]])(body)
             elif body:
+                self._check_count(codec, body)
+                if self._hashed:
+                    check_hashed_size(body)
                 positional = decoder(codec, list[Any])(body)
             return self._bind(positional, named)
         except InvalidArgument:
@@ -134,13 +149,23 @@ class Method:
             text = self._explain(error, codec, flags, body)
             raise InvalidArgument(text, maybe_executed=False) from None
 
+    def _check_count(self, codec: Codec, body: bytes) -> None:
+        """Refuse a wrong number of arguments before any of them is made."""
+        count = codec.count(body)
+        if count is not None and (
+            count < self._least or (count > self._most and self._rest is None)
+        ):
+            self._refuse(f"takes {self._takes()}, got {count}")
+
     def _bind(
         self, positional: list[Any], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         count = len(positional)
         if count > self._most and self._rest is None:
             self._refuse(f"takes {self._takes()}, got {count}")
-        args = convert(positional, self._types(count))
+        args = convert(positional[: self._most], self._types(min(count, self._most)))
+        if self._rest is not None and count > self._most:
+            args += self._convert_rest(positional[self._most :])
         given = {p.name for p in self._positional[:count]}
         kwargs: dict[str, Any] = {}
         for name, value in named.items():
@@ -168,15 +193,21 @@ class Method:
             self._refuse(f"lacks {', '.join(missing)}")
         return args, kwargs
 
+    def _convert_rest(self, values: list[Any]) -> tuple[Any, ...]:
+        try:
+            rest: tuple[Any, ...] = convert(values, self._rest_type)
+        except ValueError as error:
+            # Indices as they are in the outer array, for _explain.
+            text = _INDEX.sub(lambda found: f"`$[{int(found[1]) + self._most}]", str(error))
+            raise ValueError(text) from None
+        return rest
+
     def _types(self, count: int) -> Any:
         kind = self._by_arity.get(count)
         if kind is None:
             types = [p.type for p in self._positional[:count]]
-            if self._rest is not None:
-                types += [self._rest.type] * (count - len(types))
             kind = tuple[tuple(types)] if types else tuple[()]  # type: ignore[misc]
-            if count <= self._most:
-                self._by_arity[count] = kind
+            self._by_arity[count] = kind
         return kind
 
     def _takes(self) -> str:
@@ -191,11 +222,13 @@ class Method:
         raise InvalidArgument(f"{self.name} {why}", maybe_executed=False)
 
     def _explain(self, error: Exception, codec: Codec, flags: int, body: bytes) -> str:
-        text = str(error)
+        text = explain(error)
         if text.startswith("Expected `array` of length") and not flags & _SHAPE:
             # The text of msgspec counts wrongly where it stopped reading before the end.
             with suppress(Exception):
-                count = len(codec.decode(body))
+                count = codec.count(body)
+                if count is None:
+                    count = len(codec.decode(body))
                 if not self._least <= count <= self._most:
                     return f"{self.name} takes {self._takes()}, got {count}"
 

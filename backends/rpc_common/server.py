@@ -64,7 +64,16 @@ _AGAIN = 1.0  # seconds until a thread is asked for again that could not be had
 
 # Of a ServerConfig; what else it holds is not for everybody to read.
 _LIMITS = (
-    *("max_header", "max_body", "high_water", "max_calls", "refusals", "handshake_timeout"),
+    *(
+        "max_header",
+        "max_body",
+        "max_encoded",
+        "max_decoded",
+        "high_water",
+        "max_calls",
+        "refusals",
+        "handshake_timeout",
+    ),
     *("ping_interval", "write_timeout", "close_timeout", "handling_timeout", "idle_timeout"),
 )
 

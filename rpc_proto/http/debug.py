@@ -24,7 +24,7 @@ _MESSAGE = 200
 _BUILT_IN = "rpc."
 _NONE = "-"
 _PARTS = ("queue", "handler", "send")
-_SIZES = ("high_water", "max_body", "max_header", "max_http_body")
+_SIZES = ("high_water", "max_body", "max_decoded", "max_encoded", "max_header", "max_http_body")
 
 
 # What there is to show

@@ -327,7 +327,7 @@ def test_malformed_header_of_an_answer_is_a_violation(header: bytes, kind: int) 
     "any finite number, also with a fraction or an exponent, or null for none.",
     "The server counts from when the frame arrives.",
     "A receiver may shorten a timeout longer than a year.",
-    "metadata: a map from strings to strings, or null.",
+    "metadata: a map of at most 64 entries from strings to strings, or null.",
 )
 @pytest.mark.parametrize(
     ("header", "timeout"),
