@@ -313,7 +313,7 @@ class Dispatcher:
 
     def is_unexpected(self, error: BaseException) -> bool:
         """Whether a handler's exception is one that the operator should hear of."""
-        return isinstance(error, Exception) and not isinstance(error, CallError)
+        return not isinstance(error, CallError)
 
     def next_queued(self) -> ServerCall | None:
         """Return the next call that may run now, if one waits; call it after an end."""
@@ -330,11 +330,11 @@ class Dispatcher:
             if isinstance(error, CallError):
                 # The handler did run, whatever a call that it made itself says of its own.
                 return CallError.of(error.code, str(error.message), error.details)
-            text = f"{type(error).__name__}: {error}"
-        except Exception:  # an exception may be broken too: no text, no code
-            text = type(error).__name__
-        if not self._debug:
-            return Unknown(text)
-        import traceback
+            unknown = Unknown(f"{type(error).__name__}: {error}")
+            if self._debug:
+                import traceback
 
-        return Unknown(text, "".join(traceback.format_exception(error)))
+                unknown.details = "".join(traceback.format_exception(error))
+        except BaseException:  # an exception may be broken, too
+            return Unknown(type(error).__name__)
+        return unknown

@@ -59,7 +59,15 @@ class HandshakeError(RpcError):
 
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}"
-        return f"{text} (supported: {self.supported})" if self.supported else text
+        offers = [
+            f"{name} {', '.join(map(str, offered))}"
+            for name, offered in self.supported.items()
+            if isinstance(offered, list)
+        ]
+        # Which of them are supported matters only where that was the reason.
+        if offers and self.code == "unimplemented":
+            return f"{text} (supported: {'; '.join(offers)})"
+        return text
 
 
 class CallError(RpcError):

@@ -344,7 +344,9 @@ class ServerConnection(Connection):
         elif config.token is not None:
             from hmac import compare_digest
 
-            shown = (token or "").encode("utf-8", "surrogatepass")
+            if token is None:
+                raise HandshakeError("unauthenticated", "a token is required; none was shown")
+            shown = token.encode("utf-8", "surrogatepass")
             if not compare_digest(shown, config.token.encode("utf-8", "surrogatepass")):
                 raise HandshakeError("unauthenticated", "the token was refused")
 

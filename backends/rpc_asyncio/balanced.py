@@ -1,7 +1,6 @@
 """The balanced client for asyncio: many nodes, one connection to each of those that are used."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
@@ -22,6 +21,7 @@ from rpc_common.balanced import (
 )
 from rpc_common.client import Reply
 from rpc_common.files import look
+from rpc_common.log import get_log
 from rpc_discovery import FileView
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
@@ -40,7 +40,7 @@ class BalancedClient(BalancedBase):
     It belongs to the event loop that first uses it.
     """
 
-    _log = logging.getLogger("rpc_asyncio")
+    _log = get_log("rpc_asyncio")
 
     def _prepare(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()  # dials, and connections that are closed

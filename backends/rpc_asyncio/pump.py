@@ -1,7 +1,6 @@
 """Runs a machine of rpc_discovery: carries its requests, and tells it of answers and time."""
 
 import asyncio
-import logging
 import ssl as ssl_module
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from rpc_common.forks import Forks
+from rpc_common.log import Log
 from rpc_common.pump import carrier_of, context_of, describe, fetch_of
 from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
@@ -37,7 +37,7 @@ class Pump:
         self,
         machine: Any,
         handle: Callable[[list[Any]], None],
-        log: logging.Logger,
+        log: Log,
         ssl: ssl_module.SSLContext | PemFiles | None = None,
         transport: str | None = None,
     ) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from rpc_common.forks import Forks
+from rpc_common.log import get_log
 from rpc_common.server import FAREWELL, ServerBase, Settings
 from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
@@ -144,7 +144,7 @@ class Server(ServerBase):
     """
 
     _cancellation = asyncio.CancelledError
-    _log = logging.getLogger("rpc_asyncio")
+    _log = get_log("rpc_asyncio")
     _ends_process = (KeyboardInterrupt, SystemExit)
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:

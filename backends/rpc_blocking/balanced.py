@@ -1,7 +1,6 @@
 """The blocking balanced client: many nodes, one connection to each, for any number of threads."""
 
-import logging
-
+from rpc_common.log import get_log
 from rpc_common.sync_balanced import SyncBalancedClient
 
 from .client import Client
@@ -14,5 +13,5 @@ class BalancedClient(SyncBalancedClient):
     """Calls the nodes of a discovery; for the arguments see `rpc_common.balanced.BalancedBase`."""
 
     _client = Client
-    _log = logging.getLogger("rpc_blocking")
+    _log = get_log("rpc_blocking")
     _runtime = BLOCKING

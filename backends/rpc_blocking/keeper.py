@@ -1,6 +1,5 @@
 """The one thread of a server that waits for everything but the bytes of its connections."""
 
-import logging
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 from threading import Event, Lock
 from time import monotonic
 
+from rpc_common.log import Log
 from rpc_common.threads import HelperThread
 
 from .channel import LONGEST
@@ -38,7 +38,7 @@ class Keeper:
     What it calls must not wait; what that raises is logged.
     """
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
         self._lock = Lock()  # of the timers and of the start
         self._timers: list[tuple[float, int, Appointment]] = []
@@ -165,7 +165,7 @@ class Keeper:
     def _do(self, callback: Callback) -> None:
         try:
             callback()
-        except Exception:  # the other connections still need this thread
+        except BaseException:  # the other connections still need this thread
             self._log.exception("something went wrong with one connection")
 
     def _time_left(self) -> float | None:

@@ -1,6 +1,5 @@
 """The blocking server: a thread for each connection, and a bounded pool for the handlers."""
 
-import logging
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from time import monotonic, sleep, thread_time
 from typing import Any, Unpack
 
 from rpc_common.forks import Forks
+from rpc_common.log import get_log
 from rpc_common.server import Settings, SyncServer, peer_address
 from rpc_common.sockets import LINGER, listen
 from rpc_common.threads import HelperThread, Threads, end_at_exit
@@ -292,7 +292,7 @@ class Server(SyncServer):
     told, `current_call().cancelled` is True, and its thread is taken until it ends.
     """
 
-    _log = logging.getLogger("rpc_blocking")
+    _log = get_log("rpc_blocking")
     _serves_coroutines = False
     _runtime = BLOCKING
 

@@ -3,22 +3,22 @@
 Its logger is `<package>.access`.
 """
 
-import logging
+from logging import INFO
 from typing import Any
 
 from rpc_proto import CallError, RequestReceived, ServerCall, ServerConfig, ServerConnection
 from rpc_proto.frames import Frame
+
+from .log import Log
 
 __all__ = ["LoggedConnection", "log_access"]
 
 _LONGEST = 200  # characters of what a peer says
 
 
-def log_access(
-    log: logging.Logger, peer: str, what: str, outcome: str, seconds: float, size: int
-) -> None:
+def log_access(log: Log, peer: str, what: str, outcome: str, seconds: float, size: int) -> None:
     """Log what a peer asked for, what came of it, how long it took, and the bytes of the answer."""
-    if log.isEnabledFor(logging.INFO):
+    if log.isEnabledFor(INFO):
         log.info(
             "%s %s %s %.3f ms %d bytes", peer, _word(what), _word(outcome), seconds * 1000, size
         )
@@ -36,7 +36,7 @@ class LoggedConnection(ServerConnection):
     __slots__ = ("_access", "_arrived")
 
     def __init__(
-        self, access: logging.Logger, config: ServerConfig | None, *, now: float, **options: Any
+        self, access: Log, config: ServerConfig | None, *, now: float, **options: Any
     ) -> None:
         super().__init__(config, now=now, **options)
         self._access = access

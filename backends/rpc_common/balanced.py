@@ -1,6 +1,5 @@
 """A balanced client's part that no runtime changes: settings, picking, broadcasts."""
 
-import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +33,7 @@ from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
 
 from .forks import Forks
+from .log import Log
 
 __all__ = [
     "DRAIN",
@@ -99,7 +99,7 @@ class BalancedBase(ABC):
     seconds is replaced. The rest is as in `Client.connect`.
     """
 
-    _log: logging.Logger
+    _log: Log
 
     def __init__(
         self,

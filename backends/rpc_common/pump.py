@@ -1,6 +1,5 @@
 """Runs a machine of rpc_discovery: carries its requests, and tells it of answers and time."""
 
-import logging
 import ssl as ssl_module
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
 
 from .fetch import Idle, fetch
+from .log import Log
 from .runtime import Runtime
 
 __all__ = ["Pump", "carrier_of", "check_source", "context_of", "describe", "fetch_of"]
@@ -38,7 +38,7 @@ class Pump:
         machine: Any,
         handle: Callable[[list[Any]], None],
         runtime: Runtime,
-        log: logging.Logger,
+        log: Log,
         ssl: ssl_module.SSLContext | PemFiles | None = None,
     ) -> None:
         self.machine = machine

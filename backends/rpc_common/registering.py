@@ -1,6 +1,5 @@
 """How a server makes itself known to registries."""
 
-import logging
 import ssl as ssl_module
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -21,6 +20,8 @@ from rpc_discovery.links import Rng
 from rpc_discovery.sources import check_transport, flatten
 from rpc_proto import Address
 from rpc_proto.dispatch import Dispatcher
+
+from .log import Log
 
 __all__ = ["EtcdRegistering", "Registering", "Registrations"]
 
@@ -118,7 +119,7 @@ class EtcdRegistering(Registering):
 class Registrations:
     """The registrations of one server; `pumps` run them, one for each address."""
 
-    def __init__(self, log: logging.Logger, dispatcher: Dispatcher) -> None:
+    def __init__(self, log: Log, dispatcher: Dispatcher) -> None:
         self.pumps: list[Any] = []
         self._left = False
         self._log = log

@@ -1,11 +1,11 @@
 """A server's part that no runtime changes: settings, services, admission, events, log lines."""
 
-import logging
 import ssl as ssl_module
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
+from logging import INFO
 from math import inf
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
@@ -40,6 +40,7 @@ from rpc_proto.services import Method, reflect
 
 from .access import LoggedConnection
 from .forks import Forks
+from .log import Log
 from .runtime import Runtime
 from .sockets import files_limit
 from .turns import Turns
@@ -134,7 +135,7 @@ class ServerBase(ABC):
     _cancellation: type[BaseException] = Cancelled
     # What goes on, from a handler that runs where the server does, to whoever runs the server.
     _ends_process: tuple[type[BaseException], ...] = ()
-    _log: logging.Logger
+    _log: Log
     _serves_coroutines = True
 
     def __init__(
@@ -186,7 +187,7 @@ class ServerBase(ABC):
         # Chosen once, so that who wants neither log nor spans pays for neither.
         self._new_connection: Callable[..., ServerConnection] = ServerConnection
         if access_log:
-            self._new_connection = partial(LoggedConnection, self._log.getChild("access"))
+            self._new_connection = partial(LoggedConnection, self._log.get_child("access"))
         self._wrap: Callable[[Method], Callable[..., Any]] | None = None
         if tracer_provider is not None:
             from .otel import server_spans
@@ -455,7 +456,7 @@ class ServerBase(ABC):
             elif isinstance(event, CallCancelled):
                 try:
                     running = dispatcher.cancel(event.call, event.error)
-                except Exception:
+                except BaseException:
                     self._log.exception("%s: a callback of on_cancel() failed", event.call.method)
                     running = True
                 if running:
@@ -474,7 +475,7 @@ class ServerBase(ABC):
 
     def _log_tls_failed(self, peername: Any, error: Exception) -> None:
         """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""
-        if self._log.isEnabledFor(logging.INFO):
+        if self._log.isEnabledFor(INFO):
             self._log.warning("%s: the TLS handshake failed: %s", peer_address(peername), error)
 
     def _drop(self, link: Link) -> None:
@@ -531,15 +532,19 @@ class ServerBase(ABC):
     def _ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
         """Answer a call whose handler has ended."""
         dispatcher = self._dispatcher
+        failure: BaseException | None = None
         if error is not None:
             if isinstance(error, self._cancellation):
                 error = Cancelled("the handler was cancelled")
             elif dispatcher.is_unexpected(error):
-                self._log.error("%s failed", call.target.name, exc_info=error)
+                failure = error
+        method = call.target.name
         dispatcher.finish(call, result, error)
         call.owner.wrote()
         if dispatcher.queued:
             self._resume_soon()
+        if failure is not None:  # last, since a log may take its time
+            self._log.error("%s failed", method, exc_info=failure)
 
 
 def _default_connections() -> int:

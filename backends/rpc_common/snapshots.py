@@ -1,6 +1,5 @@
 """A registry that survives a restart: its snapshots in a file."""
 
-import logging
 import os
 from functools import partial
 from math import inf
@@ -11,11 +10,12 @@ from rpc_discovery import Registry
 from rpc_discovery.documents import encode, parse_json
 from rpc_proto.http import Router
 
+from .log import get_log
 from .threads import HelperThread
 
 __all__ = ["SavedRegistry"]
 
-_log = logging.getLogger("rpc_common")
+_log = get_log("rpc_common")
 
 _MAX_FILE = 16 * 1024 * 1024  # bytes; a registry's own bounds keep it well below
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 from _socket import (
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpc_proto import Address
 
+from .log import Log
 from .proxies import Proxy
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def files_limit() -> int | None:
 class Listener:
     """A listening socket, which never waits, and the path that it made for itself if it is unix."""
 
-    def __init__(self, sock: Socket, where: Address, log: logging.Logger) -> None:
+    def __init__(self, sock: Socket, where: Address, log: Log) -> None:
         self.sock = sock
         self.where = where
         self._log = log
@@ -214,7 +214,7 @@ class Listener:
         self.sock.close()
 
 
-def listen(where: Address, socket: Any, log: logging.Logger) -> Listener:
+def listen(where: Address, socket: Any, log: Log) -> Listener:
     """Listen at an address, whose port 0 picks a free one; OSError if that is impossible."""
     family: int = AF_UNIX
     address: Any = where.path

@@ -1,6 +1,5 @@
 """The gevent server: listeners, connections, and the greenlets in which handlers run."""
 
-import logging
 import ssl as ssl_module
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from collections import deque
@@ -15,6 +14,7 @@ from gevent.event import Event
 from greenlet import greenlet
 
 from rpc_common.forks import Forks
+from rpc_common.log import get_log
 from rpc_common.server import Settings, SyncServer
 from rpc_common.sockets import Listener, listen
 from rpc_common.tls import Tls
@@ -134,7 +134,7 @@ class Server(SyncServer):
     """
 
     _cancellation = GreenletExit
-    _log = logging.getLogger("rpc_gevent")
+    _log = get_log("rpc_gevent")
     _serves_coroutines = False
     _runtime = GEVENT
 

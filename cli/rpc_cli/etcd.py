@@ -1,7 +1,6 @@
 """What commands have to do with etcd: the settings that options name, and the nodes it holds."""
 
 import asyncio
-import logging
 import os
 from argparse import Namespace
 from random import random
@@ -9,6 +8,7 @@ from time import monotonic
 from typing import Any, Self
 
 from rpc_asyncio.pump import Pump
+from rpc_common.log import get_log
 from rpc_discovery import EtcdDiscovery, Node
 
 from .errors import CommandError, UsageError
@@ -69,7 +69,7 @@ class EtcdNodes:
         self._failures = 0
 
     async def __aenter__(self) -> Self:
-        log = logging.getLogger("rpc_cli")
+        log = get_log("rpc_cli")
         where = self._discovery
         self._pump = Pump(self.watch, self._take, log, where.ssl, where.transport)
         return self

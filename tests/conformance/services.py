@@ -68,6 +68,10 @@ class Basic:
         return current_call().time_left
 
 
+class Own(BaseException):
+    """One that no `except Exception` catches."""
+
+
 class Failing:
     """Handlers that fail in every way."""
 
@@ -79,6 +83,9 @@ class Failing:
 
     def bug(self) -> None:
         raise ZeroDivisionError("a bug")
+
+    def beyond(self, name: str) -> None:
+        raise {"GeneratorExit": GeneratorExit, "Own": Own}[name](name)
 
     def unencodable(self) -> object:
         return object()

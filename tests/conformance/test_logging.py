@@ -262,3 +262,52 @@ def test_access_log_has_one_line_for_each_http_request(logged: Logged):
         (line,) = logged.access(1)
     body = answer.partition(b"\r\n\r\n")[2]
     assert line == f'"GET /nothing?a=\'" 404 {len(body)}'
+
+
+class Broken(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("no space left for a line")
+
+
+@pytest.fixture(params=["handler", "filter"])
+def broken_log(request: pytest.FixtureRequest, logged: Logged) -> Iterator[None]:
+    """A handler or a filter of the application that raises, on all lines of the server."""
+    log, broken = logging.getLogger(logged.name), Broken()
+    access = logging.getLogger(f"{logged.name}.access")
+    if request.param == "handler":
+        log.addHandler(broken)
+        yield
+        log.removeHandler(broken)
+    else:
+        for one in (log, access):
+            one.addFilter(broken.emit)  # type: ignore[arg-type]
+        yield
+        for one in (log, access):
+            one.removeFilter(broken.emit)  # type: ignore[arg-type]
+
+
+@pytest.mark.fault(90)
+@pytest.mark.fault(137)
+@pytest.mark.feature("A log that raises costs no answer, no place and no connection")
+def test_log_that_raises_costs_nothing(logged: Logged, broken_log, capsys):
+    with logged.calling(max_concurrency=2, access_log=True) as client:
+        for _ in range(5):
+            with pytest.raises(CallError) as caught:
+                client.call("Failing.bug")
+            assert caught.value.code == "unknown"
+        assert client.call("Basic.echo", "on") == "on"
+        until(lambda: logged.server.stats["running"] == 0)
+    assert "no space left for a line" in capsys.readouterr().err
+
+
+@pytest.mark.fault(69)
+@pytest.mark.feature(LINES)
+@pytest.mark.parametrize("name", ["GeneratorExit", "Own"])
+def test_whatever_a_handler_raises_is_one_error_line(logged: Logged, name: str):
+    with logged.calling() as client:
+        with pytest.raises(CallError, match=name) as caught:
+            client.call("Failing.beyond", name)
+        assert caught.value.code == "unknown"
+        until(lambda: logged.lines(logging.ERROR))
+        assert logged.lines(logging.ERROR) == ["Failing.beyond failed"]
+        assert client.call("Basic.echo", "on") == "on"

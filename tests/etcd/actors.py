@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from logging import getLogger
 from random import random
 from typing import Any
 
 from conformance.runtimes import Runtime
+from rpc_common.log import get_log
 from rpc_discovery import Node, View, ViewChanged
 from rpc_discovery.etcd import EtcdRegistration, EtcdWatch
 from rpc_testing import Etcd
@@ -36,7 +36,7 @@ class Actor:
         self._runtime = runtime
         self._changed = threading.Condition()
         self.machine = make(time.monotonic())
-        log = getLogger("etcd-tests")
+        log = get_log("etcd-tests")
         options = (self.machine, self._take)
         if runtime.name == "asyncio":
             from rpc_asyncio.pump import Pump

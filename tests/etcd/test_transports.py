@@ -8,12 +8,12 @@ import sys
 import time
 from importlib import import_module
 from importlib.util import find_spec
-from logging import getLogger
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
 from conformance.backends import INSTALLED
+from rpc_common.log import get_log
 from rpc_common.registering import EtcdRegistering
 from rpc_discovery import EtcdDiscovery, PemFiles
 from rpc_discovery.etcd import EtcdWatch
@@ -78,7 +78,7 @@ def carrier(ssl=None, transport=None, url=HERE):
 
     async def choose():
         machine = EtcdWatch([url], now=time.monotonic(), rng=lambda: 0.5)
-        pump = Pump(machine, lambda events: None, getLogger("etcd-tests"), ssl, transport)
+        pump = Pump(machine, lambda events: None, get_log("etcd-tests"), ssl, transport)
         name = type(pump._carrier).__name__
         await pump.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}

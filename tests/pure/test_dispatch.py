@@ -77,7 +77,29 @@ def test_exceptions_that_the_operator_should_hear_of() -> None:
     _, host = hosted()
     assert host.dispatcher.is_unexpected(ValueError())
     assert not host.dispatcher.is_unexpected(NotFound())
-    assert not host.dispatcher.is_unexpected(KeyboardInterrupt())
+    assert host.dispatcher.is_unexpected(SystemExit())
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.fault(142)
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("kind", [Unprintable, CallError])
+def test_exception_that_cannot_be_printed_is_unknown(kind: Any, debug: bool) -> None:
+    pair, host = hosted(debug=debug, slow=SLOW)
+    call = pair.call("Arith.add", 1, 2)
+    [served] = host.running
+    error = kind("code") if kind is CallError else kind()
+    error.message = error
+    error.__class__ = type(kind.__name__, (kind,), {"__str__": Unprintable.__str__})
+    host.dispatcher.finish(served, None, error)
+    pair.pump()
+    outcome = pair.outcome(call)
+    assert (type(outcome), outcome.message) == (Unknown, kind.__name__)
+    assert host.dispatcher.running == 0
 
 
 # Registering

@@ -83,7 +83,7 @@ def test_text_names_code_message_and_what_is_supported() -> None:
     assert str(NotFound()) == "not_found"
     assert str(NotFound("no such row")) == "not_found: no such row"
     error = HandshakeError("unimplemented", "no", {"versions": [1]})
-    assert str(error) == "unimplemented: no (supported: {'versions': [1]})"
+    assert str(error) == "unimplemented: no (supported: versions 1)"
 
 
 def test_errors_raised_by_the_library_are_assumed_to_have_run() -> None:

@@ -369,3 +369,16 @@ def test_client_reports_what_the_server_supports() -> None:
     error = termination(client.receive_data(json.dumps(refusal).encode() + b"\n", START))
     assert error.code == "unimplemented"
     assert error.supported == {"versions": [9], "codecs": ["cbor"]}
+
+
+@pytest.mark.fault(91)
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [(None, "a token is required; none was shown"), ("wrong", "the token was refused")],
+)
+def test_missing_and_wrong_tokens_are_told_apart_in_plain_words(
+    token: str | None, message: str
+) -> None:
+    pair = Pair(ClientConfig(token=token), ServerConfig(token="right"))
+    pair.pump()
+    assert str(termination(pair.client_events)) == f"unauthenticated: {message}"
