@@ -31,9 +31,10 @@ class TrioClient:
             await self._flush()
             await done.wait()
         except trio.Cancelled:
-            self._connection.cancel(call, trio.current_time())
+            # These are events, too: the slot that is free now may end or begin other calls.
+            events = self._connection.cancel(call, trio.current_time())
             with trio.CancelScope(shield=True):
-                await self._flush()
+                await self._act(events)
             raise
         if isinstance(call.waiter, CallFailed):
             raise call.waiter.error

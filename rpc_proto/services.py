@@ -1,5 +1,6 @@
 """Services by reflection: an object's public methods, their parameters and their types."""
 
+import functools
 import inspect
 import re
 import typing
@@ -26,15 +27,52 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def expose(function: Function) -> Function:
-    """Mark a method as callable from outside; then only the marked ones of its class are."""
-    function.__rpc_exposed__ = True  # type: ignore[attr-defined]
-    return function
+    """Mark a method as callable from outside; then only the marked ones of its class are.
+
+    An override of a marked method is marked, too. TypeError for what is no function.
+    """
+    return _mark(function, _EXPOSED)
 
 
 def quick(function: Function) -> Function:
     """Mark a `def` method as one that never waits: it runs at once, not in the thread pool."""
-    function.__rpc_quick__ = True  # type: ignore[attr-defined]
+    return _mark(function, _QUICK)
+
+
+_EXPOSED, _QUICK = "__rpc_exposed__", "__rpc_quick__"
+
+
+def _mark(function: Function, mark: str) -> Function:
+    try:
+        setattr(function, mark, True)
+    except AttributeError:
+        raise TypeError(f"only a function can be marked, not {function!r:.80}") from None
     return function
+
+
+def _has_mark(found: Any, mark: str) -> bool:
+    """Whether a function or what it wraps has a mark, however they are wrapped."""
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        own = getattr(found, "__dict__", {})
+        if mark in own:
+            return True
+        # staticmethod and classmethod; functools.partialmethod; functools.wraps
+        inner = [getattr(found, name, None) for name in ("__func__", "func")]
+        found = next(filter(None, [*inner, own.get("__wrapped__")]), None)
+    return False
+
+
+def _hides_mark(function: Any) -> bool:
+    """Whether a decorator that does not say what it wraps stands above a mark."""
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            inner = cell.cell_contents
+            for mark in (_EXPOSED, _QUICK):
+                if callable(inner) and _has_mark(inner, mark) and not _has_mark(function, mark):
+                    return True
+    return False
 
 
 class Parameter(NamedTuple):
@@ -73,13 +111,13 @@ class Method:
         "stats",
     )
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], *, is_quick: bool = False) -> None:
         """Raise TypeError if the signature or a type in it cannot be served."""
         self.name = name
         self.stats = MethodStats()
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
-        self.is_quick = bool(getattr(function, "__rpc_quick__", False))
+        self.is_quick = is_quick
         self.lane: Any = None  # where its calls wait for their turn: a Dispatcher's
         self.doc = inspect.getdoc(function) or ""
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
@@ -275,18 +313,39 @@ def service_name(service: Any) -> str:
     return kind.__name__
 
 
-def _public_functions(kind: type) -> Iterator[tuple[str, Any]]:
-    """Find what a class offers without touching its properties."""
+def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
+    """Find what a class offers, and whether it is quick, without touching its properties."""
     found = []
+    exposed = []
     for name in dir(kind):
         if name.startswith("_"):
             continue
         static = inspect.getattr_static(kind, name)
-        function = static.__func__ if isinstance(static, (staticmethod, classmethod)) else static
-        if inspect.isroutine(function):
-            found.append((name, function))
-    marked = [entry for entry in found if getattr(entry[1], "__rpc_exposed__", False)]
-    yield from marked or found
+        # An override has the marks of what it overrides: without them it would be offered no more,
+        # or, as the only one that was marked, everything else would be.
+        defined = [vars(base)[name] for base in kind.__mro__ if name in vars(base)] or [static]
+        is_exposed = any(_has_mark(one, _EXPOSED) for one in defined)
+        if isinstance(static, (staticmethod, classmethod)):
+            function: Any = static.__func__
+        elif isinstance(static, functools.partialmethod):
+            function = static.func
+        else:
+            function = static
+        # What is a routine by having __get__ only, like cached_property, cannot be called as it is.
+        if not inspect.isroutine(function) or not callable(function):
+            if is_exposed:
+                raise TypeError(f"{kind.__name__}.{name} is marked, but is no method")
+            continue
+        if _hides_mark(function):
+            raise TypeError(
+                f"{kind.__name__}.{name}: a decorator hides the mark of the function below it; "
+                "let it use functools.wraps, or mark what it returns"
+            )
+        entry = (name, function, any(_has_mark(one, _QUICK) for one in defined))
+        found.append(entry)
+        if is_exposed:
+            exposed.append(entry)
+    yield from exposed or found
 
 
 def reflect(service: Any, name: str | None = None) -> dict[str, Method]:
@@ -300,8 +359,8 @@ def reflect(service: Any, name: str | None = None) -> dict[str, Method]:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
         raise ValueError(f"a service name is made of dotted identifiers, not {name!r:.80}")
     methods = {
-        f"{name}.{short}": Method(f"{name}.{short}", getattr(service, short))
-        for short, _ in _public_functions(type(service))
+        f"{name}.{short}": Method(f"{name}.{short}", getattr(service, short), is_quick=is_quick)
+        for short, _, is_quick in _public_functions(type(service))
     }
     if not methods:
         raise TypeError(f"{service!r:.80} has no public methods")
@@ -318,7 +377,7 @@ def annotated_methods(kind: Any) -> list[_Declared]:
     if not isinstance(kind, type):
         raise TypeError(f"a service is named by a string or declared by a class, not {kind!r:.80}")
     declared = []
-    for name, function in _public_functions(kind):
+    for name, function, _ in _public_functions(kind):
         _, returns, _ = _signature(f"{kind.__name__}.{name}", function)
         declared.append(_Declared(name, returns))
     return declared

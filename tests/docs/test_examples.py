@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cli.processes import wait_for_nodes
 from rpc_asyncio import Client, Server
 
@@ -71,6 +73,20 @@ def test_a_trio_client_calls_a_real_server():
             await server.stop(grace=0.0)
 
     assert asyncio.run(main()) == "3\n"
+
+
+@pytest.mark.fault(70)
+def test_a_call_that_waits_behind_one_that_is_cancelled_ends_in_the_trio_client():
+    """Its deadline has passed by then, so its end is among the events of that very command."""
+    program = Path(__file__).with_name("trio_cancel.py")
+    ended = subprocess.run(
+        [sys.executable, program, ROOT / "examples"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("deadline_exceeded\n", "")
 
 
 def test_the_conversation_without_a_network_is_true():

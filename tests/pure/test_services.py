@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum, IntEnum
-from functools import partial
+from functools import cached_property, partial, partialmethod, wraps
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
@@ -414,3 +414,158 @@ def test_parameter_of_a_type_that_cannot_be_decoded_is_refused_at_registration(k
     Service.method.__annotations__["value"] = kind
     with pytest.raises(TypeError, match=r"Service\.method: parameter value: no value can be"):
         reflect(Service())
+
+
+# Marks
+
+
+def logged(function: Any) -> Any:
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return run
+
+
+def careless(function: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return run
+
+
+class Wrapped:
+    @expose
+    @staticmethod
+    def above_static() -> str:
+        return "static"
+
+    @staticmethod
+    @expose
+    def below_static() -> str:
+        return "static"
+
+    @expose
+    @classmethod
+    def above_class(cls) -> str:
+        return cls.__name__
+
+    @expose
+    @logged
+    def above_wraps(self) -> str:
+        return "wraps"
+
+    @logged
+    @expose
+    def below_wraps(self) -> str:
+        return "wraps"
+
+    def general(self, value: int) -> int:
+        return value
+
+    special = expose(partialmethod(general, 7))  # type: ignore[type-var]
+
+    def secret(self) -> str:
+        return "secret"
+
+
+@pytest.mark.fault(66)
+def test_mark_is_found_through_wrappers_and_nothing_else_is_offered() -> None:
+    offered = {name.partition(".")[2] for name in reflect(Wrapped(), "m")}
+    static = {"above_static", "below_static", "above_class", "above_wraps", "below_wraps"}
+    assert offered == static | {"special"}
+
+
+@pytest.mark.fault(66)
+def test_marked_static_and_partial_methods_can_be_called() -> None:
+    methods = reflect(Wrapped(), "m")
+    assert methods["m.above_static"].function() == "static"
+    assert methods["m.above_class"].function() == "Wrapped"
+    assert methods["m.special"].function() == 7
+
+
+@pytest.mark.fault(66)
+def test_override_of_a_marked_method_is_marked() -> None:
+    class Base:
+        @expose
+        @quick
+        def get(self) -> str:
+            return "base"
+
+    class Derived(Base):
+        def get(self) -> str:
+            return "derived"
+
+        def secret(self) -> str:
+            return "secret"
+
+    methods = reflect(Derived(), "d")
+    assert list(methods) == ["d.get"]
+    assert methods["d.get"].is_quick
+
+
+@pytest.mark.fault(66)
+@pytest.mark.parametrize("mark", [expose, quick])
+def test_decorator_that_hides_a_mark_is_refused(mark: Any) -> None:
+    class Hidden:
+        @careless
+        @mark
+        def get(self) -> str:
+            return "hidden"
+
+    with pytest.raises(TypeError, match=r"Hidden.get: a decorator hides the mark"):
+        reflect(Hidden())
+
+
+@pytest.mark.fault(67)
+def test_quick_is_found_through_wrappers() -> None:
+    class Quick:
+        @quick
+        @staticmethod
+        def static() -> None: ...
+
+        @quick
+        @classmethod
+        def of_class(cls) -> None: ...
+
+        @logged
+        @quick
+        def wrapped(self) -> None: ...
+
+        def slow(self) -> None: ...
+
+    methods = reflect(Quick(), "q")
+    assert {name for name, method in methods.items() if not method.is_quick} == {"q.slow"}
+
+
+@pytest.mark.fault(68)
+def test_properties_are_neither_evaluated_nor_offered() -> None:
+    class Lazy:
+        @cached_property
+        def callback(self) -> Any:
+            raise AssertionError("evaluated")
+
+        @property
+        def value(self) -> Any:
+            raise AssertionError("evaluated")
+
+        def get(self) -> str:
+            return "got"
+
+    service = Lazy()
+    assert list(reflect(service, "l")) == ["l.get"]
+    assert "callback" not in vars(service)
+
+
+@pytest.mark.fault(68)
+def test_marked_property_is_refused() -> None:
+    class Lazy:
+        @expose
+        @cached_property
+        def callback(self) -> Any:
+            raise AssertionError("evaluated")
+
+    with pytest.raises(TypeError, match=r"Lazy.callback is marked, but is no method"):
+        reflect(Lazy())
+    with pytest.raises(TypeError, match="only a function can be marked"):
+        expose(property(lambda self: None))  # type: ignore[type-var]
