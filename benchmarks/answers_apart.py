@@ -1,8 +1,9 @@
 """W7: what a call takes beyond its handler, when answers leave at different moments.
 
-One connection with 8 calls in flight, whose handlers wait 1 to 5 ms each. An answer that waits till
-the one before it is acknowledged (Nagle's algorithm) comes up to 40 ms late; so the figures are the
-p50 and p99 of what the caller waits beyond the time that the handler measured, in milliseconds.
+One connection with 8 calls in flight, whose handlers wait 1 to 5 ms each; the next 8 begin when all
+have ended, so that no request acknowledges an answer. One that waits until the answer before it is
+acknowledged (Nagle's algorithm) comes 40 ms late. The figures are p50 and p99 of what the caller
+waits beyond the time that the handler measured, in milliseconds.
 
     python benchmarks/answers_apart.py --seconds 5 asyncio uvloop gevent blocking
 """
@@ -55,13 +56,14 @@ async def load_asyncio(address: str, seconds: float) -> list[float]:
     stop = time.monotonic() + seconds
     beyond: list[float] = []
 
-    async def caller() -> None:
-        while (began := time.monotonic()) < stop:
-            own = await client.call("Waiting.wait", random.uniform(SHORTEST, LONGEST))
-            beyond.append(time.monotonic() - began - own)
+    async def call() -> None:
+        began = time.monotonic()
+        own = await client.call("Waiting.wait", random.uniform(SHORTEST, LONGEST))
+        beyond.append(time.monotonic() - began - own)
 
     async with await Client.connect(address) as client:
-        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+        while time.monotonic() < stop:
+            await asyncio.gather(*(call() for _ in range(IN_FLIGHT)))
     return beyond
 
 
@@ -86,20 +88,14 @@ def load(backend: str, address: str, seconds: float) -> list[float]:
     stop = time.monotonic() + seconds
     beyond: list[float] = []
 
-    def caller() -> None:
-        while (began := time.monotonic()) < stop:
-            own = client.call("Waiting.wait", random.uniform(SHORTEST, LONGEST))
-            beyond.append(time.monotonic() - began - own)
+    def call(_: int) -> None:
+        began = time.monotonic()
+        own = client.call("Waiting.wait", random.uniform(SHORTEST, LONGEST))
+        beyond.append(time.monotonic() - began - own)
 
-    with Client.connect(address) as client:
-        if backend == "gevent":
-            import gevent
-
-            gevent.joinall([gevent.spawn(caller) for _ in range(IN_FLIGHT)], raise_error=True)
-        else:
-            with ThreadPoolExecutor(IN_FLIGHT) as threads:
-                for done in [threads.submit(caller) for _ in range(IN_FLIGHT)]:
-                    done.result()
+    with Client.connect(address) as client, ThreadPoolExecutor(IN_FLIGHT) as threads:
+        while time.monotonic() < stop:
+            list(threads.map(call, range(IN_FLIGHT)))
     return beyond
 
 

@@ -202,7 +202,7 @@ class LineReader:
 
 
 def _guess(start: bytes) -> str:
-    if start[0] == 0x16:
+    if start[0] in (0x15, 0x16):  # an alert or a greeting
         return "the peer speaks TLS here; use tls:// on both ends or on neither"
     if start.startswith((b"HTTP/", b"GET ", b"POST ", b"HEAD ", b"PUT ", b"CONNECT ", b"PRI ")):
         return f"the peer speaks HTTP here: {start!r}"

@@ -77,6 +77,8 @@ class _ClientProtocol(ConnectionProtocol):
             raise
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.handshake.done():
+            self.handshake.set_exception(exc)
         super().connection_lost(exc)
         if not self.lost.done():
             self.lost.set_result(None)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from select import POLLIN, POLLOUT
+from ssl import SSLError
 from threading import Lock, RLock, get_ident, main_thread
 from time import monotonic
 from typing import Any, Self
@@ -127,7 +128,8 @@ class Client(SyncClient):
         if event is None:
             raise TimeoutError
         if isinstance(event, ConnectionTerminated):
-            raise refusal(event.error or self._channel.failure)
+            failure = self._channel.failure
+            raise refusal(failure if isinstance(failure, SSLError) else event.error or failure)
 
     def _descriptors(self) -> list[int]:
         return [self._channel.sock.fileno()]

@@ -91,14 +91,36 @@ def explain(error: BaseException, target: Dialling, timeout: float) -> BaseExcep
     if isinstance(error, TimeoutError):
         return TimeoutError(f"no connection to {target} within {timeout:g} s")
     if isinstance(error, OSError):
-        return Unavailable(f"no connection to {target}: {error}", maybe_executed=False)
+        likely = _likely_cause(error, target.where)
+        return Unavailable(f"no connection to {target}: {error}{likely}", maybe_executed=False)
     return error
+
+
+def _likely_cause(error: OSError, where: Address) -> str:
+    """Return what is probably wrong with TLS when a server that is there ends the connection."""
+    if where.scheme == "unix":
+        return ""
+    if not where.has_tls:
+        scheme = "https" if where.has_http else "tls"
+        is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
+        return f"; if it expects TLS, use {scheme}://" if is_cut else ""
+    if isinstance(error, (ssl_module.SSLCertVerificationError, ConnectionRefusedError)):
+        return ""  # which says it all
+    reason = getattr(error, "reason", None) or ""
+    if "ALERT" in reason:
+        return "; it may want a client certificate that it trusts"
+    scheme = "http" if where.has_http else "tcp"
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return f"; if it does not use TLS, use {scheme}://"
+    if isinstance(error, (ssl_module.SSLError, ConnectionError)):
+        return f"; it may want a client certificate, or not use TLS ({scheme}://)"
+    return ""
 
 
 def refusal(error: Exception | None) -> Exception:
     """Return what ended the connection before the server accepted the options."""
     # Perhaps not a word came: of something that forwards connections to nobody, say.
-    return error or Unavailable("the server hung up at once", maybe_executed=False)
+    return error or ConnectionResetError("the server closed the connection before the handshake")
 
 
 _TAKEN: Any = object()

@@ -89,7 +89,7 @@ class _ClientLink(Link):
             self.handshake.set_exception(refusal(event.error))
 
     def lose(self, error: Exception | None = None) -> None:
-        if error is not None and self._tls is not None and not self._tls.established:
+        if error is not None and not self.handshake.ready():
             self.handshake.set_exception(error)
         super().lose(error)
         self.lost.set()

@@ -87,13 +87,16 @@ class Tunnel:
         """Return what is wrong if the peer sends nothing more now."""
         when = f"within its answer, {self._quote()}," if self._start else "instead of an answer"
         message = f"{self._peer} hung up {when} to CONNECT {self._target}"
+        if not self._start and self._peer == "the server":
+            message += "; perhaps only one end uses TLS"
         return HandshakeError("unavailable", message)
 
     def _look_at(self, data: bytes) -> None:
         """Keep the beginning of an answer; HandshakeError as soon as that is no HTTP."""
         self._start += data[: _QUOTED - len(self._start)]
         if not _BEGINNING.startswith(self._start[: len(_BEGINNING)]):
-            raise self._fail(f"is no HTTP: {bytes(self._start)!r}")
+            tls = " but TLS (use https://)" if self._start[0] == 0x15 else ""
+            raise self._fail(f"is no HTTP{tls}: {bytes(self._start)!r}")
 
     def _check_status(self, answer: h11.Response) -> None:
         status = answer.status_code

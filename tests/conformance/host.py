@@ -3,6 +3,7 @@
     python -m conformance.host BACKEND OPTIONS
 
 OPTIONS is JSON: addresses, config, server, certificate; files, how many it may open;
+verbose, whether it logs what it does; authority, which signs the certificates of its clients;
 registry, the epoch of the one to host, or registries to register at, with a ttl. Each line of input
 is a command and gets one line of output; both are JSON. The first line of output tells the real
 addresses. The end of the input ends the process, so none outlives its test run.
@@ -11,6 +12,7 @@ addresses. The end of the input ends the process, so none outlives its test run.
 import abc
 import importlib
 import json
+import logging
 import os
 import resource
 import socket
@@ -39,6 +41,8 @@ class Host(abc.ABC):
         self._options = options
         self._stopped = threading.Event()
         self._failure: str | None = None
+        if options.get("verbose"):
+            logging.basicConfig(level=logging.INFO)
         if "files" in options:
             resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"],) * 2)
 
@@ -92,6 +96,9 @@ class Host(abc.ABC):
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._options["certificate"])
+        if "authority" in self._options:  # of the clients' certificates
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self._options["authority"])
         return context
 
     def serving(self, addresses: list[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 LIMIT = 20.0
 
 # Options of a host that are no arguments of its server.
-_OWN = ("files", "port", "registry", "registries", "ttl")
+_OWN = ("authority", "files", "port", "registry", "registries", "ttl", "verbose")
 
 # A blocking server needs a thread for each handler that waits.
 THREADS = 64
@@ -85,7 +85,8 @@ class HostProcess:
     """A server in a process of its own."""
 
     def __init__(self, backend: str, folder: Path, certificate: Path, **options: Any) -> None:
-        """Options: `config` for its ServerConfig; `files`, how many it may open; `port` for tcp;
+        """Options: `config` for its ServerConfig; `files`, how many it may open; `authority`, which
+        signs its clients' certificates; `verbose`; `port` for tcp;
         `registry`, the epoch of the one that it hosts; `registries` to register at, with a `ttl`;
         all others are arguments of its Server.
         """

@@ -219,7 +219,8 @@ def test_answer_against_the_rules_is_quoted(data: bytes) -> None:
 @pytest.mark.fault(42)
 def test_end_instead_of_an_answer_and_within_it_differ() -> None:
     assert ask([]) == (
-        "unavailable: the server hung up instead of an answer to CONNECT example.org:7000"
+        "unavailable: the server hung up instead of an answer to CONNECT example.org:7000; "
+        "perhaps only one end uses TLS"
     )
     assert "hung up within its answer, b'HTTP/1.1 200 OK', to" in refusal(OK[:-2])
 
