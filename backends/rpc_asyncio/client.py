@@ -50,6 +50,7 @@ class _ClientProtocol(ConnectionProtocol):
     def handle_events(self, events: list[Event]) -> None:
         self.idle = len(events) <= 1 and not self.connection.calls.by_id
         waiters: list[Waiter] = []
+        event: Event | None
         for event in events:
             kind = type(event)
             if kind is CallCompleted or kind is CallFailed:
@@ -64,6 +65,9 @@ class _ClientProtocol(ConnectionProtocol):
                     self.handshake.set_result(None)
             elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
                 self.handshake.set_exception(refusal(event.error))
+        # A Task that ends with an error in here keeps this frame, and would keep it with its error.
+        event = None
+        events.clear()
         if asyncio.current_task(self._loop) is not None:  # only one can run at a time
             for waiter in waiters:
                 waiter.wake_soon()

@@ -132,6 +132,7 @@ class _Handler(Coroutine[Any, Any, None]):
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         error = typ if val is None else val
+        typ = val = None
         if self.coroutine is None:
             raise error
         if self._waits_for is not _NOTHING:
@@ -139,7 +140,10 @@ class _Handler(Coroutine[Any, Any, None]):
             waits_for, self._waits_for = self._waits_for, _NOTHING
             if hasattr(waits_for, "_asyncio_future_blocking") and waits_for.cancel():
                 return waits_for
-        return self._step(self.coroutine.throw, error)
+        try:
+            return self._step(self.coroutine.throw, error)
+        finally:
+            error = None  # or error, traceback and frame would keep each other alive
 
     def _step(self, resume: Callable[[Any], Any], value: Any) -> Any:
         assert self.context is not None
@@ -148,6 +152,7 @@ class _Handler(Coroutine[Any, Any, None]):
         except StopIteration as stop:
             self._runner.ended(self, stop.value, None)
         except BaseException as error:
+            value = None  # or error, traceback and frame would keep each other alive
             self._runner.ended(self, None, error)
             if not isinstance(error, Exception):  # cancelled, or the process is to end
                 raise

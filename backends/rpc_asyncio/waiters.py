@@ -38,7 +38,10 @@ class Waiter:
         wakeup = self._wakeup
         if wakeup is not None:
             self._wakeup = None
-            self._context.run(wakeup, self)
+            try:
+                self._context.run(wakeup, self)
+            finally:
+                wakeup = None  # or error, frames and Task would keep each other alive
 
     def wake_soon(self) -> None:
         """Let the Task go on with `event` in the next turn of the loop."""

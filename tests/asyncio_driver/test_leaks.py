@@ -196,3 +196,31 @@ async def test_failed_calls_are_freed_without_the_garbage_collector():
             assert gc.collect() < 50
         finally:
             gc.enable()
+
+
+@pytest.mark.fault(71)
+@pytest.mark.parametrize(
+    ("method", "timeout"), [("Work.fails", None), ("Work.none", None), ("Work.for_ever", 0.01)]
+)
+async def test_tasks_that_end_with_the_error_of_a_call_leave_no_garbage(method, timeout):
+    def errors() -> int:
+        return sum(isinstance(left, BaseException) for left in gc.get_objects())
+
+    async with pair(Work()) as (server, client):
+
+        async def fail() -> None:
+            task = asyncio.create_task(client.call(method, timeout=timeout))
+            await asyncio.wait([task])
+            assert isinstance(task.exception(), CallError)
+
+        await fail()
+        gc.collect()
+        gc.disable()
+        try:
+            before = errors()
+            for _ in range(5):
+                await fail()
+            await until(lambda: not server.stats["running"])
+            assert errors() - before <= 1
+        finally:
+            gc.enable()
