@@ -8,6 +8,7 @@ from math import inf
 from random import random
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
+from weakref import ref
 
 from rpc_common.balanced import (
     DRAIN,
@@ -348,20 +349,21 @@ class BalancedClient(BalancedBase):
     def _follow(self) -> None:
         self._machine = self.discovery.open(monotonic(), random)
         if isinstance(self._machine, FileView):
-            self._follower = self._spawn(self._follow_file())
+            following = _follow_file(self.discovery, self._machine, ref(self), self._log)
+            self._follower = self._spawn(following)
         else:
             source = self.discovery
-            self._pump = Pump(self._machine, self._take, self._log, source.ssl, source.transport)
+            take = self._weakly()
+            self._pump = Pump(self._machine, take, self._log, source.ssl, source.transport)
 
-    async def _follow_file(self) -> None:
-        seen: Any = None
-        while not self._closed:
-            try:
-                seen, events = look(self.discovery.path, self._machine, seen, monotonic())
-                self._take(events)
-            except Exception:  # of this time; the next one may do
-                self._log.exception("discovery failed")
-            await asyncio.sleep(self.discovery.interval)
+    def _stop_following(self) -> None:
+        for stop in (
+            self._pump.stop if self._pump is not None else None,
+            self._follower.cancel if self._follower is not None else None,
+        ):
+            if stop is not None:
+                with suppress(RuntimeError):  # the loop was closed before
+                    self._home.call_soon_threadsafe(stop)
 
     async def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:
         """Ask a second node if the first takes too long."""
@@ -410,6 +412,21 @@ class BalancedClient(BalancedBase):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _follow_file(
+    source: Any, machine: FileView, of: "ref[BalancedClient]", log: logging.Logger
+) -> None:
+    """Look at a file again and again, as long as its client lives and is not closed."""
+    seen: Any = None
+    while (client := of()) is not None and not client._closed:
+        try:
+            seen, events = look(source.path, machine, seen, monotonic())
+            client._take(events)
+        except Exception:  # of this time; the next one may do
+            log.exception("discovery failed")
+        del client
+        await asyncio.sleep(source.interval)
 
 
 async def _race(tasks: "list[asyncio.Task[CallCompleted]]") -> CallCompleted:

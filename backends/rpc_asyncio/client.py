@@ -3,11 +3,12 @@
 import asyncio
 import ssl as ssl_module
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from threading import get_ident
 from time import monotonic
 from typing import Any, NoReturn, Self, TypeVar, overload
 
-from rpc_common.client import Dialling, Reply, explain, refusal
+from rpc_common.client import Dialling, Reply, explain, refusal, warn_unclosed
 from rpc_common.forks import Forks
 from rpc_proto import (
     Call,
@@ -102,7 +103,7 @@ class Client:
         self._is_running = self._loop.is_running
         self._thread = get_ident()
         self._call_timeout = config.call_timeout
-        self._forks = Forks.count
+        self._forks: int | None = Forks.count
         self.address = address
         Forks.watch(self)
 
@@ -165,6 +166,22 @@ class Client:
 
     def _descriptors(self) -> list[int]:
         return [self._protocol._transport.get_extra_info("socket").fileno()]
+
+    def __del__(self) -> None:
+        # Absent if `__init__` was never run; in a child it is the parent's to close.
+        if getattr(self, "_forks", None) == Forks.count and not self._protocol.closed:
+            try:
+                warn_unclosed(self)
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the connection at once; from any thread, and nobody waits for it."""
+        with suppress(RuntimeError):  # the loop was closed before
+            self._loop.call_soon_threadsafe(self._protocol.abort)
+
+    def __repr__(self) -> str:
+        return f"<rpc_asyncio.Client of {self.address}>"
 
     async def __aenter__(self) -> Self:
         return self

@@ -154,6 +154,10 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     # Called by the driver
 
+    def abort(self) -> None:
+        """Close the transport, whatever has not been written yet."""
+        self._transport.abort()
+
     def flush(self) -> None:
         """Write what there is to write and bring timer and back-pressure up to date."""
         self.flush_scheduled = False

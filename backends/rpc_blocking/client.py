@@ -95,7 +95,7 @@ class Client(SyncClient):
         self._closing = Lock()  # of the right to wait for that
         self._heard_at = monotonic()
         self._call_timeout = connection._config.call_timeout
-        self._forks = Forks.count
+        self._forks: int | None = Forks.count
         Forks.watch(self)
         channel.limit_patience(_PATIENCE)
 
@@ -119,6 +119,12 @@ class Client(SyncClient):
                 sock.close()
             raise
         return client
+
+    def _is_open(self) -> bool:
+        return self._channel.sock.fileno() >= 0
+
+    def _let_go(self) -> None:
+        self._close_sockets()
 
     def _open(self, deadline: float) -> None:
         with self._lock:

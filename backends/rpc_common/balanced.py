@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from random import random
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar, overload
+from weakref import WeakMethod
 
 from rpc_discovery import (
     Balancer,
@@ -32,6 +33,7 @@ from rpc_proto import (
 from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
 
+from .client import warn_unclosed
 from .forks import Forks
 from .log import Log
 
@@ -137,8 +139,9 @@ class BalancedBase(ABC):
         self._idempotent = idempotent
         self._call_timeout = self._config.call_timeout
         self._closed = False
-        self._forks = Forks.count
-        self._home: Any = None  # where it is used, when it is
+        # The process, and the event loop or hub, in which it is used, when it is.
+        self._forks: int | None = None
+        self._home: Any = None
         self._retired: set[Any] = set()  # connections that end when their calls have
         # Set, and replaced by a new one, when a dial has ended, a view has come, or it is closed.
         self._changed = self._make_event()
@@ -194,7 +197,28 @@ class BalancedBase(ABC):
             "stale": 0.0 if since is None else monotonic() - since,
         }
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__.partition('.')[0]}.BalancedClient>"
+
+    def __del__(self) -> None:
+        # Absent if `__init__` failed, None if it was never used; in a child it is the parent's.
+        if getattr(self, "_forks", None) != Forks.count or self._closed:
+            return
+        try:
+            warn_unclosed(self)
+        finally:
+            self._closed = True
+            self._stop_following()
+            for target in self._pool.targets.values():
+                if target.client is not None:
+                    target.client._let_go()
+                    target.client._forks = None  # so that it does not warn, too
+
     # What a runtime supplies
+
+    @abstractmethod
+    def _stop_following(self) -> None:
+        """End what follows the discovery, from any thread."""
 
     @abstractmethod
     def call(self, method: str, /, *args: Any, **options: Any) -> Any:
@@ -224,6 +248,17 @@ class BalancedBase(ABC):
         """Close a connection when its calls have ended."""
 
     # The view
+
+    def _weakly(self) -> Callable[[list[Any]], None]:
+        """Return what takes events as long as the client lives, and does not keep it alive."""
+        reference = WeakMethod(self._take)
+
+        def take(events: list[Any]) -> None:
+            method = reference()
+            if method is not None:
+                method(events)
+
+        return take
 
     def _take(self, events: list[Any]) -> None:
         """Act on what a discovery says."""
@@ -404,13 +439,13 @@ class BalancedBase(ABC):
             raise LocalProtocolError("this client was closed")
 
     def _check_owner(self) -> None:
-        if self._forks != Forks.count:
+        if self._forks is not None and self._forks != Forks.count:
             raise LocalProtocolError(
                 "this client belongs to the parent process; make one after the fork"
             )
         here = self._here()
-        if self._home is None:
-            self._home = here
+        if self._forks is None:
+            self._forks, self._home = Forks.count, here
         elif self._home != here:
             raise LocalProtocolError(
                 "this client belongs to another event loop or hub; make one for each"

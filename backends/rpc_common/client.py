@@ -1,6 +1,7 @@
 """A client's part that no runtime changes."""
 
 import ssl as ssl_module
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,9 +26,19 @@ from rpc_proto import (
 from rpc_proto.context import inherit
 from rpc_proto.proxy import service_proxy
 
+from .forks import Forks
 from .proxies import Proxy, find_proxy
 
-__all__ = ["Dialling", "Pending", "Reply", "SyncClient", "explain", "outcome", "refusal"]
+__all__ = [
+    "Dialling",
+    "Pending",
+    "Reply",
+    "SyncClient",
+    "explain",
+    "outcome",
+    "refusal",
+    "warn_unclosed",
+]
 
 Api = TypeVar("Api")
 Result = TypeVar("Result")
@@ -123,6 +134,12 @@ def refusal(error: Exception | None) -> Exception:
     return error or ConnectionResetError("the server closed the connection before the handshake")
 
 
+def warn_unclosed(client: Any) -> None:
+    """Say that a client is collected that was not closed; no exception may come out of that."""
+    # Without the client as the warning's source: that would bring it back to life.
+    warnings.warn(f"unclosed {client!r}", ResourceWarning, stacklevel=3)
+
+
 _TAKEN: Any = object()
 
 
@@ -173,6 +190,7 @@ class SyncClient(ABC):
 
     _connection: ClientConnection
     _call_timeout: float
+    _forks: int | None
     address: str
 
     @classmethod
@@ -214,6 +232,25 @@ class SyncClient(ABC):
     @abstractmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
         """Dial and shake hands; TimeoutError after `timeout` seconds. Close what fails."""
+
+    def __del__(self) -> None:
+        # Absent if `__init__` was never run; in a child it is the parent's to close.
+        if getattr(self, "_forks", None) == Forks.count and self._is_open():
+            try:
+                warn_unclosed(self)
+            finally:
+                self._let_go()
+
+    @abstractmethod
+    def _is_open(self) -> bool:
+        """Whether there is still something to close."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Close the connection at once; from any thread, and nobody waits for it."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__.partition('.')[0]}.Client of {self.address}>"
 
     def __enter__(self) -> Self:
         return self

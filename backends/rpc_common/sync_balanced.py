@@ -8,6 +8,7 @@ from random import random
 from threading import Lock
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
+from weakref import ref
 
 from rpc_discovery import FileView, View
 from rpc_discovery.pool import BalancedCall, Target
@@ -401,20 +402,17 @@ class SyncBalancedClient(BalancedBase):
         self._troubles.pop("", None)
         if isinstance(machine, FileView):
             self._runtime.end_at_exit(self)
-            self._runtime.spawn(partial(self._follow_file, machine))
+            follow = partial(_follow_file, self.discovery, machine, ref(self), self._ending)
+            self._runtime.spawn(partial(follow, self._runtime, self._log))
         else:
-            self._pump = Pump(machine, self._take, self._runtime, self._log, self.discovery.ssl)
+            source = self.discovery
+            self._pump = Pump(machine, self._weakly(), self._runtime, self._log, source.ssl)
         self._machine = machine
 
-    def _follow_file(self, machine: FileView) -> None:
-        seen: Any = None
-        while not self._closed:
-            try:
-                seen, events = look(self.discovery.path, machine, seen, monotonic())
-                self._take(events)
-            except Exception:  # of this time; the next one may do
-                self._log.exception("discovery failed")
-            self._runtime.get(self._ending, self.discovery.interval)
+    def _stop_following(self) -> None:
+        self._ending.put(None)
+        if self._pump is not None:
+            self._pump.stop()
 
     def end_threads(self) -> None:
         """Let the thread that follows a file end."""
@@ -554,3 +552,23 @@ class SyncBalancedClient(BalancedBase):
         with self._lock:
             self._retired.discard(client)
             self._retire_soon()
+
+
+def _follow_file(
+    source: Any,
+    machine: FileView,
+    of: "ref[SyncBalancedClient]",
+    ending: Any,
+    runtime: Runtime,
+    log: Any,
+) -> None:
+    """Look at a file again and again, as long as its client lives and is not closed."""
+    seen: Any = None
+    while (client := of()) is not None and not client._closed:
+        try:
+            seen, events = look(source.path, machine, seen, monotonic())
+            client._take(events)
+        except Exception:  # of this time; the next one may do
+            log.exception("discovery failed")
+        del client
+        runtime.get(ending, source.interval)

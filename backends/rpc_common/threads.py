@@ -90,7 +90,6 @@ class Threads:
         self._lock = Lock()
         self._started = 0
         self._idle = 0  # those that wait, less the jobs that have been put for them
-        end_at_exit(self)
 
     def submit(self, run: Callable[[], None]) -> Job:
         """Run something as soon as a thread is free; it must not raise.
@@ -106,6 +105,7 @@ class Threads:
                 self._idle += 1
         self._jobs.put(job)
         if start:
+            end_at_exit(self)
             try:
                 HelperThread(self._work, self._name).start()
             except RuntimeError:  # no more threads can be had; those that there are will do

@@ -108,7 +108,7 @@ class Client(SyncClient):
         self._connection = link.connection
         self._hub = link._hub
         self._thread = get_ident()
-        self._forks = Forks.count
+        self._forks: int | None = Forks.count
         self._call_timeout = config.call_timeout
         self.address = address
         Forks.watch(self)
@@ -134,6 +134,14 @@ class Client(SyncClient):
 
     def _descriptors(self) -> list[int]:
         return [self._link.fileno()]
+
+    def _is_open(self) -> bool:
+        return not self._link.closed
+
+    def _let_go(self) -> None:
+        loop = self._hub.loop
+        if loop is not None:  # else the hub was destroyed before
+            loop.run_callback_threadsafe(self._link.lose)
 
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
