@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
 
 if TYPE_CHECKING:
+    from rpc_common.programs import Program
     from rpc_common.registering import Registering
 
 __all__ = ["Server"]
@@ -224,6 +226,48 @@ class Server(ServerBase):
             await asyncio.shield(self._gone)
         finally:
             await self.stop(grace=0.0)
+
+    def run_program(self, program: "Program") -> None:
+        asyncio.run(self._be_program(program))
+
+    async def _be_program(self, program: "Program") -> None:
+        from rpc_common.programs import SIGNALS
+
+        loop = asyncio.get_running_loop()
+        signals: asyncio.Queue[int | None] = asyncio.Queue()
+
+        def read_stdin() -> None:
+            if not os.read(0, 4096):
+                loop.remove_reader(0)
+                signals.put_nowait(None)
+
+        async def hear_signal() -> None:
+            while await signals.get() is None:  # that is no second signal
+                pass
+
+        # Before the first address is told: whoever hears it may send a signal.
+        for number in SIGNALS:
+            loop.add_signal_handler(number, signals.put_nowait, number)
+        if program.stdin:
+            try:
+                loop.add_reader(0, read_stdin)
+            except OSError:  # a file, or closed
+                program.no_stdin()
+        for address, ssl in program.listen:
+            try:
+                program.listening(await self.start(address, ssl=ssl, register=program.register))
+            except (OSError, ValueError) as error:
+                await self.stop(grace=0.0)
+                program.failed(address, error)
+        program.stopping(self, await signals.get())
+        draining = asyncio.create_task(self.stop(program.grace))
+        hurry = asyncio.create_task(hear_signal())
+        await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not draining.done():
+            await self.stop(grace=0.0)
+        await draining
+        program.stopped()
 
     async def stop(self, grace: float = 5.0) -> None:
         """Stop in order: no new connections and calls; running ones get `grace` seconds.

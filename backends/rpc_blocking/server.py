@@ -7,7 +7,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from threading import Condition, Event, Lock
 from time import monotonic, sleep, thread_time
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rpc_common.forks import Forks
 from rpc_common.log import get_log
@@ -23,6 +23,9 @@ from rpc_proto.http import Promise, Request, Response
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
 from .runtime import BLOCKING
+
+if TYPE_CHECKING:
+    from rpc_common.programs import Program
 
 __all__ = ["Server"]
 
@@ -307,8 +310,7 @@ class Server(SyncServer):
         self._gone = Condition(self._lock)
         self._stopped = Event()
         self._exiting = False
-        end_at_exit(self)
-        self._forks = Forks.count
+        self._forks: int | None = None  # of the process in which it is used, when it is
 
     def _make_lock(self) -> Any:
         return Lock()
@@ -340,6 +342,30 @@ class Server(SyncServer):
                 pass
         finally:
             self.stop(grace=0.0)
+
+    def run_program(self, program: "Program") -> None:
+        from .signals import Signals
+
+        with Signals(program.stdin) as signals:  # before the first address is told
+            self._start_program(program)
+            program.stopping(self, signals.wait())
+
+            def drain() -> None:
+                try:
+                    self.stop(program.grace)
+                finally:
+                    signals.ring()
+
+            draining = HelperThread(drain, "rpc-drain")
+            try:
+                draining.start()
+            except RuntimeError:  # no more threads can be had
+                drain()
+            signals.wait()
+            if draining.is_alive():
+                self.stop(grace=0.0)
+                draining.join()
+            program.stopped()
 
     def stop(self, grace: float = 5.0) -> None:
         self._check_grace(grace)
@@ -380,7 +406,10 @@ class Server(SyncServer):
             listener.close()
 
     def _check_owner(self) -> None:
-        if self._forks != Forks.count:
+        if self._forks is None:
+            self._forks = Forks.count
+            end_at_exit(self)
+        elif self._forks != Forks.count:
             raise LocalProtocolError("this server belongs to the parent process")
 
     def snapshot(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from .sockets import files_limit
 from .turns import Turns
 
 if TYPE_CHECKING:
+    from .programs import Program
     from .registering import Registering
 
 __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
@@ -312,6 +313,29 @@ class ServerBase(ABC):
     def _check_grace(self, grace: float) -> None:
         if not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
+
+    def run(
+        self,
+        address: str,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        register: "Registering | str | Iterable[Registering | str] | None" = None,
+        grace: float = 5.0,
+    ) -> None:
+        """Be the program: start, print the address, and return after SIGTERM or SIGINT.
+
+        The arguments are those of `start`. A signal stops the server in order, as `stop` does:
+        running calls get `grace` seconds. A second one stops it at once. To be called in the main
+        thread; in rpc_asyncio it makes the event loop. Raises what `start` raises.
+        """
+        from .programs import Program
+
+        self._check_grace(grace)
+        self.run_program(Program([(address, ssl)], register, grace))
+
+    @abstractmethod
+    def run_program(self, program: "Program") -> None:
+        """Do what `run` does, for programs that have more to say."""
 
     # What an operator reads of it: the same lines in all drivers
 
@@ -602,6 +626,15 @@ class SyncServer(ServerBase):
             self._log.warning("registration of %s waits for a thread: %s", where, error)
             again = partial(self._begin_registering, registering, where)
             self._call_at(monotonic() + _AGAIN, again)
+
+    def _start_program(self, program: "Program") -> None:
+        for address, ssl in program.listen:
+            try:
+                started = self.start(address, ssl=ssl, register=program.register)
+                program.listening(started)
+            except (OSError, ValueError) as error:
+                self.stop(grace=0.0)
+                program.failed(address, error)
 
     def _deregister(self) -> None:
         """Tell the registries before anything ends, so that callers go elsewhere."""

@@ -1,5 +1,6 @@
 """The gevent server: listeners, connections, and the greenlets in which handlers run."""
 
+import os
 import ssl as ssl_module
 from _socket import socket as Socket  # noqa: N812 - what monkey-patching leaves alone
 from collections import deque
@@ -7,10 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
+import gevent
 from gevent import GreenletExit, get_hub, getcurrent, socket
 from gevent.event import Event
+from gevent.queue import SimpleQueue as Queue
 from greenlet import greenlet
 
 from rpc_common.forks import Forks
@@ -23,6 +26,9 @@ from rpc_proto import Event as CoreEvent
 
 from .link import Link
 from .runtime import GEVENT, get_ident
+
+if TYPE_CHECKING:
+    from rpc_common.programs import Program
 
 __all__ = ["Server"]
 
@@ -178,6 +184,36 @@ class Server(SyncServer):
             self._gone.wait()
         finally:
             self.stop(grace=0.0)
+
+    def run_program(self, program: "Program") -> None:
+        from rpc_common.programs import SIGNALS
+
+        hub = get_hub()
+        signals: Any = Queue()
+
+        def read_stdin() -> None:
+            while hub.threadpool.apply(os.read, (0, 4096)):
+                pass
+            signals.put(None)
+
+        # Before the first address is told: whoever hears it may send a signal.
+        handlers = [gevent.signal_handler(number, signals.put, number) for number in SIGNALS]
+        try:
+            if program.stdin:
+                gevent.spawn(read_stdin)
+            self._start_program(program)
+            program.stopping(self, signals.get())
+            draining = gevent.spawn(self.stop, program.grace)
+            draining.link(lambda _: signals.put(0))
+            while signals.get() is None:  # the end of standard input is no second signal
+                pass
+            if not draining.ready():
+                self.stop(grace=0.0)
+            draining.get()
+            program.stopped()
+        finally:
+            for handler in handlers:
+                handler.cancel()
 
     def stop(self, grace: float = 5.0) -> None:
         self._check_grace(grace)

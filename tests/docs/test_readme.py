@@ -29,7 +29,7 @@ def test_the_clients_print_what_the_readme_says(tmp_path):
     with server:
         try:
             assert server.stdout is not None
-            address = server.stdout.readline().strip()
+            address = server.stdout.readline().split()[-1]
             for client_code, printed in zip(clients, blocks("text"), strict=True):
                 (tmp_path / "client.py").write_text(
                     client_code.replace("tcp://127.0.0.1:7000", address)

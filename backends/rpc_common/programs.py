@@ -1,0 +1,49 @@
+"""A program that is a server: what it says, and how signals end it; the drivers run it."""
+
+import signal
+import ssl as ssl_module
+import threading
+from typing import Any, NoReturn
+
+from rpc_proto import LocalProtocolError
+
+__all__ = ["SIGNALS", "Program"]
+
+# What ends a server in order; a second one ends it at once.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+Listen = list[tuple[str, ssl_module.SSLContext | None]]
+
+
+class Program:
+    """What `server.run` listens on, and what it does when something happens.
+
+    With `stdin` the end of standard input ends the server, too.
+    """
+
+    stdin = False
+
+    def __init__(self, listen: Listen, register: Any = None, grace: float = 5.0) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise LocalProtocolError("run() handles signals, which only the main thread can")
+        self.listen = listen
+        self.register = register
+        self.grace = grace
+
+    def listening(self, address: str) -> None:
+        """Say where the server can be reached: signals are heard from now on."""
+        print(f"listening on {address}", flush=True)
+
+    def failed(self, address: str, error: OSError | ValueError) -> NoReturn:
+        """Raise what there is to say of an address that the server cannot listen on."""
+        raise error
+
+    def no_stdin(self) -> NoReturn:
+        """Raise what there is to say of a standard input whose end cannot be waited for."""
+        raise LocalProtocolError("standard input must be a pipe")
+
+    def stopping(self, server: Any, number: int | None) -> None:
+        """Take note that the server begins to stop: which signal ended it, None for stdin."""
+
+    def stopped(self) -> None:
+        """Take note that the server has stopped; in rpc_asyncio the loop still runs."""
