@@ -7,12 +7,21 @@ work from its first line on.
 """
 
 import asyncio
-from asyncio.tasks import _enter_task, _leave_task  # documented: "Extending asyncio"
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rpc_proto import ServerCall
+
+from .internals import (
+    HAS_PRIVATE_NAMES,
+    enter_task,
+    is_future,
+    leave_task,
+    mark_yielded,
+    will_be_cancelled,
+)
 
 __all__ = ["HandlerRunner"]
 
@@ -22,7 +31,7 @@ _NOTHING: Any = object()
 Report = Callable[[ServerCall, Any, BaseException | None], None]
 
 
-class HandlerRunner:
+class _DirectRunner:
     """Runs the coroutine handlers of one server on one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
@@ -39,17 +48,17 @@ class HandlerRunner:
         context = copy_context()
         loop = self._loop
         task = spare.task
-        _enter_task(loop, task)
+        enter_task(loop, task)
         try:
             result = context.run(spare.begin, call)
         except BaseException as error:
-            _leave_task(loop, task)
+            leave_task(loop, task)
             spare.coroutine = spare.call = call.handler = None
             self._report(call, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             return
-        _leave_task(loop, task)
+        leave_task(loop, task)
         if spare.coroutine is None:
             self._report(call, result, None)
         else:
@@ -78,12 +87,56 @@ class HandlerRunner:
             self._spare = None
 
 
+class _PlainRunner:
+    """Runs each coroutine handler as a Task, from the next turn of the loop on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+        self._loop = loop
+        self._report = report
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, call: ServerCall) -> None:
+        """Run a handler; report its end later."""
+        name = f"rpc handler {call.target.name}"
+        results: list[Any] = []
+        call.handler = task = self._loop.create_task(self._run(call, results), name=name)
+        self.tasks.add(task)
+        task.add_done_callback(partial(self._ended, call, results))
+
+    async def _run(self, call: ServerCall, results: list[Any]) -> None:
+        # Not as the result of the Task, which a handler that cancels itself would lose.
+        results.append(await call.invoke())
+
+    def cancel(self, call: ServerCall) -> None:
+        """Cancel the Task of a handler."""
+        call.handler.cancel()
+
+    def _ended(self, call: ServerCall, results: list[Any], task: "asyncio.Task[Any]") -> None:
+        self.tasks.discard(task)
+        call.handler = None
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if results:
+            self._report(call, results.pop(), None)
+        else:
+            self._report(call, None, error)
+        error = None  # or error, traceback and frame would keep each other alive
+
+    def close(self) -> None:
+        """Do nothing: there is no spare Task."""
+
+
+if TYPE_CHECKING or HAS_PRIVATE_NAMES:  # noqa: SIM108 - a type to a type checker
+    HandlerRunner = _DirectRunner
+else:
+    HandlerRunner = _PlainRunner
+
+
 class _Handler(Coroutine[Any, Any, None]):
     """The coroutine of a Task that first waits for a handler to adopt and then is that handler."""
 
     __slots__ = ("_runner", "_waits_for", "call", "context", "coroutine", "parked", "task")
 
-    def __init__(self, runner: HandlerRunner) -> None:
+    def __init__(self, runner: _DirectRunner) -> None:
         self._runner = runner
         self.parked: asyncio.Future[None] | None = None
         self.coroutine: Any = None
@@ -97,7 +150,7 @@ class _Handler(Coroutine[Any, Any, None]):
         if self.parked is not None:
             return self.parked.done()
         # Not `cancelling()`: the handler may have taken that back, which does not undo this.
-        return self.task.done() or bool(self.task._must_cancel)  # type: ignore[attr-defined]
+        return self.task.done() or will_be_cancelled(self.task)
 
     def begin(self, call: ServerCall) -> Any:
         """Run a handler's first step; return its result, or what it waits for: see `coroutine`."""
@@ -126,7 +179,7 @@ class _Handler(Coroutine[Any, Any, None]):
             return waits_for
         if self.coroutine is None:
             self.parked = self._runner._loop.create_future()
-            self.parked._asyncio_future_blocking = True  # as Future.__await__ does
+            mark_yielded(self.parked)
             return self.parked
         return self._step(self.coroutine.send, value)
 
@@ -138,7 +191,7 @@ class _Handler(Coroutine[Any, Any, None]):
         if self._waits_for is not _NOTHING:
             # Cancelled before the Task saw what its handler waits for: do what it would have done.
             waits_for, self._waits_for = self._waits_for, _NOTHING
-            if hasattr(waits_for, "_asyncio_future_blocking") and waits_for.cancel():
+            if is_future(waits_for) and waits_for.cancel():
                 return waits_for
         try:
             return self._step(self.coroutine.throw, error)

@@ -33,6 +33,7 @@ from rpc_proto.frames import Flag
 
 from .channel import EARLY, LONGEST, Channel, is_of_socket
 from .locks import ownership
+from .patching import check_patching
 from .runtime import BLOCKING
 
 __all__ = ["Client"]
@@ -101,6 +102,7 @@ class Client(SyncClient):
 
     @classmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
+        check_patching()
         where, config, ssl, new_connection, proxy = target
         config = config.override(ping_interval=0)
         deadline = monotonic() + min(timeout, MAX_TIMEOUT)

@@ -10,6 +10,8 @@ from typing import Any
 from rpc_common.runtime import Runtime
 from rpc_common.threads import HelperThread, end_at_exit
 
+from .patching import check_patching
+
 __all__ = ["BLOCKING"]
 
 
@@ -26,7 +28,7 @@ class _Blocking(Runtime):
         end_at_exit(owner)
 
     def here(self) -> Any:
-        return None
+        check_patching()
 
     def make_event(self) -> Any:
         return Event()

@@ -22,6 +22,7 @@ from rpc_proto.http import Promise, Request, Response
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
+from .patching import check_patching
 from .runtime import BLOCKING
 
 if TYPE_CHECKING:
@@ -407,6 +408,7 @@ class Server(SyncServer):
 
     def _check_owner(self) -> None:
         if self._forks is None:
+            check_patching()
             self._forks = Forks.count
             end_at_exit(self)
         elif self._forks != Forks.count:
