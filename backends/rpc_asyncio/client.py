@@ -95,6 +95,8 @@ class Client:
     It belongs to the event loop that made it. Any number of tasks may call at once.
     """
 
+    _is_owned = False  # by a balanced client, which warns for all
+
     def __init__(self, protocol: _ClientProtocol, config: ClientConfig, address: str) -> None:
         """Not for users: see `connect`."""
         self._protocol = protocol
@@ -103,7 +105,7 @@ class Client:
         self._is_running = self._loop.is_running
         self._thread = get_ident()
         self._call_timeout = config.call_timeout
-        self._forks: int | None = Forks.count
+        self._forks = Forks.count
         self.address = address
         Forks.watch(self)
 
@@ -171,7 +173,8 @@ class Client:
         # Absent if `__init__` was never run; in a child it is the parent's to close.
         if getattr(self, "_forks", None) == Forks.count and not self._protocol.closed:
             try:
-                warn_unclosed(self)
+                if not self._is_owned:
+                    warn_unclosed(self)
             finally:
                 self._let_go()
 

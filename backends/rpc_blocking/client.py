@@ -96,7 +96,7 @@ class Client(SyncClient):
         self._closing = Lock()  # of the right to wait for that
         self._heard_at = monotonic()
         self._call_timeout = connection._config.call_timeout
-        self._forks: int | None = Forks.count
+        self._forks = Forks.count
         Forks.watch(self)
         channel.limit_patience(_PATIENCE)
 

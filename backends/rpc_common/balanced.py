@@ -212,7 +212,6 @@ class BalancedBase(ABC):
             for target in self._pool.targets.values():
                 if target.client is not None:
                     target.client._let_go()
-                    target.client._forks = None  # so that it does not warn, too
 
     # What a runtime supplies
 
@@ -411,6 +410,7 @@ class BalancedBase(ABC):
     def _dialled(self, target: Target, client: Any) -> bool:
         """Take a new connection, if it is still wanted; that which it replaces ends gently."""
         target.dialling = None
+        client._is_owned = True
         wanted = not self._closed and not target.gone
         if wanted:
             old, target.client = target.client, client

@@ -190,7 +190,8 @@ class SyncClient(ABC):
 
     _connection: ClientConnection
     _call_timeout: float
-    _forks: int | None
+    _forks: int
+    _is_owned = False  # by a balanced client, which warns for all
     address: str
 
     @classmethod
@@ -237,7 +238,8 @@ class SyncClient(ABC):
         # Absent if `__init__` was never run; in a child it is the parent's to close.
         if getattr(self, "_forks", None) == Forks.count and self._is_open():
             try:
-                warn_unclosed(self)
+                if not self._is_owned:
+                    warn_unclosed(self)
             finally:
                 self._let_go()
 

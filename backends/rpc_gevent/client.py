@@ -108,7 +108,7 @@ class Client(SyncClient):
         self._connection = link.connection
         self._hub = link._hub
         self._thread = get_ident()
-        self._forks: int | None = Forks.count
+        self._forks = Forks.count
         self._call_timeout = config.call_timeout
         self.address = address
         Forks.watch(self)
