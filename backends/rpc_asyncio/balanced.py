@@ -22,7 +22,7 @@ from rpc_common.balanced import (
 )
 from rpc_common.client import Reply
 from rpc_common.files import look
-from rpc_common.log import get_log
+from rpc_common.log import Log, get_log
 from rpc_discovery import FileView
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
@@ -414,9 +414,7 @@ class BalancedClient(BalancedBase):
         return task
 
 
-async def _follow_file(
-    source: Any, machine: FileView, of: "ref[BalancedClient]", log: logging.Logger
-) -> None:
+async def _follow_file(source: Any, machine: FileView, of: "ref[BalancedClient]", log: Log) -> None:
     """Look at a file again and again, as long as its client lives and is not closed."""
     seen: Any = None
     while (client := of()) is not None and not client._closed:
