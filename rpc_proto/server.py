@@ -43,6 +43,7 @@ from .timers import Timer
 
 if TYPE_CHECKING:
     from .http.messages import Application
+    from .http.turns import HttpTurns
 
 __all__ = ["ServerConnection"]
 
@@ -53,10 +54,6 @@ _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _CANCEL = int(FrameType.CANCEL)
 
-# Requests that came together are served in parts, so that they do not keep the loop for long.
-_REQUESTS_AT_ONCE = 16
-_PAUSE = 0.001  # seconds
-
 _PATIENCE = 1.0  # seconds, with a peer that is turned away as soon as it speaks
 
 
@@ -64,7 +61,8 @@ class ServerConnection(Connection):
     """The end that is called.
 
     A peer that begins with HTTP gets its responses from `application` (see rpc_proto.http), and
-    becomes a caller like any other by CONNECT.
+    becomes a caller like any other by CONNECT. Connections that share `turns`, a
+    rpc_proto.http.turns.HttpTurns, together do not keep their server from its calls for long.
 
     Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
     `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
@@ -86,6 +84,7 @@ class ServerConnection(Connection):
         "_refusal",
         "_refusals",
         "_refused_at",
+        "_turns",
         "on_error",
         "peer",
     )
@@ -99,6 +98,7 @@ class ServerConnection(Connection):
         now: float,
         peer: Peer | None = None,
         application: "Application | None" = None,
+        turns: "HttpTurns | None" = None,
     ) -> None:
         config = config or ServerConfig()
         super().__init__(config, now)
@@ -114,6 +114,7 @@ class ServerConnection(Connection):
         self._refused_at = now
         self._idle_since = now
         self._application = application
+        self._turns = turns
         self._http: Any = None  # an HttpServer as long as HTTP is spoken; False afterwards
         self._refusal: HandshakeError | None = None  # for a peer that has said nothing yet
 
@@ -463,7 +464,9 @@ class ServerConnection(Connection):
             and 0x41 <= data[0] <= 0x5A  # a method begins so
         ):
             from .http.server import HttpServer
+            from .http.turns import HttpTurns
 
+            self._turns = self._turns or HttpTurns()
             self._http = self._queue = HttpServer(
                 self._application, self.peer, self._config.max_http_body
             )
@@ -485,17 +488,8 @@ class ServerConnection(Connection):
     def _serve_http(self, now: float) -> None:
         http = self._http
         self.changed = True
-        for _ in range(_REQUESTS_AT_ONCE):
-            if not self._has_room():
-                break
-            self._note_exchange(http.step(now, self._send_line), now)
-            if http.promise is not None:
-                self._set_timer(Timer.HANDSHAKE, http.promise.deadline)
-                self._events.append(ResponsePromised(http.promise))
-                http.expire(now)  # it may be due already
-        else:
-            if self._has_room():
-                self._set_timer(Timer.HTTP, now + _PAUSE)
+        if self._has_room():
+            self._take_turn(now)
         if http.tunnel is not None:
             self._leave_http()
             if self._refusal is not None:
@@ -508,6 +502,31 @@ class ServerConnection(Connection):
             if error is not None:
                 error = HandshakeError("invalid_argument", f"HTTP {error.status}: {error.message}")
             self._end(Trigger.SERVED, error, now)
+
+    def _take_turn(self, now: float) -> None:
+        http, turns = self._http, self._turns
+        assert turns is not None
+        http.turn = turns.begin(now, http.turn)
+        if http.turn is None:
+            before = self.outbound
+            goes_on = True
+            try:
+                while goes_on and self._has_room():
+                    exchange = http.step(now, self._send_line)
+                    self._note_exchange(exchange, now)
+                    if http.promise is not None:
+                        self._set_timer(Timer.HANDSHAKE, http.promise.deadline)
+                        self._events.append(ResponsePromised(http.promise))
+                        http.expire(now)  # it may be due already
+                    if exchange is not None or http.ready:
+                        turns.count()
+                    goes_on = turns.goes_on
+            finally:
+                turns.end(self.outbound - before)
+            if not self._has_room():
+                return
+            http.turn = turns.queue(now)
+        self._set_timer(Timer.HTTP, http.turn)
 
     def _note_exchange(self, exchange: Any, now: float) -> None:
         if exchange is not None:

@@ -19,6 +19,7 @@ from rpc_common.turns import FIRST_READ, SHORT, next_read
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
 from rpc_proto import Event as ConnectionEvent
 from rpc_proto.http import Promise, Request, Response
+from rpc_proto.http.making import Making
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
@@ -447,7 +448,7 @@ class Server(SyncServer):
             self._forget(link)
             raise OSError(f"no thread for the connection: {error}") from error
 
-    def _answer_http(self, request: Request, now: float) -> Response | Promise:
+    def _answer_http(self, request: Request, now: float) -> Response | Promise | Making:
         with self._applications:  # need not know of threads
             return super()._answer_http(request, now)
 

@@ -34,7 +34,9 @@ from rpc_proto.config import Authenticate
 from rpc_proto.dispatch import Dispatcher, Lock
 from rpc_proto.health import HEALTH, Health
 from rpc_proto.http import Pages, Promise, Request, Response, Router
+from rpc_proto.http.making import Making
 from rpc_proto.http.pages import BuiltIn
+from rpc_proto.http.turns import HttpTurns
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.services import Method, reflect
 
@@ -187,6 +189,7 @@ class ServerBase(ABC):
         built_in.add_to(self.http, pages or Pages())
         # Chosen once, so that who wants neither log nor spans pays for neither.
         self._new_connection: Callable[..., ServerConnection] = ServerConnection
+        self._http_turns = HttpTurns(monotonic, self._make_lock())
         if access_log:
             self._new_connection = partial(LoggedConnection, self._log.get_child("access"))
         self._wrap: Callable[[Method], Callable[..., Any]] | None = None
@@ -392,7 +395,9 @@ class ServerBase(ABC):
 
     def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerConnection:
         peer = Peer(peer_address(peername), certificate or None)
-        return self._new_connection(self.config, now=now, peer=peer, application=self._answer_http)
+        return self._new_connection(
+            self.config, now=now, peer=peer, application=self._answer_http, turns=self._http_turns
+        )
 
     # Applications
 
@@ -406,7 +411,7 @@ class ServerBase(ABC):
         self._mounted.append(application)
         self._look_after()
 
-    def _answer_http(self, request: Request, now: float) -> Response | Promise:
+    def _answer_http(self, request: Request, now: float) -> Response | Promise | Making:
         try:
             return self.http(request, now)
         finally:

@@ -8,7 +8,8 @@ from typing import Any
 
 from rpc_proto import parse_address
 from rpc_proto.http import HttpError, Promise, Request, Response, Router
-from rpc_proto.http.access import check_access
+from rpc_proto.http.access import check_access, check_writer
+from rpc_proto.http.making import Making, Shared
 
 from .documents import (
     LONGEST_TTL,
@@ -102,6 +103,7 @@ class Registry:
         self._receipts: dict[int, Response] = {}  # of this revision, by status
         self._waiting: dict[int, tuple[Promise, str | None, int | None, int | None]] = {}
         self._serial = 0
+        self._shared = Shared()
         self._touched: set[str] = set()  # services whose nodes changed since the last wave
         self._told = 0  # the revision of the last wave of answers
         self._told_at = -inf
@@ -115,7 +117,7 @@ class Registry:
 
     # The application
 
-    def __call__(self, request: Request, now: float) -> Response | Promise:
+    def __call__(self, request: Request, now: float) -> Response | Promise | Making:
         """Answer a request; HttpError for one that is refused."""
         self.handle_timeout(now)
         return self._router(request, now)
@@ -357,19 +359,25 @@ class Registry:
         """How many readers wait for a change."""
         return len(self._waiting)
 
-    def _show(self, request: Request, now: float) -> Response:
+    def _show(self, request: Request, now: float) -> Response | Making:
         from .registry_page import show_registry
 
         self._authorise(request)
-        return show_registry(self, request.query.get("service"), now)
+        service = request.query.get("service")
+        key = (show_registry, service, self.revision)
+        return self._shared.ask(key, now, lambda: show_registry(self, service, now))
 
-    def _report(self, request: Request, now: float) -> Response:
+    def _report(self, request: Request, now: float) -> Response | Making:
         from .registry_page import report_registry
 
         self._authorise(request)
-        return Response.json(report_registry(self, request.query.get("service"), now))
+        service = request.query.get("service")
+        key = (report_registry, service, self.revision)
+        return self._shared.ask(key, now, lambda: report_registry(self, service, now))
 
     def _authorise(self, request: Request, *, writing: bool = False) -> None:
+        if writing:
+            check_writer(request, self._token is not None)
         if self._token is not None and (writing or self._protect_reads):
             check_access(request, "token", self._token)
 

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from rpc_proto.http import Response
 from rpc_proto.http.html import Html, card, page, tag, tile
+from rpc_proto.http.making import Pieces
 
 if TYPE_CHECKING:
     from .registry import Entry, Registry
@@ -17,6 +18,7 @@ _MOST_ROWS = 1000
 _MOST_BYTES = 256 * 1024  # of what nodes say about themselves
 _MOST_NAMES = 20  # services of a node, and metadata
 _MOST_SERVICES = 100  # of the summary
+_AT_ONCE = 50  # rows
 _COLUMNS = ("Address", "Services", "Metadata", "Weight", "Last heartbeat", "Came back")
 
 
@@ -36,12 +38,12 @@ def _choose(registry: "Registry", service: str | None) -> tuple["list[Entry]", i
     return entries, 0
 
 
-def report_registry(registry: "Registry", service: str | None, now: float) -> dict[str, Any]:
-    """Return what the page shows as JSON can hold it; ages and ttl in seconds."""
+def report_registry(registry: "Registry", service: str | None, now: float) -> Pieces:
+    """Return what the page shows as JSON; ages and ttl in seconds."""
     from .documents import describe_node
 
     entries, omitted = _choose(registry, service)
-    return {
+    report = {
         "epoch": registry.epoch,
         "revision": registry.revision,
         "nodes": len(registry.entries),
@@ -57,20 +59,30 @@ def report_registry(registry: "Registry", service: str | None, now: float) -> di
             for entry in entries
         ],
     }
+    if len(entries) > _AT_ONCE:
+        yield
+    return Response.json(report)
 
 
-def show_registry(registry: "Registry", service: str | None, now: float) -> Response:
+def show_registry(registry: "Registry", service: str | None, now: float) -> Pieces:
     """Return the page: nodes, services, age of the last heartbeat, flapping."""
     entries, omitted = _choose(registry, service)
-    rows = [tag("tr", *_cells(entry, now)) for entry in entries]
+    told = f"epoch {registry.epoch}, revision {registry.revision}"
+    tiles = _tiles(registry, now)
+    services = list(_services(registry, service))
+    rows = []
+    for count, entry in enumerate(entries, 1):
+        rows.append(tag("tr", *_cells(entry, now)))
+        if count % _AT_ONCE == 0:
+            yield
     if not rows:
         nobody = "No node is registered." if service is None else "No node offers that."
         rows.append(tag("tr", tag("td", nobody, colspan=len(_COLUMNS), class_="soft")))
     heads = (tag("th", name, class_="" if _is_wide(name) else "number") for name in _COLUMNS)
     parts = [
-        tag("p", f"epoch {registry.epoch}, revision {registry.revision}", class_="soft"),
-        _tiles(registry, now),
-        *_services(registry, service),
+        tag("p", told, class_="soft"),
+        tiles,
+        *services,
         tag("h2", "Nodes" if service is None else f"Nodes that offer {service[:256]}"),
         card(tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows))),
     ]

@@ -7,7 +7,7 @@ from rpc_proto.config import _Settings
 
 from .messages import HttpError, Request
 
-__all__ = ["ACCESS", "Pages", "check_access"]
+__all__ = ["ACCESS", "Pages", "check_access", "check_writer"]
 
 ACCESS = ("off", "loopback", "token", "open")
 
@@ -71,6 +71,44 @@ def check_access(request: Request, access: str, token: str | None) -> None:
         )
 
 
+def check_writer(request: Request, with_token: bool) -> None:
+    """Raise HttpError 403 if a stranger's page in somebody's browser may have sent this.
+
+    Programs send no `Origin`. A page may write only to where it came from itself and, where no
+    token is asked for (`with_token`), only if that is named as an address or localhost: any name
+    can be made to lead here (DNS rebinding).
+    """
+    headers = request.headers
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if origin is not None:
+        is_own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+        if not is_own or not (with_token or _is_no_name(_name_in(host))):
+            raise HttpError(
+                403,
+                f"Origin is {origin[:100]!r}: pages of other origins than this server's may not "
+                f"write to {request.path}, and without a token that must be an address or "
+                "localhost.",
+            )
+    address = request.peer.address
+    if with_token or not _is_loopback(address.rpartition(":")[0]):
+        return
+    why = _why_foreign_host(request)
+    if why is not None:
+        raise HttpError(
+            403,
+            f"You come from this machine, but {why}. Write to {request.path} with Host: "
+            "localhost, or give the registry a token.",
+        )
+
+
+def _is_no_name(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
 def _why_not_local(request: Request) -> str | None:
     """Tell what shows that a request may not come from this machine; None if nothing does."""
     for name in request.headers:
@@ -81,13 +119,22 @@ def _why_not_local(request: Request) -> str | None:
         return None
     if not _is_loopback(address.rpartition(":")[0]):
         return f"you come from {address or 'nowhere'}"
-    # A page of a stranger can let its own name lead here (DNS rebinding); it cannot change Host.
+    return _why_foreign_host(request)
+
+
+def _why_foreign_host(request: Request) -> str | None:
+    """Tell why what comes from this machine may be a stranger's page in a browser there."""
+    # Such a page can let its own name lead here (DNS rebinding); it cannot change Host.
     host = request.headers.get("host", "")
-    parts = _HOST.fullmatch(host)
-    name = (parts[1] or parts[2]) if parts else ""
-    if name.lower() != "localhost" and not _is_loopback(name):
+    name = _name_in(host)
+    if name != "localhost" and not _is_loopback(name):
         return f"Host names {host[:100]!r}"
     return None
+
+
+def _name_in(host: str) -> str:
+    parts = _HOST.fullmatch(host)
+    return (parts[1] or parts[2]).lower() if parts else ""
 
 
 def _is_loopback(text: str) -> bool:

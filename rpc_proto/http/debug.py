@@ -4,15 +4,15 @@ Its size is bounded whatever is registered and whoever calls: 200 methods, those
 texts that are cut short, 50 errors and 20 slow calls make less than 1 MiB.
 """
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from rpc_proto import __version__
 
 from .html import Html, card, page, tag, tile
-from .messages import Response
+from .making import Pieces
 
-__all__ = ["MAX_METHODS", "as_json", "as_page", "describe"]
+__all__ = ["MAX_METHODS", "as_page", "describe"]
 
 MAX_METHODS = 200
 
@@ -21,6 +21,7 @@ _SIGNATURE = 160
 _DOC = 240
 _MESSAGE = 200
 
+_ROWS_AT_ONCE = 20
 _BUILT_IN = "rpc."
 _NONE = "-"
 _PARTS = ("queue", "handler", "send")
@@ -84,16 +85,12 @@ def _figures(numbers: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, "latency": latency}
 
 
-def as_json(data: dict[str, Any]) -> Response:
-    """Return it for programs."""
-    return Response.json(data, headers=[("X-Content-Type-Options", "nosniff")])
-
-
 # As a page
 
 
-def as_page(data: dict[str, Any]) -> Response:
-    """Return it for people."""
+def as_page(data: dict[str, Any]) -> Pieces:
+    """Return it for people, piece by piece."""
+    methods = yield from _methods(data)
     calls = data["calls"]
     rate = tag(
         "div",
@@ -113,7 +110,7 @@ def as_page(data: dict[str, Any]) -> Response:
         _state(data),
         _tiles(data),
         tag("h2", "Methods"),
-        card(_methods(data)),
+        card(methods),
         *_slowest(data["slowest"]),
         *_errors(data),
         tag("h2", "Limits"),
@@ -162,23 +159,28 @@ def _tiles(data: dict[str, Any]) -> Html:
 _COLUMNS = ("Calls", "In flight", "Errors", "p50", "p99")
 
 
-def _methods(data: dict[str, Any]) -> Html:
+def _methods(data: dict[str, Any]) -> Generator[None, None, Html]:
     heads = (tag("th", name, class_="number") for name in _COLUMNS)
     bodies = [tag("thead", tag("tr", tag("th"), *heads))]
     for service in data["services"]:
         title = (tag("b", service["name"]), " ", _pill(service["health"]))
-        bodies.append(_group(title, service["methods"]))
+        bodies.append((yield from _group(title, service["methods"])))
     if data["others"]:
-        bodies.append(_group((tag("b", "Other calls"),), data["others"]))
+        bodies.append((yield from _group((tag("b", "Other calls"),), data["others"])))
     if data["methods_left_out"]:
         text = f"{_count(data['methods_left_out'])} methods that were called less are left out."
-        bodies.append(_group((text,), ()))
+        bodies.append((yield from _group((text,), [])))
     return tag("table", *bodies)
 
 
-def _group(title: Iterable[Any], methods: Iterable[dict[str, Any]]) -> Html:
+def _group(title: Iterable[Any], methods: list[dict[str, Any]]) -> Generator[None, None, Html]:
     head = tag("tr", tag("td", *title, colspan=1 + len(_COLUMNS), class_="wide"), class_="group")
-    return tag("tbody", head, *(_method(method) for method in methods))
+    rows = []
+    for count, method in enumerate(methods, 1):
+        rows.append(_method(method))
+        if count % _ROWS_AT_ONCE == 0:
+            yield
+    return tag("tbody", head, *rows)
 
 
 def _method(method: dict[str, Any]) -> Html:

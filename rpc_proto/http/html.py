@@ -176,7 +176,6 @@ _HEADERS = (
             "frame-ancestors 'none'"
         ),
     ),
-    ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )

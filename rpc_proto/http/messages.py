@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
 from rpc_proto.config import Peer
+
+if TYPE_CHECKING:
+    from .making import Making
 
 __all__ = ["Application", "HttpError", "Promise", "Request", "Response"]
 
@@ -62,7 +65,7 @@ class Response:
     """One response: status, body as bytes, and headers besides Content-Length and Date.
 
     Without an `ETag` or `Cache-Control` of its own it is sent with `Cache-Control: no-store`. With
-    an ETag it becomes a 304 for who has it already.
+    an ETag it becomes a 304 for who has it already. All get `X-Content-Type-Options: nosniff`.
     """
 
     __slots__ = ("body", "headers", "status")
@@ -157,4 +160,4 @@ class Promise:
             wake()
 
 
-Application = Callable[[Request, float], Response | Promise]
+Application = Callable[[Request, float], "Response | Promise | Making"]

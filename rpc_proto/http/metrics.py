@@ -3,44 +3,84 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .making import Pieces
 from .messages import HttpError, Response
 
-__all__ = ["as_metrics"]
+__all__ = ["as_metrics", "choose"]
+
+_AT_ONCE = 20  # methods, of which each may have many buckets
+_END = b"# EOF\n"  # of OpenMetrics
+
+Encode = Callable[[Any], bytes]
 
 
-def as_metrics(snapshot: dict[str, Any], accept: str) -> Response:
-    """Return the text format, or OpenMetrics for who accepts that; HttpError 501 without the extra.
+def choose(accept: str) -> tuple[Encode, str]:
+    """Return how to encode, and as what: the text format, or OpenMetrics for who accepts that.
+
+    HttpError 501 without the extra.
+    """
+    try:
+        from prometheus_client.exposition import choose_encoder
+    except ImportError:
+        raise HttpError(
+            501, "metrics need prometheus-client: pip install 'rpc-proto[metrics]'"
+        ) from None
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # the version in it is none
+        return choose_encoder("")
+
+
+def as_metrics(snapshot: dict[str, Any], encode: Encode, kind: str) -> Pieces:
+    """Return the numbers, piece by piece.
 
     `snapshot` is what a server's method of that name returns. A label is a method that is
     registered, "(unknown)" or "(removed)", or a code of the protocol: nothing that a caller made
     up.
     """
-    try:
-        from prometheus_client.exposition import choose_encoder
-        from prometheus_client.registry import CollectorRegistry
-    except ImportError:
-        raise HttpError(
-            501, "metrics need prometheus-client: pip install 'rpc-proto[metrics]'"
-        ) from None
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(snapshot))
-    try:
-        encode, kind = choose_encoder(accept)
-    except (TypeError, ValueError):  # the version in it is none
-        encode, kind = choose_encoder("")
-    headers = [("Content-Type", kind), ("X-Content-Type-Options", "nosniff")]
-    return Response(200, encode(registry), headers)
+    parts: list[bytes] = []
+    ends = False
+    for family in _Families(snapshot).collect():
+        samples = family.samples
+        # What belongs to one method stays together, however many buckets it has.
+        starts = [
+            place
+            for place, sample in enumerate(samples)
+            if not place or sample.labels.get("method") != samples[place - 1].labels.get("method")
+        ]
+        starts = starts[::_AT_ONCE] or [0]
+        for place, start in enumerate(starts):
+            family.samples = samples[start : starts[place + 1] if place + 1 < len(starts) else None]
+            text = encode(_One(family))
+            if text.endswith(_END):
+                ends = True
+                text = text[: -len(_END)]
+            if place:  # HELP and TYPE stand before the first
+                text = text[text.index(b"\n", text.index(b"# TYPE ")) + 1 :]
+            parts.append(text)
+            if place + 1 < len(starts):
+                yield
+    if ends:
+        parts.append(_END)
+    return Response(200, b"".join(parts), [("Content-Type", kind)])
 
 
-class _Collector:
-    """Tells the registry one snapshot."""
+class _One:
+    """What an encoder takes for a registry: one family."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Any]:
+        """Return it."""
+        yield self._family
+
+
+class _Families:
+    """The families of one snapshot."""
 
     def __init__(self, snapshot: dict[str, Any]) -> None:
         self._snapshot = snapshot
-
-    def describe(self) -> list[Any]:
-        """Return nothing: the names are not in anybody's way in a registry of one's own."""
-        return []
 
     def collect(self) -> Iterator[Any]:
         """Return the families."""

@@ -6,6 +6,7 @@ from typing import Any
 from rpc_proto.errors import NotFound
 
 from .access import Pages, check_access
+from .making import Making, Pieces, Shared
 from .messages import Application, HttpError, Request, Response
 from .router import Router
 
@@ -29,6 +30,7 @@ class BuiltIn:
         self._snapshot = snapshot
         self._services = services
         self._check = check
+        self._shared = Shared()
 
     def add_to(self, router: Router, pages: Pages) -> None:
         """Let the router answer for those that are not off."""
@@ -41,21 +43,27 @@ class BuiltIn:
             if access != "off":
                 router.add(path, _guarded(application, access, pages.token))
 
-    def debug(self, request: Request, now: float) -> Response:
+    def debug(self, request: Request, now: float) -> Response | Making:
         """Show what goes on, as a page or, with `?format=json`, as JSON."""
-        from .debug import as_json, as_page, describe  # with the style and the script
-
         form = request.query.get("format", "html")
         if form not in ("html", "json"):
             raise HttpError(400, f"format must be html or json, not {form[:80]!r}")
+        return self._shared.ask((DEBUG_PATH, form), now, lambda: self._describe(form))
+
+    def _describe(self, form: str) -> Pieces:
+        from .debug import as_page, describe  # with the style and the script
+
         data = describe(self._snapshot(), self._services())
-        return as_json(data) if form == "json" else as_page(data)
+        return Response.json(data) if form == "json" else (yield from as_page(data))
 
-    def metrics(self, request: Request, now: float) -> Response:
+    def metrics(self, request: Request, now: float) -> Response | Making:
         """Tell Prometheus the numbers."""
-        from .metrics import as_metrics
+        from .metrics import as_metrics, choose
 
-        return as_metrics(self._snapshot(), request.headers.get("accept", ""))
+        encode, kind = choose(request.headers.get("accept", ""))
+        return self._shared.ask(
+            (METRICS_PATH, kind), now, lambda: as_metrics(self._snapshot(), encode, kind)
+        )
 
     def healthz(self, request: Request, now: float) -> Response:
         """Tell that the process answers."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from .making import Making
 from .messages import Application, HttpError, Promise, Request, Response
 
 __all__ = ["Router"]
@@ -45,7 +46,7 @@ class Router:
         """The paths that are answered."""
         return sorted(self._routes)
 
-    def __call__(self, request: Request, now: float) -> Response | Promise:
+    def __call__(self, request: Request, now: float) -> Response | Promise | Making:
         """Let the application of this path and method answer; HttpError if there is none."""
         found = self._find(request.path)
         if found is None:

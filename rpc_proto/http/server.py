@@ -11,6 +11,7 @@ from rpc_proto.config import Peer
 
 from .body import BodyReader
 from .head import HOST, MAX_HEAD, HeadReader
+from .making import Making
 from .messages import Application, HttpError, Promise, Request, Response
 
 __all__ = ["RPC_PATH", "Exchange", "HttpServer"]
@@ -37,14 +38,17 @@ class Exchange(NamedTuple):
 class HttpServer:
     """Turns bytes into requests, and the responses of an application into bytes.
 
-    One request at a time: while `promise` is set its response is awaited, and what comes meanwhile
-    is kept. `step` does the next thing there is to do. When `tunnel` is not None a CONNECT has been
-    accepted, and it holds the bytes behind it; when `closing` is True nothing more is read. There
-    is no Date in a response: a pure machine has no clock (RFC 9110, 6.6.1).
+    One request at a time: while `promise` is set its response is awaited, while `making` is set it
+    is being made, and what comes meanwhile is kept. `step` does the next thing there is to do.
+    When `tunnel` is not None a CONNECT has been accepted, and it holds the bytes behind it; when
+    `closing` is True nothing more is read. There is no Date in a response: a pure machine has no
+    clock (RFC 9110, 6.6.1).
     """
 
     def __init__(self, application: Application | None, peer: Peer, max_body: int) -> None:
         self.promise: Promise | None = None
+        self.making: Making | None = None
+        self.turn: float | None = None  # when it is to be this one's turn, if it waits for that
         self.tunnel: bytes | None = None
         self.closing = False
         self.refusal: HttpError | None = None  # why, if that is the peer's fault
@@ -74,6 +78,8 @@ class HttpServer:
         """Whether `step` has something to do."""
         if self.promise is not None:
             return self.promise.response is not None
+        if self.making is not None:
+            return True
         return not self._stuck and not self.closing and self.tunnel is None
 
     @property
@@ -92,6 +98,8 @@ class HttpServer:
         try:
             if self.promise is not None:
                 return self._fulfil(self.promise, send)
+            if self.making is not None:
+                return self._make_on(self.making, now, send)
             if self._request is None and not self._begin(now, send):
                 self._stuck = True
                 return None
@@ -140,6 +148,10 @@ class HttpServer:
             self.promise.settle(Response.text(message, status))
             self.closing = True
             return self._fulfil(self.promise, send)
+        if self.making is not None:
+            self.making = None
+            self.closing = True
+            return self._respond(Response.text(message, status), send)
         if self.idle:
             self.closing = True
             return None
@@ -205,15 +217,29 @@ class HttpServer:
         if isinstance(outcome, Promise):
             self.promise = outcome
             return None
+        if isinstance(outcome, Making):
+            self.making = outcome
+            return None
         return self._respond(outcome, send, error)
 
-    def _apply(self, request: Request, now: float) -> Response | Promise:
+    def _make_on(
+        self, making: Making, now: float, send: Callable[[bytes], None]
+    ) -> Exchange | None:
+        making.advance(now)
+        if not making.ready:
+            return None
+        self.making = None
+        if making.response is not None:
+            return self._respond(making.response, send)
+        return self._respond(_failure(), send, making.error)
+
+    def _apply(self, request: Request, now: float) -> Response | Promise | Making:
         if request.path == RPC_PATH:
             raise HttpError(405, "calls begin with CONNECT", _CONNECT_ONLY)
         if self._application is None:
             raise HttpError(404, "there are no pages here")
         outcome = self._application(request, now)
-        if not isinstance(outcome, (Response, Promise)):
+        if not isinstance(outcome, (Response, Promise, Making)):
             raise TypeError(f"{request!r} was answered with {type(outcome).__name__}")
         if isinstance(outcome, Promise) and not outcome.deadline < float("inf"):
             raise ValueError(f"a promise needs a deadline, not {outcome.deadline!r}")
@@ -261,6 +287,8 @@ class HttpServer:
             status, body = 304, b""
         if not known.keys() & {"cache-control", "etag"}:
             headers.append(("Cache-Control", "no-store"))
+        if "x-content-type-options" not in known:
+            headers.append(("X-Content-Type-Options", "nosniff"))
         if status not in (204, 304):
             headers.append(("Content-Length", str(len(body))))
         elif body:
@@ -274,9 +302,9 @@ class HttpServer:
         return f"{request.method.decode()} {request.target.decode()}" if request else "-"
 
     def _say(self, event: h11.Event, send: Callable[[bytes], None]) -> None:
-        data = self._connection.send(event)
-        if data:
-            send(data)
+        for data in self._connection.send_with_data_passthrough(event) or ():
+            if data:
+                send(data)  # a body is not copied: many may be sent the same one
 
     def _next(self) -> None:
         """Get ready for the next request, if there can be one."""

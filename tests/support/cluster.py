@@ -10,6 +10,7 @@ from typing import Any
 from rpc_discovery import HttpRequest, Node, Registration, RegistryWatch, ViewChanged
 from rpc_discovery.registry import Registry
 from rpc_proto.http import HttpError, Promise, Request, Response
+from support.pages import made
 
 
 def ask(
@@ -23,7 +24,7 @@ def ask(
     """Ask a registry; an error becomes the response that a server makes of it."""
     kind = {"content-type": "application/json"} if body else {}
     try:
-        return registry(Request(method, target, {**kind, **(headers or {})}, body), now)
+        return made(registry(Request(method, target, {**kind, **(headers or {})}, body), now))
     except HttpError as error:
         return Response.text(error.message, error.status, error.headers)
 

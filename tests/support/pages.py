@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from rpc_proto.http import Pages, Request, Response, Router
+from rpc_proto.http.making import Making
 from rpc_proto.http.pages import BuiltIn
 from rpc_proto.stats import BOUNDS
 
@@ -82,8 +83,17 @@ def ask(target: str, snapshot: dict[str, Any], services: Any = None, **fields: s
     router = Router()
     pages = BuiltIn(lambda: snapshot, lambda: services or {}, lambda name: "serving")
     pages.add_to(router, Pages(debug="open"))
-    response = router(Request("GET", target, fields), 0.0)
+    response = made(router(Request("GET", target, fields), 0.0))
     assert isinstance(response, Response)
+    return response
+
+
+def made(response: Any, now: float = 0.0) -> Any:
+    """The response that an application gave, made to its end."""
+    while isinstance(response, Making):
+        response.advance(now)
+        assert response.error is None
+        response = response.response or response
     return response
 
 
