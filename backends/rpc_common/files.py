@@ -1,26 +1,56 @@
-"""A file of nodes, read when it has changed."""
+"""Files that users name: read whole, without ever waiting for them."""
 
+import errno
 import os
+import stat
 from typing import Any
 
 from rpc_discovery import FileView
 
-__all__ = ["look"]
+__all__ = ["check_regular", "look", "read_regular"]
 
 _MAX_FILE = 1024 * 1024
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise OSError if what is there is no regular file: to open a FIFO may wait for ever."""
+    os.close(_open(path, 0)[0])
+
+
+def read_regular(
+    path: str | os.PathLike[str], limit: int, *, follow: bool = True, seen: Any = None
+) -> tuple[Any, bytes | None]:
+    """Return what tells this state of the file from others, and its bytes; None if it is `seen`.
+
+    At most `limit` + 1 bytes are read. OSError if it cannot be read or is no regular file, or is a
+    symbolic link and `follow` is False.
+    """
+    handle, found = _open(path, 0 if follow else os.O_NOFOLLOW)
+    with open(handle, "rb") as file:
+        state = found.st_ino, found.st_mtime_ns, found.st_size
+        return state, None if state == seen else file.read(limit + 1)
+
+
+def _open(path: str | os.PathLike[str], flags: int) -> tuple[int, os.stat_result]:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    except ValueError as error:  # a NUL in it
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return handle, found
 
 
 def look(path: str, view: FileView, seen: Any, now: float) -> tuple[Any, list[Any]]:
     """Return what tells this state of the file from others, and the events that it caused."""
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
-            state = found.st_ino, found.st_mtime_ns, found.st_size
-            if state == seen:
-                return seen, []
-            data = file.read(_MAX_FILE + 1)
+        state, data = read_regular(path, _MAX_FILE, seen=seen)
     except OSError as error:
         return None, view.failed(f"{path}: {error.strerror or error}", now)
+    if data is None:
+        return seen, []
     if len(data) > _MAX_FILE:
         return state, view.failed(f"{path} has more than {_MAX_FILE} bytes", now)
     return state, view.loaded(data, now)

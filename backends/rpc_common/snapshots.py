@@ -1,6 +1,8 @@
 """A registry that survives a restart: its snapshots in a file."""
 
 import os
+import stat
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -10,6 +12,7 @@ from rpc_discovery import Registry
 from rpc_discovery.documents import encode, parse_json
 from rpc_proto.http import Router
 
+from .files import read_regular
 from .log import get_log
 from .threads import HelperThread
 
@@ -26,7 +29,8 @@ class SavedRegistry:
     What the file holds is restored at once. When nodes have come, gone or changed it is written
     anew, at most each `interval` seconds, and at last by `close()`: to `path` + ".new", which then
     takes its place, so that what is there is always whole. ValueError if it holds anything else,
-    which is left as it is; OSError if it cannot be read or written.
+    which is left as it is; OSError if it cannot be read or written, or is no regular file. Its mode
+    is kept.
     """
 
     def __init__(
@@ -81,10 +85,10 @@ class SavedRegistry:
 
     def _restore(self, now: float) -> None:
         try:
-            with open(self.path, "rb") as file:
-                data = file.read(_MAX_FILE + 1)
+            _, data = read_regular(self.path, _MAX_FILE, follow=False)
         except FileNotFoundError:
             return
+        assert data is not None
         if len(data) > _MAX_FILE:
             raise ValueError(f"a snapshot has at most {_MAX_FILE} bytes")
         self.registry.restore(parse_json(data), now)
@@ -105,7 +109,12 @@ class SavedRegistry:
 
     def _write(self, snapshot: dict[str, Any]) -> None:
         new = f"{self.path}.new"
-        with open(new, "wb") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(new)  # of a life that was cut short, or a link that somebody put there
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(new, flags, 0o666), "wb") as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(os.lstat(self.path).st_mode))
             file.write(encode(snapshot))
             file.flush()
             os.fsync(file.fileno())

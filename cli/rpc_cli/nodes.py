@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from rpc_discovery.documents import describe_node
+from rpc_discovery.documents import describe_node, parse_node
 
 from .errors import CommandError
 from .registries import Registries
@@ -99,19 +99,41 @@ class _FromRegistries:
     async def look(self) -> _Known:
         reports, errors = await self._registries.status(self._service)
         entries: dict[str, dict[str, Any]] = {}
-        try:
-            for report in reports:
-                for entry in report["entries"]:
-                    known = entries.get(entry["address"])
-                    if known is None or entry["age"] < known["age"]:
-                        entries[entry["address"]] = entry
-            omitted = max(report["omitted"] for report in reports)
-        except (KeyError, TypeError):
-            raise CommandError("what answers there is no registry") from None
+        refused = 0
+        omitted = 0
+        for report in reports:
+            left_out = report.get("omitted", 0)
+            omitted = max(omitted, left_out if type(left_out) is int else 0)
+            for value in report["entries"]:
+                entry = _read_entry(value)
+                if entry is None:
+                    refused += 1
+                    continue
+                known = entries.get(entry["address"])
+                if known is None or entry["age"] < known["age"]:
+                    entries[entry["address"]] = entry
+        if refused:
+            errors = [*errors, f"{_count(refused, 'node')} left out: not as a registry shows them"]
         return _Known({at: entries[at] for at in sorted(entries)}, omitted, errors)
 
     async def pause(self) -> None:
         await asyncio.sleep(_REFRESH)
+
+
+def _read_entry(value: Any) -> dict[str, Any] | None:
+    """Return what a registry shows of a node; None if it is not right."""
+    try:
+        entry = describe_node(parse_node(value))
+        for name in ("age", "ttl", "flaps"):
+            number = value[name]
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                return None
+            if not 0 <= number < 2**53:
+                return None
+            entry[name] = number
+    except (KeyError, ValueError):
+        return None
+    return entry
 
 
 class _FromEtcd:

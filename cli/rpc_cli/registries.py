@@ -10,7 +10,7 @@ from urllib.parse import quote
 from rpc_asyncio.pump import fetch
 from rpc_common.pump import describe
 from rpc_discovery import Node
-from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_view
+from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_node
 from rpc_discovery.links import explain, parse_registry
 from rpc_proto.http.client import Fetch
 
@@ -58,7 +58,7 @@ class Registries:
             print(f"rpc-proto: {error}", file=sys.stderr, flush=True)
         nodes: dict[str, Node] = {}
         for view in views:
-            for node in parse_view(view):
+            for node in _read_nodes(view):
                 nodes.setdefault(node.address, node)
         return list(nodes.values())
 
@@ -94,7 +94,32 @@ class Registries:
                 await fetch(asked, self._tls)
             if asked.status != 200:
                 raise ValueError(explain(asked.status, asked.body))
-            parse_json(asked.body)
+            value = parse_json(asked.body)
+            listed = (
+                value.get("entries" if "/status" in path else "nodes")
+                if isinstance(value, dict)
+                else None
+            )
+            if not isinstance(listed, list):
+                raise ValueError("what answers there is no registry")
         except (OSError, ValueError) as error:
             raise CommandError(f"registry {url}: {printable(describe(error, _TIMEOUT))}") from None
         return asked.body
+
+
+def _read_nodes(view: bytes) -> list[Node]:
+    """Return the good nodes of a listing; a warning tells of the others."""
+    nodes: list[Node] = []
+    refused: list[str] = []
+    for value in parse_json(view)["nodes"]:
+        try:
+            nodes.append(parse_node(value))
+        except ValueError as error:
+            refused.append(str(error))
+    if refused:
+        print(
+            f"rpc-proto: {len(refused)} of the registry's nodes left out: {printable(refused[0])}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return nodes

@@ -44,8 +44,21 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def to_json(value: Any, indent: int | None = 2, ascii_only: bool = False) -> str:
-    """Return a result as JSON; bytes become {"$base64": "..."}, other foreign values strings."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=ascii_only)
+    """Return a result as JSON; bytes become {"$base64": "..."}, other foreign values strings.
+
+    What could steer a terminal, or change how text is read, is escaped.
+    """
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=ascii_only)
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else json.dumps(character)[1:-1]
+        if character != "\x7f"
+        else "\\u007f"
+        for character in text
+    )
 
 
 def printable(text: str) -> str:
