@@ -7,7 +7,7 @@ import pytest
 from rpc_discovery.documents import parse_view
 from rpc_discovery.registry import Registry
 from rpc_proto import Peer
-from rpc_proto.http import Promise, Request, Router
+from rpc_proto.http import HttpError, Promise, Request, Router
 from rpc_proto.http.server import HttpServer
 from support.cluster import ask
 
@@ -538,3 +538,32 @@ def test_mounted_registry_is_found_by_the_router_of_a_server():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=r"must|needs"):
         Registry(**{"epoch": "e", **settings})
+
+
+@pytest.mark.fault(138)
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"host": "localhost:7000"}, "ok"),
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost:7000", "origin": "http://evil.example"}, 403),
+    ],
+)
+def test_no_page_of_a_stranger_can_register_or_remove(method, fields, status):
+    registry = Registry("e")
+    register(registry, 0.0)
+    target = "/registry/nodes" + (f"?address={NODE['address']}" if method == "DELETE" else "")
+    body = json.dumps({**NODE, "address": "tcp://b:1"}).encode() if method == "POST" else b""
+    request = Request(
+        method, target, {"content-type": "application/json", **fields}, body, Peer("127.0.0.1:5")
+    )
+    before = registry.revision
+    if status == "ok":
+        registry(request, 1.0)
+        assert registry.revision == before + 1
+    else:
+        with pytest.raises(HttpError) as refused:
+            registry(request, 1.0)
+        assert refused.value.status == status
+        assert registry.revision == before
