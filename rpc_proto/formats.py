@@ -43,8 +43,8 @@ def _nested(depth: int) -> Any:
 # Six levels, as it doubles with each.
 _shallow = msgspec.msgpack.Decoder(_nested(6), ext_hook=_refuse_extension).decode
 
-_MAP_16, _MAP_32 = b"\xde", b"\xdf"  # heads of the maps with more than 15 entries
-_TINY = 64  # bytes, in which there are too few keys to matter
+_MAP_16, _MAP_32 = 0xDE, 0xDF  # heads of the maps with more than 15 entries
+_TINY = 256  # bytes, in which there are too few keys to matter
 
 
 def _is_harmless(data: bytes) -> bool:
