@@ -18,7 +18,8 @@ LIMIT = 20.0
 # Options of a host that are no arguments of its server.
 _OWN = ("authority", "files", "port", "registry", "registries", "ttl", "verbose")
 
-# A blocking server needs a thread for each handler that waits; one connection may have three quarters.
+# A blocking server needs a thread for each handler that waits, of which one connection may have
+# three quarters.
 THREADS = 80
 
 
