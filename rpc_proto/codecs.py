@@ -1,6 +1,5 @@
 """How values become bytes: the type of a codec, and how one is found by its name."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +87,5 @@ def find_codec(codec: "str | Codec") -> Codec:
 def explain(error: Exception) -> str:
     """Return what went wrong in a codec, in the same words for each of them."""
     if isinstance(error, RecursionError):
-        return (
-            "the value is nested too deeply, or contains itself: "
-            f"the recursion limit is {sys.getrecursionlimit()}"
-        )
+        return "the value is nested too deeply for Python's stack, or contains itself"
     return str(error)

@@ -92,6 +92,8 @@ class _Config(_Settings):
     ping_interval: float | None = 20.0
     """Silence after which a ping is sent; after twice as much the peer is dead. The smaller one
     of the two ends' is in force, at least 1; with 0 at either of them nobody pings."""
+    frame_timeout: float = 30.0
+    """How long a frame that has begun may take to arrive, and a second more for each 64 KiB."""
     write_timeout: float = 30.0
     """How long outbound bytes may stay above the high-water mark."""
     close_timeout: float = 5.0
@@ -103,7 +105,7 @@ class _Config(_Settings):
         _check_range("max_encoded", self.max_encoded, SMALLEST_BODY, LARGEST_BODY, whole=True)
         _check_range("max_decoded", self.max_decoded, 1024 * 1024, 2**40, whole=True)
         _check_range("high_water", self.high_water, 1024, 2**40, whole=True)
-        for name in ("handshake_timeout", "write_timeout", "close_timeout"):
+        for name in ("handshake_timeout", "frame_timeout", "write_timeout", "close_timeout"):
             _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
         if self.ping_interval:
             _check_range("ping_interval", self.ping_interval, 1.0, MAX_TIMEOUT, whole=False)
@@ -149,8 +151,8 @@ class ServerConfig(_Config):
     max_http_body: int = 1024 * 1024
     """Largest body of an HTTP request that is accepted."""
     refusals: int = 1000
-    """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; a
-    tenth of them is forgiven each second."""
+    """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; each
+    256 KiB of their bodies count as one more, and a tenth is forgiven each second."""
 
     def _check(self) -> None:
         super()._check()

@@ -36,6 +36,8 @@ _PROBE_INTERVAL = 1.0
 # An attribute of an enum takes longer to look up than a name.
 _OPEN = State.OPEN
 
+_SLOWEST = 64 * 1024  # bytes a second, at which a large frame has to arrive at least
+
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
 
 _GOAWAY_BODY = tuple[str, str]
@@ -86,6 +88,7 @@ class Connection(ABC):
         "_received_at",
         "_send_limits",
         "_terminated",
+        "_timed_frame",
         "_timers",
         "agreed",
         "calls",
@@ -121,6 +124,7 @@ class Connection(ABC):
         self._set_timer(Timer.HANDSHAKE, now + config.handshake_timeout)
         self._line: LineReader | None = LineReader()
         self._reader: FrameReader | None = None
+        self._timed_frame = 0  # which frame Timer.FRAME is about, by FrameReader.begun
         self._send_limits = (0, 0)  # what the peer accepts: header, body
         self._ping: float | None = None
         self._pinged_at = now
@@ -162,6 +166,8 @@ class Connection(ABC):
         else:
             if reader.error is not None:
                 self._violate(reader.error, now)
+        if reader.lacking or self._timed_frame:
+            self._time_frame(reader, now)
         if self._queue or self.outbound >= self.high_water or self.state is not _OPEN:
             self._settle(now)
         events = self._events
@@ -336,6 +342,16 @@ class Connection(ABC):
         self._timers.set(timer, at)
         self.changed = True
 
+    def _time_frame(self, reader: FrameReader, now: float) -> None:
+        """Limit how long a frame takes to arrive: what there is of it is held for so long."""
+        if not reader.lacking:
+            self._timed_frame = 0
+            self._timers.clear(Timer.FRAME)
+        elif self._timed_frame != reader.begun and self._reader is not None:
+            self._timed_frame = reader.begun
+            seconds = self._config.frame_timeout + reader.missing / _SLOWEST
+            self._set_timer(Timer.FRAME, now + seconds)
+
     def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """Take bytes while there is no reader for frames: in the handshake, or after the end."""
         if self._line is not None:
@@ -469,6 +485,12 @@ class Connection(ABC):
                 HandshakeError("deadline_exceeded", f"no option handshake within {seconds:g} s"),
                 now,
             )
+        elif timer is Timer.FRAME:
+            self._timed_frame = 0
+            if self.wants_data:
+                self._violate("a frame took too long to arrive", now, "deadline_exceeded")
+            elif self._reader is not None:  # it may be ours to read
+                self._time_frame(self._reader, now)
         elif timer is Timer.GRACE:
             self._expire_grace(now)
         elif timer is Timer.CLOSE:

@@ -73,11 +73,12 @@ class FrameReader:
 
     __slots__ = (
         "_fields",
-        "_lacking",
         "_later",
         "_part",
         "_prefix",
+        "begun",
         "error",
+        "lacking",
         "max_body",
         "max_header",
     )
@@ -92,14 +93,15 @@ class FrameReader:
         # linear time; never holds more than has arrived, whatever length the prefix announced; and
         # is given away without a copy.
         self._fields: list[Any] = []
-        self._lacking = 0  # bytes of that which are still to come
+        self.lacking = 0  # bytes of that which are still to come; 0 between frames
+        self.begun = 0  # frames that did not arrive in one piece, so far
         self._later = 0  # and of the body behind it, if it is the header
         self._part: BytesIO
 
     @property
     def missing(self) -> int:
         """Bytes still to come of a frame whose prefix has arrived; 0 between frames."""
-        return self._lacking + self._later
+        return self.lacking + self._later
 
     @property
     def mid_frame(self) -> bool:
@@ -115,9 +117,9 @@ class FrameReader:
             return []
         frames: list[Frame] = []
         if self._fields:
-            if len(data) < self._lacking:
+            if len(data) < self.lacking:
                 self._part.write(data)
-                self._lacking -= len(data)
+                self.lacking -= len(data)
                 return frames
             data = self._complete(data)
             if len(self._fields) < 5:
@@ -151,7 +153,8 @@ class FrameReader:
             if stop > end:
                 self._fields = [kind, flags, call_id]
                 self._part = BytesIO()
-                self._lacking, self._later = header_size, body_size
+                self.lacking, self._later = header_size, body_size
+                self.begun += 1
                 self._complete(data[start + PREFIX_SIZE :])
                 return frames
             frames.append(
@@ -171,16 +174,16 @@ class FrameReader:
     def _complete(self, data: bytes | bytearray | memoryview) -> memoryview:
         """Add to the frame that is arriving; return what is behind it."""
         view = memoryview(data)
-        while len(view) >= self._lacking:
-            self._part.write(view[: self._lacking])
-            view = view[self._lacking :]
+        while len(view) >= self.lacking:
+            self._part.write(view[: self.lacking])
+            view = view[self.lacking :]
             self._fields.append(self._part.getvalue())
             self._part = BytesIO()
-            self._lacking, self._later = self._later, 0
+            self.lacking, self._later = self._later, 0
             if len(self._fields) == 5:
                 return view
         self._part.write(view)
-        self._lacking -= len(view)
+        self.lacking -= len(view)
         return view[:0]
 
     def _check(self, kind: int, flags: int, header_size: int, body_size: int) -> str | None:

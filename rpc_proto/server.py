@@ -54,6 +54,8 @@ _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _CANCEL = int(FrameType.CANCEL)
 
+_REFUSED_BYTES = 256 * 1024  # of a refused call, which count as much as another one
+
 _PATIENCE = 1.0  # seconds, with a peer that is turned away as soon as it speaks
 
 
@@ -220,7 +222,7 @@ class ServerConnection(Connection):
         """Answer with an error a call that no handler will see; too many end the connection."""
         error.maybe_executed = False
         sent = self.send_error(call, error, now)
-        self._count_refusal(now)
+        self._count_refusal(call, now)
         return sent
 
     def conclude(self, call: ServerCall, now: float) -> None:
@@ -290,11 +292,12 @@ class ServerConnection(Connection):
         self._report(call, error)
         self._events.append(CallCancelled(call, error))
 
-    def _count_refusal(self, now: float) -> None:
+    def _count_refusal(self, call: ServerCall, now: float) -> None:
         limit = self._config.refusals
         forgiven = (now - self._refused_at) * limit / 10
         self._refused_at = now
-        self._refusals = max(0.0, self._refusals - forgiven) + 1
+        weight = 1 + len(call.body) // _REFUSED_BYTES
+        self._refusals = max(0.0, self._refusals - forgiven) + weight
         if self._refusals > limit:
             self._violate(f"more than {limit} refused calls", now, "resource_exhausted")
 
@@ -412,7 +415,7 @@ class ServerConnection(Connection):
         self._fail(call, error)
         if self.state is State.OPEN:
             self._last_id = call.id
-            self._count_refusal(now)
+            self._count_refusal(call, now)
 
     def _receive_cancel(self, call_id: int) -> None:
         call = self.calls.get(call_id)

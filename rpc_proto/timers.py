@@ -13,6 +13,7 @@ class Timer(Enum):
     HANDSHAKE = auto()
     HTTP = auto()
     LIVENESS = auto()
+    FRAME = auto()
     IDLE = auto()
     WRITE = auto()
     GRACE = auto()

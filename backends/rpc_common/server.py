@@ -78,7 +78,14 @@ _LIMITS = (
         "refusals",
         "handshake_timeout",
     ),
-    *("ping_interval", "write_timeout", "close_timeout", "handling_timeout", "idle_timeout"),
+    *(
+        "ping_interval",
+        "frame_timeout",
+        "write_timeout",
+        "close_timeout",
+        "handling_timeout",
+        "idle_timeout",
+    ),
 )
 
 

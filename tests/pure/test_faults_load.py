@@ -27,6 +27,7 @@ from support.wire import (
     ONE_WAY,
     PING,
     RAW,
+    REQUEST,
     RESPONSE,
     START,
     Frame,
@@ -431,3 +432,78 @@ def test_raw_flag_of_a_response_is_the_bytes_themselves() -> None:
     server.send_response(request.call, b"\xff\x00", START)
     [answer] = frames_in(server.data_to_send())
     assert (answer.flags, answer.body) == (RAW, b"\xff\x00")
+
+
+@pytest.mark.fault(104)
+def test_bodies_of_refused_calls_count_too() -> None:
+    server = open_server(ServerConfig(max_calls=1, refusals=1000))
+    wire = Wire()
+    server.receive_data(wire.request(1), START)
+    body = bytes(16 * 1024 * 1024)
+    number = 1
+    while server.state is State.OPEN:
+        number += 1
+        server.receive_data(frame(REQUEST, number, wire.encode(["m"]), body, RAW), START)
+        server.data_to_send()
+    assert number == 1 + 16  # 65 each
+
+
+# 101: frames that do not arrive
+
+
+def _half_open(**config: Any) -> tuple[Pair, bytes]:
+    """A connection on which half a frame of 64 KiB has arrived, and the rest of that."""
+    server = ServerConfig(frame_timeout=30.0, ping_interval=None, **config)
+    pair = Pair(ClientConfig(ping_interval=None), server).open()
+    data = frame(REQUEST, 1, Wire().encode(["m"]), bytes(64 * 1024), RAW)
+    half = len(data) // 2
+    pair.report(pair.server, pair.server.receive_data(data[:half], pair.now))
+    return pair, data[half:]
+
+
+@pytest.mark.fault(101)
+def test_frame_that_takes_too_long_to_arrive_ends_the_connection() -> None:
+    pair, rest = _half_open()
+    pair.report(pair.server, pair.server.receive_data(rest[:1], pair.now))
+    pair.advance(30.4)  # and half a second for the 32 KiB that were missing
+    pair.report(pair.server, pair.server.receive_data(rest[1:2], pair.now))
+    assert pair.server.state is State.OPEN
+    pair.advance(0.2)
+    error = termination(pair.server_events)
+    assert isinstance(error, RemoteProtocolError)
+    assert str(error) == "a frame took too long to arrive"
+
+
+@pytest.mark.fault(101)
+def test_frame_that_arrives_in_time_leaves_no_limit_behind() -> None:
+    pair, rest = _half_open()
+    pair.advance(29.0)
+    pair.report(pair.server, pair.server.receive_data(rest, pair.now))
+    pair.advance(100.0)
+    assert pair.server.state is State.OPEN
+
+
+@pytest.mark.fault(101)
+def test_each_frame_has_its_own_time() -> None:
+    pair, rest = _half_open(max_calls=2)
+    pair.advance(29.0)
+    both = rest + frame(REQUEST, 2, Wire().encode(["m"]), bytes(64 * 1024), RAW)
+    pair.report(pair.server, pair.server.receive_data(both[: len(rest) + 100], pair.now))
+    pair.advance(29.0)
+    assert pair.server.state is State.OPEN
+    pair.advance(3.0)
+    assert pair.server.state is not State.OPEN
+
+
+@pytest.mark.fault(101)
+def test_frame_that_we_do_not_read_is_not_late() -> None:
+    server = ServerConfig(high_water=1024, write_timeout=1000.0, ping_interval=None)
+    pair = Pair(ClientConfig(ping_interval=None), server).open()
+    _, served = pair.request("Slow.wait")
+    begun = frame(REQUEST, 9, Wire().encode(["m"]), bytes(64 * 1024), RAW)[:1000]
+    pair.report(pair.server, pair.server.receive_data(begun, pair.now))
+    pair.down.held = True
+    pair.server.send_response(served, bytes(4096), pair.now)
+    assert not pair.server.wants_data
+    pair.advance(100.0)
+    assert pair.server.state is State.OPEN
