@@ -265,13 +265,14 @@ class Dispatcher:
             self._stats_of(call).cancelled += 1
         if call.target is None:  # it never began, or has ended
             return False
-        call.cancel(error)
         with self.stats.lock:
             waits = call.lane is not None and call.lane.withdraw(call, call.connection)
             if waits:
                 call.target.stats.withdrawn += 1
         if not waits:
             self._outliving.add(call)
+        call.cancel(error)  # which raises what a callback does
+        if not waits:
             return True
         call.target = None
         call.connection.conclude(call, self._clock())

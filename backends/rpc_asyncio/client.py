@@ -280,20 +280,40 @@ class Client:
             await self._wait(call)
 
     @overload
-    def service(self, service: str) -> Any: ...
+    def service(
+        self,
+        service: str,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Any: ...
     @overload
-    def service(self, service: Callable[..., Api]) -> Api: ...
-    def service(self, service: Any) -> Any:
+    def service(
+        self,
+        service: Callable[..., Api],
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Api: ...
+    def service(
+        self,
+        service: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Any:
         """Return a proxy: `await client.service("Arith").add(1, 2)`.
 
         A class that declares the methods instead of a name gives a typed one: its annotations say
-        what the results become.
+        what the results become. `timeout`, in seconds, and `metadata` are for each call through
+        it; all arguments of such a call are the method's.
         """
 
         async def invoke(
             method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
         ) -> Any:
-            return (await self._wait(self._start(method, args, kwargs, returns))).value
+            call = self._start(method, args, kwargs, returns, timeout, metadata)
+            return (await self._wait(call)).value
 
         return service_proxy(invoke, service)
 

@@ -78,6 +78,18 @@ def test_arguments_in_order_and_by_name(link: Link):
         assert client.call("Typed.confirm", order=ORDER, returns=Order).id == 2
 
 
+@pytest.mark.fault(75)
+@pytest.mark.feature("Proxies: client.service(name), client.service(Class)")
+def test_proxy_has_a_timeout_and_metadata_of_its_own(link: Link, key):
+    with link.host() as host, link.connect(host) as client:
+        said = client.do(lambda real: real.service("Basic", metadata={"a": "bc"}).exchange())
+        assert said == {"a": "bc"}
+        left = client.do(lambda real: real.service("Basic", timeout=5.0).time_left())
+        assert 0 < left <= 5.0
+        with pytest.raises(DeadlineExceeded):
+            client.do(lambda real: real.service("Gate", timeout=0.2).wait(key))
+
+
 @pytest.mark.feature("Proxies: client.service(name), client.service(Class)")
 def test_proxy_by_name(link: Link):
     with link.host() as host, link.connect(host) as client:

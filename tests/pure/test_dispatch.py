@@ -227,6 +227,19 @@ def test_running_call_that_is_cancelled_is_to_be_stopped_and_holds_its_place() -
     assert (host.dispatcher.running, pair.server.calls_in_flight) == (0, 0)
 
 
+def test_running_call_is_counted_though_a_callback_of_its_cancellation_raises() -> None:
+    pair, host = hosted(slow=SLOW)
+    call = pair.call("Arith.add", 1, 2)
+    [running] = host.running
+    running.on_cancel(lambda: 1 / 0)
+    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    with pytest.raises(ZeroDivisionError):
+        pair.pump()
+    assert host.dispatcher.snapshot(pair.now)["calls"]["in_flight"] == 1
+    host.dispatcher.finish(running, None)
+    assert host.dispatcher.snapshot(pair.now)["calls"]["in_flight"] == 0
+
+
 def test_calls_of_a_connection_that_is_lost_are_stopped_and_taken_from_the_queue() -> None:
     pair, host = hosted(slow=SLOW, max_concurrency=1)
     for _ in range(3):
