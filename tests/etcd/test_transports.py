@@ -8,6 +8,7 @@ import sys
 import time
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
@@ -281,6 +282,9 @@ def test_what_is_no_answer_of_etcd_fails_and_says_why(question, answer, reason):
 
     failures = []
 
+    def tell(command: Any) -> None:
+        command(0.0)
+
     async def ask():
         server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
         server.add_generic_rpc_handlers([Anything()])
@@ -288,7 +292,7 @@ def test_what_is_no_answer_of_etcd_fails_and_says_why(question, answer, reason):
         await server.start()
         carrier = Grpc(Machine(), None)
         operation = Operation(1, f"http://127.0.0.1:{port}", question, 10.0, "")
-        await carrier.carry(operation, lambda command: [*command(0.0)].clear())
+        await carrier.carry(operation, tell)
         assert not carrier._links
         await asyncio.gather(*carrier.closing)
         await server.stop(None)
