@@ -322,11 +322,9 @@ class BalancedClient(BalancedBase):
         """Return a node that is connected; CallError if there is none."""
         while True:
             self._check_wanted(whole)
-            target = self._pool.pick_for(whole, monotonic())
+            target = self._seek(whole)
             if is_ready(target):
                 return target
-            if target.dialling is None:
-                self._dial_soon(target)
             await self._wait(whole, target.why_waited_for)
 
     async def _see(self, whole: BalancedCall) -> None:

@@ -349,6 +349,22 @@ class BalancedBase(ABC):
             target = None
         return None
 
+    def _seek(self, whole: BalancedCall) -> Target:
+        """Return the node for a call; it is being dialled if it is not connected.
+
+        So are others then, or one that cannot be reached would keep the call from all of them.
+        """
+        pool = self._pool
+        for number in range(_TRIES):
+            target = pool.pick_for(whole, monotonic())
+            if is_ready(target):
+                break
+            if target.dialling is None and (not number or len(pool.dials) < _MOST_DIALS):
+                self._dial_soon(target)
+            if whole.node is not None or whole.key is not None:
+                break
+        return target
+
     def _begin(
         self,
         request: Request,

@@ -348,12 +348,10 @@ class SyncBalancedClient(BalancedBase):
         while True:
             with self._lock:
                 self._check_wanted(whole)
-                target = self._pool.pick_for(whole, monotonic())
+                target = self._seek(whole)
                 if is_ready(target):
                     target.in_flight += 1
                     return target, target.client
-                if target.dialling is None:
-                    self._dial_soon(target)
                 changed = self._changed
             self._wait(whole, changed, target.why_waited_for)
 

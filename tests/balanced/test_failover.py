@@ -159,6 +159,21 @@ def test_node_that_cannot_be_dialled_stalls_no_call_to_others(place: Place):
         client.close()
 
 
+def test_node_that_cannot_be_dialled_stalls_no_first_call_of_any_kind(place: Place):
+    with black_hole() as address:
+        nodes = [address, *place.hosts(2)]
+        began = time.monotonic()
+        for call in (
+            lambda client: client.request("Basic.echo", 1).value,
+            lambda client: client.call("Basic.echo", 1, hedge=True),
+            lambda client: client.call("Basic.echo", 1),
+        ):
+            client = place.client(nodes, connect_timeout=30.0)
+            assert call(client) == 1
+            client.close()
+        assert time.monotonic() - began < 5.0
+
+
 def test_deadline_covers_dialling(place: Place):
     with black_hole() as address:
         client = place.client([address], connect_timeout=1.0)
