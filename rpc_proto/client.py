@@ -123,8 +123,8 @@ class ClientConnection(Connection):
         `deadline` is absolute, in seconds; `returns` is the type of the result, None for whatever
         the codec gives. Raises InvalidArgument if the arguments cannot be encoded,
         ResourceExhausted if too many calls wait or the arguments are larger than the server
-        accepts, and Unavailable if the connection takes no more calls; in each case nothing was
-        sent.
+        accepts, Unavailable if the connection takes no more calls, and TypeError if nothing can be
+        decoded as `returns`; in each case nothing was sent.
         """
         if type(method) is not str or not method:
             raise LocalProtocolError(f'method must be a string "Service.method", not {method!r}')
@@ -136,6 +136,8 @@ class ClientConnection(Connection):
         if state is not _OPEN and state is not State.HANDSHAKE:
             why = f": {self._reason}" if self._reason else ""
             raise Unavailable(f"the connection is {state.value}{why}", maybe_executed=False)
+        if returns is not None:
+            decoder(self.codec, returns)  # which refuses some types, before anything is sent
         flags, body = self._encode_arguments(args, kwargs)
         if one_way:
             flags |= _ONE_WAY

@@ -40,6 +40,9 @@ class Codec:
     # Whether its integers have at most 64 bits: of longer ones any number can share a hash.
     short_integers = False
 
+    # The type of what `decoder` is to pass over without a look at it.
+    unread: Any = Any
+
     def __init__(
         self, name: str, encode: Encode, decode: Decode, *, growth: int = WORST_GROWTH
     ) -> None:

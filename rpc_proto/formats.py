@@ -146,6 +146,7 @@ class _Msgpack(Codec):
     __slots__ = ()
 
     short_integers = True
+    unread = msgspec.Raw
 
     def decoder(self, kind: Any) -> Decode:
         # Straight into the type, without the plain value between: a quarter of the time.
@@ -222,6 +223,8 @@ def _encode_json(value: Any) -> bytes:
 
 class _Json(Codec):
     __slots__ = ()
+
+    unread = msgspec.Raw
 
     def decoder(self, kind: Any) -> Decode:
         return msgspec.json.Decoder(kind).decode

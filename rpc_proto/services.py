@@ -12,7 +12,15 @@ from .codecs import Codec, Decode, explain
 from .errors import InvalidArgument
 from .frames import Flag
 from .stats import MethodStats
-from .typed import check_decodable, check_hashed_size, convert, decoder, has_chosen_hashes
+from .typed import (
+    argument_decoder,
+    check_decodable,
+    check_encodable,
+    check_hashed_size,
+    convert_argument,
+    decoder,
+    has_chosen_hashes,
+)
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
 
@@ -161,7 +169,7 @@ class Method:
             if not flags & _SHAPE and self._exact is not None and body:
                 decode = self._decoders.get(codec)
                 if decode is None:
-                    decode = self._decoders[codec] = decoder(codec, self._exact)
+                    decode = self._decoders[codec] = argument_decoder(codec, self._exact)
                 if len(body) > _GLANCE:
                     self._check_count(codec, body)
                 return decode(body), _NO_NAMED
@@ -201,7 +209,7 @@ class Method:
         count = len(positional)
         if count > self._most and self._rest is None:
             self._refuse(f"takes {self._takes()}, got {count}")
-        args = convert(positional[: self._most], self._types(min(count, self._most)))
+        args = convert_argument(positional[: self._most], self._types(min(count, self._most)))
         if self._rest is not None and count > self._most:
             args += self._convert_rest(positional[self._most :])
         given = {p.name for p in self._positional[:count]}
@@ -213,13 +221,12 @@ class Method:
             if name in given and name in self._named:
                 self._refuse(f"got two values for {name}")
             try:
-                kwargs[name] = convert(value, parameter.type)
+                kwargs[name] = convert_argument(value, parameter.type)
             except ValueError as error:
-                self._refuse(
-                    str(error).replace("`$", f"`{name}")
-                    if "`$" in str(error)
-                    else f"{error} - at `{name}`"
-                )
+                text = str(error).replace("`$", f"`{name}")
+                if text == str(error):
+                    text += f" - at `{name}`"
+                raise InvalidArgument(f"{self.name}: {text}", maybe_executed=False) from None
         missing = [
             p.name
             for p in self.parameters
@@ -233,7 +240,7 @@ class Method:
 
     def _convert_rest(self, values: list[Any]) -> tuple[Any, ...]:
         try:
-            rest: tuple[Any, ...] = convert(values, self._rest_type)
+            rest: tuple[Any, ...] = convert_argument(values, self._rest_type)
         except ValueError as error:
             # Indices as they are in the outer array, for _explain.
             text = _INDEX.sub(lambda found: f"`$[{int(found[1]) + self._most}]", str(error))
@@ -284,6 +291,10 @@ class Method:
                 check_decodable(parameter.type)
             except TypeError as error:
                 raise TypeError(f"{self.name}: parameter {parameter.name}: {error}") from None
+        try:
+            check_encodable(self.returns)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: result: {error}") from None
 
 
 def _signature(name: str, function: Callable[..., Any]) -> tuple[list[Parameter], Any, str]:

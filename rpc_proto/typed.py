@@ -1,39 +1,48 @@
 """Values as the types that annotations promise: decoding with validation, through msgspec."""
 
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast, get_args
 
 from .codecs import Codec, Decode
 
 __all__ = [
+    "argument_decoder",
     "check_decodable",
+    "check_encodable",
     "check_hashed_size",
     "convert",
+    "convert_argument",
     "decoder",
     "has_chosen_hashes",
     "has_untyped",
+    "nodes",
 ]
 
 # Bytes of a body whose type has sets or keys with chosen hashes: too few to make trouble with.
 HASHED_SIZE = 16 * 1024
 
-
-@lru_cache(maxsize=1024)
-def _cached(codec: Codec, kind: Any) -> Decode:
-    return _decoder(codec, kind)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _remembered(function: Function) -> Function:
+    """Keep results of a function, but for types that cannot be hashed: an Annotated with a list."""
+    cached = lru_cache(maxsize=1024)(function)
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return cached(*args)
+        except TypeError:
+            return function(*args)
+
+    return cast("Function", call)
+
+
+@_remembered
 def decoder(codec: Codec, kind: Any) -> Decode:
     """Return what decodes bytes of `codec` into `kind`; TypeError if no value can be of `kind`."""
-    try:
-        hash(kind)
-    except TypeError:  # an Annotated with a list in it, say
-        return _decoder(codec, kind)
-    return _cached(codec, kind)
-
-
-def _decoder(codec: Codec, kind: Any) -> Decode:
+    check_decodable(kind)
     decode = codec.decoder(kind)
     if not has_chosen_hashes(kind, short_integers=codec.short_integers):
         return decode
@@ -61,21 +70,109 @@ def convert(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, str_keys=True)
 
 
+def argument_decoder(codec: Codec, kind: Any) -> Decode:
+    """Return what `decoder` does, but for ValueError if a record has a field that its type lacks.
+
+    Without it msgspec drops such fields. Results are left to that: a newer server may add a field.
+    """
+    from .outlines import explain_unknown_field, outline
+
+    decode = decoder(codec, kind)
+    shape = outline(kind, codec.unread)
+    if shape is not None and has_untyped(shape):  # which bytes are not decoded into directly
+        shape = outline(kind, Any)
+    if shape is None:
+        return decode
+    check = codec.decoder(shape)
+
+    def decode_whole(data: bytes) -> Any:
+        value = decode(data)
+        try:
+            check(data)
+        except ValueError as error:
+            raise ValueError(explain_unknown_field(str(error), kind)) from None
+        return value
+
+    return decode_whole
+
+
+def convert_argument(value: Any, kind: Any) -> Any:
+    """Return a decoded value as `kind`; ValueError says where it does not fit, or is dropped."""
+    converted = convert(value, kind)
+    shape = _outline(kind)
+    if shape is not None:
+        from .outlines import explain_unknown_field
+
+        try:
+            convert(value, shape)
+        except ValueError as error:
+            raise ValueError(explain_unknown_field(str(error), kind)) from None
+    return converted
+
+
+@_remembered
+def _outline(kind: Any) -> Any:
+    from .outlines import outline
+
+    return outline(kind, Any)
+
+
 def check_decodable(kind: Any) -> None:
     """Raise TypeError if no decoded value can be of that type, or of one inside it."""
     from msgspec import inspect, msgpack
 
     msgpack.Decoder(kind)  # refuses unions that cannot be told apart, and the like
-    for node in _nodes(kind):
-        if isinstance(node, inspect.CustomType):
-            raise TypeError(f"no value can be decoded as {node.cls}")
+    for node in nodes(kind):
+        cls = getattr(node, "cls", None)
+        if isinstance(node, inspect.CustomType) or hasattr(cls, "__pydantic_fields__"):
+            # A pydantic dataclass would be made without its defaults and its checks.
+            raise TypeError(f"no value can be decoded as {cls}")
+        if hasattr(node, "key_type") and any(_is_record(part) for part in nodes(node.key_type)):
+            raise TypeError("a record cannot be the key of a map")
+
+
+def check_encodable(kind: Any) -> None:
+    """Raise TypeError if no value of that type, or of one inside it, can be encoded."""
+    from msgspec import inspect
+
+    try:
+        found = list(nodes(kind))
+    except TypeError:  # what cannot be told apart when decoded, Never and the like
+        for part in get_args(kind):
+            check_encodable(part)
+        return
+    for node in found:
+        if isinstance(node, inspect.CustomType) and not _has_encodable(node.cls):
+            raise TypeError(f"no value of {node.cls} can be encoded")
+
+
+def _has_encodable(cls: Any) -> bool:
+    """Whether values of a class or of a subclass that is known can be encoded."""
+    from msgspec import inspect
+
+    try:
+        if any(issubclass(one, cls) for one in (dict, list, str, int, float, bytes)):
+            return True
+    except TypeError:  # a Protocol, which says nothing of its classes
+        return True
+    if issubclass(cls, (dict, list, tuple, set, frozenset)):
+        return True
+    if not isinstance(inspect.type_info(cls), inspect.CustomType):
+        return True
+    return any(_has_encodable(one) for one in type.__subclasses__(cls))
+
+
+def _is_record(node: Any) -> bool:
+    from msgspec import inspect
+
+    return isinstance(node, (inspect.DataclassType, inspect.TypedDictType))
 
 
 def has_untyped(kind: Any) -> bool:
     """Return whether a part of the type is anything at all."""
     from msgspec import inspect
 
-    return any(isinstance(node, inspect.AnyType) for node in _nodes(kind))
+    return any(isinstance(node, inspect.AnyType) for node in nodes(kind))
 
 
 def has_chosen_hashes(kind: Any, *, short_integers: bool) -> bool:
@@ -94,7 +191,7 @@ def has_chosen_hashes(kind: Any, *, short_integers: bool) -> bool:
     )
     if short_integers:
         safe = (*safe, inspect.IntType)
-    for node in _nodes(kind):
+    for node in nodes(kind):
         if isinstance(node, (inspect.SetType, inspect.FrozenSetType)):
             key = node.item_type
         elif isinstance(node, inspect.DictType) and not isinstance(node.key_type, inspect.AnyType):
@@ -107,11 +204,11 @@ def has_chosen_hashes(kind: Any, *, short_integers: bool) -> bool:
     return False
 
 
-def _nodes(kind: Any) -> Iterator[Any]:
-    """Find the descriptions of a type and of all inside it."""
+def nodes(kind: Any) -> Iterator[Any]:
+    """Find the descriptions of a type and of all inside it, as msgspec.inspect has them."""
     from msgspec import inspect
 
-    todo: list[Any] = [inspect.type_info(kind)]
+    todo: list[Any] = [kind if isinstance(kind, inspect.Type) else inspect.type_info(kind)]
     seen: set[int] = set()
     while todo:
         node = todo.pop()

@@ -12,9 +12,12 @@ import pytest
 from rpc_proto import (
     CallCompleted,
     DataLoss,
+    InvalidArgument,
     RequestReceived,
     ServerConfig,
+    find_codec,
 )
+from rpc_proto.services import Method
 from support.memory import only, outcome
 from support.protocol_page import (
     WIRE,
@@ -244,6 +247,23 @@ class Record:
 
 
 _MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
+
+
+@page(
+    "A field that a parameter's type does not have is refused with `invalid_argument`; one that "
+    "a result's type does not have is ignored, as the server may be newer.",
+)
+def test_unknown_field_is_refused_in_a_parameter_and_ignored_in_a_result() -> None:
+    def put(record: Record) -> None: ...
+
+    with pytest.raises(InvalidArgument, match="Record has no field 'to'"):
+        Method("S.put", put).decode(find_codec("json"), 0, b'[{"at":1,"to":2}]')
+    client = open_client(codec="json")
+    client.start_call("S.m", now=START, returns=Record)
+    answer = frame(RESPONSE, 1, body=b'{"at":1,"to":2}')
+    assert outcome(client.receive_data(answer, START)) == Record(1)
+
+
 ENCODED = {
     "date and time": (_MOMENT, b"\xd6\xff\x65\xe0\x78\xc8", b'"2024-02-29T12:30:00Z"'),
     "without an offset": (

@@ -1,11 +1,23 @@
 """Reflection and typed arguments: by position and by name, in both codecs."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum, IntEnum
 from functools import cached_property, partial, partialmethod, wraps
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    TypedDict,
+    TypeVar,
+)
 
 import msgspec
 import pytest
@@ -13,7 +25,7 @@ import pytest
 from rpc_proto import InvalidArgument, expose, find_codec, quick
 from rpc_proto.services import Method, annotated_methods, reflect, service_name
 from support.memory import Host, Pair
-from support.wire import CODECS, NAMED, RAW
+from support.wire import CODECS, NAMED, RAW, START, open_client
 
 Item = TypeVar("Item")
 
@@ -417,6 +429,100 @@ def test_parameter_of_a_type_that_cannot_be_decoded_is_refused_at_registration(k
 
 
 # Marks
+
+
+class Shape:
+    """No record itself, but its subclasses are."""
+
+
+@dataclass
+class Circle(Shape):
+    radius: float
+
+
+class Sized(Protocol):
+    size: int
+
+
+class Validated:
+    """As pydantic's dataclasses are, which msgspec makes without their defaults and checks."""
+
+    __pydantic_fields__: ClassVar[dict] = {}
+
+
+Validated = dataclass(Validated)  # type: ignore[misc]
+
+
+def returning(kind: Any) -> Any:
+    def method() -> None: ...
+
+    method.__annotations__["return"] = kind
+    return method
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        _Opaque,
+        list[_Opaque],
+        _Opaque | None,
+        Point | Record | _Opaque,
+        _Holder,
+        Iterator[int],
+        Exception,
+    ],
+)
+def test_result_of_a_type_that_cannot_be_encoded_is_refused_at_registration(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"S\.m: result: no value of .* can be encoded"):
+        Method("S.m", returning(kind))
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        object,
+        Any,
+        Item,
+        Shape,
+        Sized,
+        Validated,
+        Point | Record,
+        list[object],
+        NoReturn,
+        OrderedDict,
+    ],
+)
+def test_result_of_a_type_that_may_stand_for_others_is_served(kind: Any) -> None:
+    assert Method("S.m", returning(kind)).returns == kind
+
+
+@pytest.mark.fault(88)
+def test_type_that_would_be_made_without_its_checks_is_no_argument() -> None:
+    def method(value: Any) -> None: ...
+
+    method.__annotations__["value"] = list[Validated]
+    with pytest.raises(TypeError, match=r"parameter value: no value can be decoded as .*Validated"):
+        Method("S.m", method)
+
+
+@pytest.mark.fault(87)
+def test_record_is_no_key_of_a_map() -> None:
+    def method(value: Any) -> None: ...
+
+    method.__annotations__["value"] = dict[tuple[Point, int], int]
+    with pytest.raises(TypeError, match="a record cannot be the key of a map"):
+        Method("S.m", method)
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("kind", [_Opaque, Validated, list[_Holder], int | Point | Record])
+def test_result_that_cannot_be_decoded_is_refused_before_the_call(kind: Any) -> None:
+    client = open_client()
+    with pytest.raises(TypeError):
+        client.start_call("S.m", now=START, returns=kind)
+    assert client.calls_in_flight == 0
 
 
 def logged(function: Any) -> Any:
