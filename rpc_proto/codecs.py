@@ -87,8 +87,11 @@ def find_codec(codec: "str | Codec") -> Codec:
     return formats.MSGPACK if codec == "msgpack" else formats.JSON
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Return what went wrong in a codec, in the same words for each of them."""
     if isinstance(error, RecursionError):
         return "the value is nested too deeply for Python's stack, or contains itself"
-    return str(error)
+    try:
+        return str(error) or type(error).__name__
+    except BaseException:  # an exception may be broken, too
+        return type(error).__name__

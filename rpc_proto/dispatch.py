@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .codecs import SMALL
 from .context import ServerCall
-from .errors import CallError, ResourceExhausted, Unimplemented, Unknown
+from .errors import CallError, Internal, ResourceExhausted, Unimplemented, Unknown
 from .frames import Flag
 from .lanes import Lane
 from .server import ServerConnection
@@ -183,7 +183,8 @@ class Dispatcher:
 
         To run it, call `call.invoke` in a context of its own; or `call.target.function` with
         `call.args` and `call.kwargs`, where `ambient_call` is the call. `owner` is what the driver
-        keeps for the connection.
+        keeps for the connection. What a codec or a type raises that is no Exception is raised
+        again, after the call has been answered.
         """
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
             connection.conclude(call, self._clock())
@@ -203,6 +204,10 @@ class Dispatcher:
             wrong.maybe_executed = False
             connection.refuse(call, wrong, self._clock())
             return False
+        except BaseException:  # of a codec or of a type, and more than an Exception
+            text = f"the arguments of {method.name} could not be decoded"
+            connection.send_error(call, Internal(text, maybe_executed=False), self._clock())
+            raise
         call.body = b""
         call.target = method
         call.connection = connection
@@ -250,17 +255,26 @@ class Dispatcher:
         return self.queued > 0
 
     def handle(self, connection: ServerConnection, call: ServerCall) -> None:
-        """Find, run and answer a call here and now, by a `def` handler: enough for a small loop."""
+        """Find, run and answer a call here and now, by a `def` handler: enough for a small loop.
+
+        What a handler raises that is no Exception is raised again, after the answer.
+        """
         if self.begin(connection, call, None):
             try:
                 result = copy_context().run(call.invoke)
-            except Exception as error:
+            except BaseException as error:
                 self.finish(call, None, error)
+                if not isinstance(error, Exception):
+                    raise
             else:
                 self.finish(call, result)
 
     def cancel(self, call: ServerCall, error: CallError) -> bool:
-        """Take note of a `CallCancelled`; whether a handler runs that is to be stopped."""
+        """Take note of a `CallCancelled`; whether a handler runs that is to be stopped.
+
+        Raises what a callback of `on_cancel` raised, after all else is done; `call.target` then
+        tells the same: None if no handler runs.
+        """
         with self.stats.lock:
             self._stats_of(call).cancelled += 1
         if call.target is None:  # it never began, or has ended
@@ -271,15 +285,19 @@ class Dispatcher:
                 call.target.stats.withdrawn += 1
         if not waits:
             self._outliving.add(call)
-        call.cancel(error)  # which raises what a callback does
-        if not waits:
-            return True
-        call.target = None
-        call.connection.conclude(call, self._clock())
-        return False
+        try:
+            call.cancel(error)  # which raises what a callback does
+        finally:
+            if waits:
+                call.target = None
+                call.connection.conclude(call, self._clock())
+        return not waits
 
     def finish(self, call: ServerCall, result: Any, error: BaseException | None = None) -> None:
-        """Answer a call whose handler has ended, with its result or with what it raised."""
+        """Answer a call whose handler has ended, with its result or with what it raised.
+
+        What a codec raises that is no Exception is raised again, after that.
+        """
         clock = self._clock
         now = clock()
         latency = now - call.arrived
@@ -301,13 +319,15 @@ class Dispatcher:
         finally:
             if lock is not None:
                 lock.release()
-        if error is None:
-            waited_for = call.connection.send_response(call, result, now)
-        else:
-            waited_for = call.connection.send_error(call, self._to_call_error(error), now)
-        if not waited_for:
-            self._outliving.discard(call)
-        call.target = None
+        try:
+            if error is None:
+                waited_for = call.connection.send_response(call, result, now)
+            else:
+                waited_for = call.connection.send_error(call, self._to_call_error(error), now)
+            if not waited_for:
+                self._outliving.discard(call)
+        finally:
+            call.target = None
         stats = self.stats
         if latency > stats.slow_from or now >= stats.turns_at:
             stats.note_slow(call, now, clock())
@@ -330,7 +350,7 @@ class Dispatcher:
         try:
             if isinstance(error, CallError):
                 # The handler did run, whatever a call that it made itself says of its own.
-                return CallError.of(error.code, str(error.message), error.details)
+                return CallError.of(str(error.code), str(error.message), error.details)
             unknown = Unknown(f"{type(error).__name__}: {error}")
             if self._debug:
                 import traceback

@@ -157,6 +157,7 @@ class ServerConnection(Connection):
         """Answer a call; False if it had ended already, which is no error.
 
         A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
+        What a codec raises that is no Exception is raised again, after that answer.
         """
         if call.ended or call.one_way:
             ended = self._conclude(call, now)
@@ -179,7 +180,7 @@ class ServerConnection(Connection):
                 body = encode(value)
             if call.reply_metadata:
                 header = self._headers.answer(call.reply_metadata)
-        except Exception as error:  # a codec may raise anything
+        except BaseException as error:  # a codec may raise anything
             self._fail(
                 call,
                 Internal(
@@ -187,6 +188,9 @@ class ServerConnection(Connection):
                     f"{explain(error)}"
                 ),
             )
+            if not isinstance(error, Exception):
+                self._settle(now)
+                raise
         else:
             header_size = len(header)
             body_size = len(body)
@@ -267,7 +271,7 @@ class ServerConnection(Connection):
             if call.reply_metadata:
                 try:
                     header = self._headers.answer(call.reply_metadata)
-                except Exception:  # the error matters more than what was to go with it
+                except BaseException:  # the error matters more than what was to go with it
                     header = b""
             self._send_error(call.id, error, header)
 
@@ -277,7 +281,7 @@ class ServerConnection(Connection):
         fields = [clip(str(error.code))[:64], clip(str(error.message)), error.details]
         try:
             body = self.codec.encode(fields)
-        except Exception:  # details that cannot travel must not cost the caller the code
+        except BaseException:  # details that cannot travel must not cost the caller the code
             body = b""
         if not body or len(body) > max_body:
             body = self.codec.encode([*fields[:2], None])
@@ -338,7 +342,7 @@ class ServerConnection(Connection):
                 identity = config.authenticate(token, self.peer)
                 if hasattr(identity, "__await__"):  # it would let everybody in
                     raise TypeError("authenticate must be a plain function, not a coroutine one")
-            except Exception as error:
+            except BaseException as error:
                 # The text of a failure inside the check is nothing for a stranger to read.
                 raise HandshakeError("internal", "the token could not be checked") from error
             if not identity:

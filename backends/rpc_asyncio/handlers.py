@@ -29,14 +29,19 @@ _NOTHING: Any = object()
 
 # report(call, result, error): a handler ended
 Report = Callable[[ServerCall, Any, BaseException | None], None]
+# end_process(error): after the report of a handler that raised this
+EndProcess = Callable[[KeyboardInterrupt | SystemExit], None]
 
 
 class _DirectRunner:
     """Runs the coroutine handlers of one server on one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, report: Report, end_process: EndProcess
+    ) -> None:
         self._loop = loop
         self._report = report
+        self._end_process = end_process
         self._spare: _Handler | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -56,7 +61,7 @@ class _DirectRunner:
             spare.coroutine = spare.call = call.handler = None
             self._report(call, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
+                self._end_process(error)
             return
         leave_task(loop, task)
         if spare.coroutine is None:
@@ -79,6 +84,8 @@ class _DirectRunner:
         del handler.task
         handler.coroutine = handler.context = handler.call = call.handler = None
         self._report(call, result, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._end_process(error)
 
     def close(self) -> None:
         """Let the spare Task go."""
@@ -90,35 +97,44 @@ class _DirectRunner:
 class _PlainRunner:
     """Runs each coroutine handler as a Task, from the next turn of the loop on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, report: Report, end_process: EndProcess
+    ) -> None:
         self._loop = loop
         self._report = report
+        self._end_process = end_process
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, call: ServerCall) -> None:
         """Run a handler; report its end later."""
         name = f"rpc handler {call.target.name}"
-        results: list[Any] = []
-        call.handler = task = self._loop.create_task(self._run(call, results), name=name)
+        outcome: list[Any] = []
+        call.handler = task = self._loop.create_task(self._run(call, outcome), name=name)
         self.tasks.add(task)
-        task.add_done_callback(partial(self._ended, call, results))
+        task.add_done_callback(partial(self._ended, call, outcome))
 
-    async def _run(self, call: ServerCall, results: list[Any]) -> None:
-        # Not as the result of the Task, which a handler that cancels itself would lose.
-        results.append(await call.invoke())
+    async def _run(self, call: ServerCall, outcome: list[Any]) -> None:
+        # Not as that of the Task, which a handler that cancels itself would lose, and which would
+        # end the process before the call is answered.
+        try:
+            outcome += await call.invoke(), None
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            outcome += None, error
 
     def cancel(self, call: ServerCall) -> None:
         """Cancel the Task of a handler."""
         call.handler.cancel()
 
-    def _ended(self, call: ServerCall, results: list[Any], task: "asyncio.Task[Any]") -> None:
+    def _ended(self, call: ServerCall, outcome: list[Any], task: "asyncio.Task[Any]") -> None:
         self.tasks.discard(task)
         call.handler = None
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if results:
-            self._report(call, results.pop(), None)
-        else:
-            self._report(call, None, error)
+        result, error = outcome or (None, asyncio.CancelledError())
+        outcome.clear()
+        self._report(call, result, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._end_process(error)
         error = None  # or error, traceback and frame would keep each other alive
 
     def close(self) -> None:
@@ -207,7 +223,7 @@ class _Handler(Coroutine[Any, Any, None]):
         except BaseException as error:
             value = None  # or error, traceback and frame would keep each other alive
             self._runner.ended(self, None, error)
-            if not isinstance(error, Exception):  # cancelled, or the process is to end
+            if isinstance(error, asyncio.CancelledError):
                 raise
         raise StopIteration
 

@@ -147,7 +147,6 @@ class Server(ServerBase):
 
     _cancellation = asyncio.CancelledError
     _log = get_log("rpc_asyncio")
-    _ends_process = (KeyboardInterrupt, SystemExit)
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
         super().__init__(threads=threads, **settings)
@@ -190,7 +189,7 @@ class Server(ServerBase):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._runner = HandlerRunner(loop, self._ended)
+            self._runner = HandlerRunner(loop, self._ended, self._end_process)
             self._forks = Forks.count
         self._check_owner()
         listener = listen(where, socket, self._log)
@@ -324,6 +323,14 @@ class Server(ServerBase):
 
     def _cancel_timer(self, timer: Any) -> None:
         timer.cancel()
+
+    def _end_process(self, error: KeyboardInterrupt | SystemExit) -> None:
+        def end() -> None:
+            raise error
+
+        # Not here: the answer has to leave, and what came together with the call has to be done.
+        assert self._loop is not None
+        self._loop.call_soon(end)
 
     # Connections
 

@@ -77,16 +77,18 @@ class _Link:
             if self._shake_hands():
                 while self._read():
                     pass
-        except Exception:
+        except BaseException:
             server._log.exception("%s: the connection failed", peer_address(self._peername))
         finally:
-            with self.lock:  # a handler that ends now must not write to what is being closed
-                try:
-                    if self.connection is not None:
-                        self.handle(self.channel.lose(None))
-                finally:
-                    self._close()
-            server._forget(self)
+            try:
+                with self.lock:  # a handler that ends now must not write to what is being closed
+                    try:
+                        if self.connection is not None:
+                            self.handle(self.channel.lose(None))
+                    finally:
+                        self._close()
+            finally:
+                server._forget(self)
 
     def _close(self) -> None:
         keeper = self._server._keeper

@@ -2,6 +2,7 @@
 
 A span is named as its method in the form "Service/method". What is an error is said as for
 gRPC, whose codes these are: to a caller every code but "ok", to a server those that are its fault.
+A sampler, a span processor or a propagator that raises costs a span and a line in the log, no call.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,14 @@ from rpc_proto import (
     ClientConfig,
     ClientConnection,
     Event,
+    ServerCall,
     __version__,
     current_call,
 )
 from rpc_proto.frames import Flag
 from rpc_proto.services import Method
+
+from .log import get_log
 
 try:
     from opentelemetry import trace
@@ -33,6 +37,8 @@ except ImportError as error:
     raise ImportError("a tracer_provider needs: pip install 'rpc-proto[otel]'") from error
 
 __all__ = ["client_connection", "server_spans"]
+
+_log = get_log("rpc_common")
 
 _SERVER_ERRORS = frozenset(
     {"unknown", "deadline_exceeded", "unimplemented", "internal", "unavailable", "data_loss"}
@@ -92,6 +98,29 @@ def server_spans(
 @contextmanager
 def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iterator[None]:
     call = current_call()
+    span = None
+    try:
+        span = _start(tracer, name, call)
+    except Exception:
+        _log.exception("no span for %s", name)
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        if call.error is not None:  # what the caller was told by then, whatever the handler did
+            failure = call.error
+        if span is not None:
+            try:
+                _end_served(span, failure, cancellation)
+            except Exception:
+                _log.exception("the span of %s could not be ended", name)
+        del failure  # its traceback holds this frame
+
+
+def _start(tracer: Tracer, name: str, call: ServerCall) -> Span:
     attributes = _describe(name)
     host, colon, port = call.peer.address.rpartition(":")
     if colon:
@@ -104,28 +133,24 @@ def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iter
     inject(carrier, context)
     if carrier:  # a provider that does nothing adds nothing: then what came along flows on
         call.flows_on = carrier
-    failure: BaseException | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = error
-        raise
-    finally:
-        if call.error is not None:  # what the caller was told by then, whatever the handler did
-            failure = call.error
-        if failure is None:
-            _set_outcome(span, "ok", "", False)
-        elif isinstance(failure, CallError):
-            code = str(failure.code)
-            _set_outcome(span, code, str(failure.message), code in _SERVER_ERRORS)
-        elif isinstance(failure, cancellation):
-            _set_outcome(span, "cancelled", "", False)
-        else:
-            with suppress(Exception):  # an exception may be broken, too
-                span.record_exception(failure)
-            _set_outcome(span, "unknown", type(failure).__name__, True)
-        span.end()
-        del failure  # its traceback holds this frame
+    return span
+
+
+def _end_served(
+    span: Span, failure: BaseException | None, cancellation: type[BaseException]
+) -> None:
+    if failure is None:
+        _set_outcome(span, "ok", "", False)
+    elif isinstance(failure, CallError):
+        code = str(failure.code)
+        _set_outcome(span, code, str(failure.message), code in _SERVER_ERRORS)
+    elif isinstance(failure, cancellation):
+        _set_outcome(span, "cancelled", "", False)
+    else:
+        with suppress(Exception):  # an exception may be broken, too
+            span.record_exception(failure)
+        _set_outcome(span, "unknown", type(failure).__name__, True)
+    span.end()
 
 
 # The client's end: in the connection, through which the calls of every driver go
@@ -160,14 +185,8 @@ class ConnectionWithSpans(ClientConnection):
         metadata: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Call:
-        name = _name(str(method))
         carrier = dict(metadata or ())
-        current = trace.get_current_span().get_span_context()
-        # In a handler without a span of its own, what came with its call is the parent.
-        context = None if current.is_valid else extract(carrier)
-        attributes = _describe(name) | self._server
-        span = self._tracer.start_span(name, context, SpanKind.CLIENT, attributes)
-        inject(carrier, trace.set_span_in_context(span, context))
+        span = self._start(_name(str(method)), carrier)
         try:
             call = super().start_call(method, *arguments, metadata=carrier, **options)
         except Exception as error:
@@ -175,9 +194,23 @@ class ConnectionWithSpans(ClientConnection):
             raise
         if call.sent and call.flags & Flag.ONE_WAY:
             _end(span, None)
-        else:
+        elif span is not None:
             self._spans[call] = span
         return call
+
+    def _start(self, name: str, carrier: dict[str, str]) -> Span | None:
+        """Start a span, and put into the metadata what makes it the parent of the server's."""
+        try:
+            current = trace.get_current_span().get_span_context()
+            # In a handler without a span of its own, what came with its call is the parent.
+            context = None if current.is_valid else extract(carrier)
+            attributes = _describe(name) | self._server
+            span = self._tracer.start_span(name, context, SpanKind.CLIENT, attributes)
+            inject(carrier, trace.set_span_in_context(span, context))
+        except Exception:
+            _log.exception("no span for %s", name)
+            return None
+        return span
 
     def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         return self._end_spans(super().receive_data(data, now))
@@ -192,12 +225,17 @@ class ConnectionWithSpans(ClientConnection):
         return events
 
 
-def _end(span: Span, error: Exception | None) -> None:
-    if error is None:
-        _set_outcome(span, "ok", "", False)
-    elif isinstance(error, CallError):
-        _set_outcome(span, str(error.code), str(error.message), True)
-    else:
-        span.set_attribute("error.type", type(error).__name__)
-        span.set_status(Status(StatusCode.ERROR, str(error)))
-    span.end()
+def _end(span: Span | None, error: Exception | None) -> None:
+    if span is None:
+        return
+    try:
+        if error is None:
+            _set_outcome(span, "ok", "", False)
+        elif isinstance(error, CallError):
+            _set_outcome(span, str(error.code), str(error.message), True)
+        else:
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(Status(StatusCode.ERROR, str(error)))
+        span.end()
+    except Exception:
+        _log.exception("the span of a call could not be ended")

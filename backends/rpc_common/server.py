@@ -143,8 +143,6 @@ class ServerBase(ABC):
 
     # What the driver's handlers raise when they are cancelled.
     _cancellation: type[BaseException] = Cancelled
-    # What goes on, from a handler that runs where the server does, to whoever runs the server.
-    _ends_process: tuple[type[BaseException], ...] = ()
     _log: Log
     _serves_coroutines = True
 
@@ -447,8 +445,8 @@ class ServerBase(ABC):
         for application in self._mounted:
             try:
                 application.handle_timeout(now)
-            except Exception:
-                self._log.exception("%s failed", type(application).__name__)
+            except BaseException as error:
+                self._failed(error, "%s failed", type(application).__name__)
         self._look_after()
 
     @abstractmethod
@@ -487,16 +485,22 @@ class ServerBase(ABC):
         dispatcher = self._dispatcher
         for event in events:
             if type(event) is RequestReceived:
-                if dispatcher.begin(link.connection, event.call, link):
+                try:
+                    ready = dispatcher.begin(link.connection, event.call, link)
+                except BaseException as error:  # the call has been answered
+                    self._failed(error, "%s: its arguments could not be decoded", event.call.method)
+                    continue
+                if ready:
                     self._run(event.call)
             elif isinstance(event, CallCancelled):
+                call = event.call
                 try:
-                    running = dispatcher.cancel(event.call, event.error)
-                except BaseException:
-                    self._log.exception("%s: a callback of on_cancel() failed", event.call.method)
-                    running = True
+                    running = dispatcher.cancel(call, event.error)
+                except BaseException as error:
+                    running = call.target is not None
+                    self._failed(error, "%s: a callback of on_cancel() failed", call.method)
                 if running:
-                    self._stop_handler(event.call)
+                    self._stop_handler(call)
             elif isinstance(event, SendBufferDrained):
                 if dispatcher.resume(link.connection):
                     self._resume_soon()
@@ -507,12 +511,21 @@ class ServerBase(ABC):
             elif isinstance(event, ResponsePromised):
                 event.promise.on_settled(link.wake)
             elif isinstance(event, HttpServed) and event.error is not None:
-                self._log.error("%s failed", event.request, exc_info=event.error)
+                self._failed(event.error, "%s failed", event.request)
 
     def _log_tls_failed(self, peername: Any, error: Exception) -> None:
         """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""
         if self._log.isEnabledFor(INFO):
             self._log.warning("%s: the TLS handshake failed: %s", peer_address(peername), error)
+
+    def _failed(self, error: BaseException, message: str, *args: object) -> None:
+        """Log what code of the application raised where the server runs."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._end_process(error)
+        self._log.error(message, *args, exc_info=error)
+
+    def _end_process(self, error: KeyboardInterrupt | SystemExit) -> None:  # noqa: B027
+        """Raise this soon in the program that runs the server; threads have nothing to end."""
 
     def _drop(self, link: Link) -> None:
         """Let a connection go whose transport is closed; it may have been before."""
@@ -527,7 +540,7 @@ class ServerBase(ABC):
         elif isinstance(event.error, HandshakeError):
             cause = event.error.__cause__
             if cause is not None:
-                self._log.error("%s: authenticate() failed", peer, exc_info=cause)
+                self._failed(cause, "%s: authenticate() failed", peer)
             else:  # a port scanner is not worth a line
                 self._log.debug("%s: %s", peer, event.error)
 
@@ -543,8 +556,8 @@ class ServerBase(ABC):
             result = copy_context().run(call.invoke)
         except BaseException as error:
             self._ended(call, None, error)
-            if isinstance(error, self._ends_process):
-                raise
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                self._end_process(error)
         else:
             self._ended(call, result, None)
 
@@ -575,7 +588,10 @@ class ServerBase(ABC):
             elif dispatcher.is_unexpected(error):
                 failure = error
         method = call.target.name
-        dispatcher.finish(call, result, error)
+        try:
+            dispatcher.finish(call, result, error)
+        except BaseException as raised:  # by a codec; the call has been answered
+            failure = raised
         call.owner.wrote()
         if dispatcher.queued:
             self._resume_soon()

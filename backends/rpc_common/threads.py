@@ -16,7 +16,11 @@ from time import monotonic
 from typing import Protocol
 from weakref import WeakSet
 
+from .log import get_log
+
 __all__ = ["HelperThread", "Job", "Threads", "end_at_exit"]
+
+_log = get_log("rpc_common")
 
 # How long the exit of the process waits for threads that were told to end, in seconds.
 _PATIENCE = 1.0
@@ -92,7 +96,7 @@ class Threads:
         self._idle = 0  # those that wait, less the jobs that have been put for them
 
     def submit(self, run: Callable[[], None]) -> Job:
-        """Run something as soon as a thread is free; it must not raise.
+        """Run something as soon as a thread is free; what it raises is logged.
 
         RuntimeError if there is no thread and none can be had.
         """
@@ -130,7 +134,10 @@ class Threads:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if job.claim():
-                job.run()
+                try:
+                    job.run()
+                except BaseException:  # the next job still needs this thread
+                    _log.exception("a job of %s failed", self._name)
             job.run = _nothing  # or a call, its job and what it runs would keep each other alive
             del job  # or it would live until the next one comes
             with self._lock:

@@ -167,7 +167,11 @@ class Link(ABC):
         began = monotonic()
         if self._tls is not None:
             data = self._decrypt(self._tls, data)
-        events = connection.receive_data(data, began)
+        try:
+            events = connection.receive_data(data, began)
+        except BaseException as error:  # of a codec; the hub would just not call here again
+            self.lose(ConnectionAbortedError(f"{type(error).__name__} while reading"))
+            raise
         if events:
             self.flush_scheduled = True  # by the flush below
         try:

@@ -265,6 +265,9 @@ class Server(SyncServer):
         timer.stop()
         timer.close()
 
+    def _end_process(self, error: KeyboardInterrupt | SystemExit) -> None:
+        self._hub.loop.run_callback(self._hub.handle_system_error, type(error), error)
+
     # Connections
 
     def _forget(self, link: _ServerLink) -> None:
@@ -333,7 +336,7 @@ class Server(SyncServer):
             call.handler = None
         self._ended(call, result, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self._hub.loop.run_callback(self._hub.handle_system_error, type(error), error)
+            self._end_process(error)
         del error  # its traceback holds this frame
 
     def _park(self, worker: greenlet) -> bool:

@@ -24,7 +24,7 @@ class Making:
 
     def __init__(self, pieces: Pieces, now: float) -> None:
         self.response: Response | None = None
-        self.error: Exception | None = None  # why there is none
+        self.error: BaseException | None = None  # why there is none
         self.began = now
         self.made_at = now
         self._pieces = pieces
@@ -43,7 +43,7 @@ class Making:
         except StopIteration as stop:
             self.response = stop.value
             self.made_at = now
-        except Exception as error:
+        except BaseException as error:
             self.error = error
 
 

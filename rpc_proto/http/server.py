@@ -32,7 +32,7 @@ class Exchange(NamedTuple):
     request: str  # method and target, or what came in their place
     status: int
     size: int
-    error: Exception | None
+    error: BaseException | None
 
 
 class HttpServer:
@@ -65,7 +65,7 @@ class HttpServer:
         self._host: str | None = None  # which it named in its target
         self._body: BodyReader | None = None
         self._connection = _make_connection()
-        self._error: Exception | None = None  # what made a promise fail
+        self._error: BaseException | None = None  # what made a promise fail
         self._stuck = False  # until there are more bytes
 
     @property
@@ -124,7 +124,7 @@ class HttpServer:
             self.promise.settle_late(now)
             if self.promise.response is None and now >= self.promise.deadline:
                 raise TypeError("a promise was settled with None")
-        except Exception as error:
+        except BaseException as error:
             self._error = error
             self.promise.settle(_failure())
 
@@ -135,10 +135,10 @@ class HttpServer:
             return None
         self.promise = None
         self.closing = True
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             promise.abandon()
-        except Exception as raised:
+        except BaseException as raised:
             error = raised
         return Exchange(self._described(), _CLIENT_CLOSED, 0, error)
 
@@ -206,12 +206,12 @@ class HttpServer:
 
     def _answer(self, now: float, send: Callable[[bytes], None]) -> Exchange | None:
         request = self._make_request()
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             outcome = self._apply(request, now)
         except HttpError as raised:
             outcome = _explain(raised)
-        except Exception as raised:
+        except BaseException as raised:
             error = raised
             outcome = _failure()
         if isinstance(outcome, Promise):
@@ -258,11 +258,11 @@ class HttpServer:
         return self._respond(_explain(error), send)
 
     def _respond(
-        self, response: Response, send: Callable[[bytes], None], error: Exception | None = None
+        self, response: Response, send: Callable[[bytes], None], error: BaseException | None = None
     ) -> Exchange:
         try:
             head, body = self._encode(response)
-        except Exception as wrong:  # what cannot be sent
+        except BaseException as wrong:  # what cannot be sent
             error = wrong
             head, body = self._encode(_failure())
         self._say(head, send)

@@ -1,6 +1,7 @@
 """Where handlers run, and that a coroutine handler is a Task like any other from its first line."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -18,6 +19,7 @@ from rpc_proto import (
     ServerCall,
     ServerConfig,
     Unavailable,
+    Unknown,
     current_call,
     quick,
 )
@@ -492,6 +494,53 @@ async def test_quick_handler_that_raises_more_than_an_exception_fails_only_its_c
             await client.call("Quick.fail", name)
         assert await client.call("Echo.echo", 1) == 1
         assert server.stats["running"] == 0
+
+
+class Own(BaseException):
+    """What no `except Exception` catches."""
+
+
+class Beyond:
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    @quick
+    def quickly(self) -> None:
+        raise self._kind
+
+    async def at_once(self) -> None:
+        raise self._kind
+
+    async def later(self) -> None:
+        await asyncio.sleep(0)
+        raise self._kind
+
+
+@pytest.mark.fault(69)
+@pytest.mark.parametrize("method", ["quickly", "at_once", "later"])
+def test_system_exit_ends_the_program_once_all_is_answered(method):
+    async def calls():
+        async with asyncio.timeout(10), pair(Beyond(SystemExit), Echo()) as (_, client):
+            methods = (f"Beyond.{method}", "rpc.Health.check")
+            return await asyncio.gather(*map(client.call, methods), return_exceptions=True)
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        task = loop.create_task(calls())
+        with pytest.raises(SystemExit):
+            loop.run_until_complete(task)
+        failed, health = loop.run_until_complete(task)
+    assert isinstance(failed, Unknown)
+    assert health == "serving"
+
+
+@pytest.mark.fault(69)
+async def test_handler_that_waited_and_raises_more_than_an_exception_is_one_line(caplog):
+    async with pair(Beyond(Own), Echo()) as (_, client):
+        with pytest.raises(Unknown):
+            await client.call("Beyond.later")
+        await client.call("Echo.echo", 1)
+    gc.collect()  # a Task with an exception that nobody fetched would say so now
+    assert [record.getMessage() for record in caplog.records] == ["Beyond.later failed"]
 
 
 async def test_call_for_which_there_is_no_thread_fails_alone(caplog):

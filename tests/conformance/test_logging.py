@@ -1,20 +1,31 @@
 """What an operator reads: the same lines from the servers of all backends, and the access log."""
 
+import asyncio
 import contextlib
 import importlib
+import json
 import logging
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from conformance.backends import package
 from conformance.runtimes import GAVE_UP, Client, Runtime, until
-from conformance.services import Basic, Counters, Failing, with_coroutines
-from rpc_proto import CallError, DeadlineExceeded, ResourceExhausted, ServerConfig
+from conformance.services import Basic, Counters, Failing, Own, with_coroutines
+from rpc_proto import (
+    CallError,
+    Codec,
+    DeadlineExceeded,
+    HandshakeError,
+    Internal,
+    ResourceExhausted,
+    ServerConfig,
+    current_call,
+)
 
 LINES = "The same log lines; an access log if asked for"
 
@@ -49,6 +60,28 @@ class Logged:
     def calling(self, **options: Any) -> Iterator[Client]:
         with self.serving(**options), self.runtime.connect(self.address) as client:
             yield client
+
+    def leaving(self, leave: Callable[[], None]) -> Any:
+        """Return a service that waits, and calls this when it is cancelled."""
+        gate = self._host.Gate(self.counters)
+
+        class Leaving:
+            def wait(self, key: str) -> Any:
+                current_call().on_cancel(leave)
+                return gate.wait(key)
+
+        class AsyncLeaving(Leaving):
+            async def wait(self, key: str) -> Any:
+                return await super().wait(key)
+
+        return AsyncLeaving() if self.runtime.name == "asyncio" else Leaving()
+
+    def get(self, path: str) -> bytes:
+        """Return what the server answers to a request for a page."""
+        host, _, port = self.address.removeprefix("tcp://").partition(":")
+        with socket.create_connection((host, int(port)), 20) as sock:
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return b"".join(iter(lambda: sock.recv(65536), b""))
 
     def lines(self, level: int, logger: str = "") -> list[str]:
         """Return the lines of just that level."""
@@ -255,10 +288,7 @@ def test_nobody_can_forge_a_line_of_the_access_log(logged: Logged):
 @pytest.mark.feature(LINES)
 def test_access_log_has_one_line_for_each_http_request(logged: Logged):
     with logged.serving(access_log=True):
-        host, _, port = logged.address.removeprefix("tcp://").partition(":")
-        with socket.create_connection((host, int(port)), 20) as sock:
-            sock.sendall(b"GET /nothing?a=' HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+        answer = logged.get("/nothing?a='")
         (line,) = logged.access(1)
     body = answer.partition(b"\r\n\r\n")[2]
     assert line == f'"GET /nothing?a=\'" 404 {len(body)}'
@@ -311,3 +341,66 @@ def test_whatever_a_handler_raises_is_one_error_line(logged: Logged, name: str):
         until(lambda: logged.lines(logging.ERROR))
         assert logged.lines(logging.ERROR) == ["Failing.beyond failed"]
         assert client.call("Basic.echo", "on") == "on"
+
+
+def failing_codec(kind: type[BaseException]) -> Codec:
+    """Return a codec that raises where it meets "decode" or "encode"."""
+
+    def decode(data: bytes) -> Any:
+        if b"decode" in data:
+            raise kind
+        return json.loads(data)
+
+    def encode(value: Any) -> bytes:
+        if value == "encode":
+            raise kind
+        return json.dumps(value).encode()
+
+    return Codec("own", encode, decode)
+
+
+OWN = Codec("own", lambda value: json.dumps(value).encode(), json.loads)
+
+
+@pytest.mark.fault(69)
+@pytest.mark.feature(LINES)
+@pytest.mark.parametrize("kind", [Own, GeneratorExit, asyncio.CancelledError])
+def test_whatever_code_of_the_application_raises_is_an_answer_and_one_error_line(
+    logged: Logged, kind: type[BaseException], key: str
+):
+    def authenticate(token: str | None, peer: Any) -> bool:
+        if token is None:
+            raise kind
+        return True
+
+    def page(request: Any, now: float) -> Any:
+        raise kind
+
+    def leave() -> None:
+        raise kind
+
+    config = ServerConfig(codecs=(failing_codec(kind),), authenticate=authenticate)
+    with logged.serving(config=config, max_concurrency=2):
+        logged.server.register(logged.leaving(leave), "Leaving")
+        logged.server.http.add("/page", page)
+        with pytest.raises(HandshakeError, match="internal"):
+            logged.runtime.connect(logged.address, codec=OWN)
+        assert logged.get("/page").startswith(b"HTTP/1.1 500 ")
+        with logged.runtime.connect(logged.address, codec=OWN, token="t") as client:
+            for what in ("decode", "encode"):
+                with pytest.raises(Internal):
+                    client.call("Basic.echo", what)
+            call = client.start("Leaving.wait", key)
+            assert logged.counters.wait(f"started:{key}", 1, 10) == 1
+            call.cancel()
+            assert call.outcome() == GAVE_UP
+            until(lambda: logged.server.stats["running"] == 0)
+            assert client.call("Basic.echo", "on") == "on"
+    first, *others = logged.lines(logging.ERROR)
+    assert first.endswith(": authenticate() failed")
+    assert others == [
+        "GET /page failed",
+        "Basic.echo: its arguments could not be decoded",
+        "Basic.echo failed",
+        "Leaving.wait: a callback of on_cancel() failed",
+    ]

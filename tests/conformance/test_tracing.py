@@ -18,7 +18,7 @@ from rpc_proto import DeadlineExceeded, NotFound, ServerConfig, Unimplemented, U
 
 pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk is not installed")
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
@@ -317,6 +317,44 @@ def test_provider_that_does_nothing_lets_the_trace_through(world: World):
         world.connect(tracer_provider=nothing) as client,
     ):
         assert client.call("Relay.relay", "Basic.exchange", metadata=TRACED) == TRACED
+
+
+class Breaking(SpanProcessor):
+    """Raises at the start or at the end of each span."""
+
+    def __init__(self, when: str) -> None:
+        self._when = when
+
+    def _fail(self, when: str) -> None:
+        if when == self._when:
+            raise OSError(f"no space left at the {when}")
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._fail("start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._fail("end")
+
+
+@pytest.mark.fault(137)
+@pytest.mark.feature(SPANS)
+@pytest.mark.parametrize("when", ["start", "end"])
+def test_span_processor_that_raises_costs_lines_and_no_call(
+    world: World, when: str, caplog: pytest.LogCaptureFixture
+):
+    provider = TracerProvider()
+    provider.add_span_processor(Breaking(when))
+    with (
+        world.serving(tracer_provider=provider),
+        world.connect(tracer_provider=provider) as client,
+    ):
+        assert client.call("Basic.echo", 1) == 1
+        with pytest.raises(NotFound):
+            client.call("Failing.not_found", "k")
+        client.notify("Basic.echo", 1)
+        assert client.call("Basic.echo", 2) == 2
+    lines = [record for record in caplog.records if record.name == "rpc_common"]
+    assert len(lines) == 8  # four calls, two ends
 
 
 @pytest.mark.feature(SPANS)
