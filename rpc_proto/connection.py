@@ -471,6 +471,11 @@ class Connection(ABC):
         if not self._terminated:
             self._terminated = True
             self._reason = str(error or self._reason or "it was shut down")
+            if error is not None:
+                # Its frames hold this connection: what keeps the error would keep all of it.
+                error.__traceback__ = None
+                if error.__cause__ is None:
+                    error.__context__ = None
             self._end_calls(error, now)
             self._events.append(ConnectionTerminated(error))
 

@@ -163,7 +163,7 @@ class Client:
                     raise
                 raise explained from error
             finally:
-                del explained  # or error, traceback and frame would keep each other alive
+                del explained, protocol  # or error, frame and future would keep each other alive
         return cls(protocol, target.config, address)
 
     def _descriptors(self) -> list[int]:

@@ -97,6 +97,9 @@ class Dialling(NamedTuple):
 
 def explain(error: BaseException, target: Dialling, timeout: float) -> BaseException:
     """Return what `connect` raises when this kept it from connecting."""
+    if isinstance(error, (HandshakeError, Unavailable, OSError)):
+        # The frames of the driver hold the connection, which may hold the error.
+        error.__traceback__ = None
     if isinstance(error, (HandshakeError, Unavailable)):
         return error
     if isinstance(error, TimeoutError):

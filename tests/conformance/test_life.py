@@ -1,5 +1,6 @@
 """Beginnings and ends: connecting, refusing, draining, and processes that are killed."""
 
+import gc
 import math
 import socket
 import time
@@ -10,7 +11,7 @@ from conformance.hosts import Process
 from conformance.links import Link, Suite
 from conformance.proxy import proxied, silent_server
 from conformance.runtimes import Runtime, until
-from rpc_proto import HandshakeError, Unavailable
+from rpc_proto import ClientConnection, HandshakeError, Unavailable
 from support.certificates import Authority
 from support.network import black_hole
 
@@ -46,6 +47,30 @@ def test_connect_timeout_that_is_no_time_is_refused(client_backend: Runtime, tim
 def test_connect_may_have_all_the_time_in_the_world(link: Link, timeout):
     with link.host() as host, link.connect(host, timeout=timeout) as client:
         assert client.call("Basic.echo", "in") == "in"
+
+
+@pytest.mark.fault(71)
+def test_connect_that_is_refused_leaves_nothing_for_the_garbage_collector(
+    client_backend: Runtime, server_backend
+):
+    def left() -> int:
+        return sum(isinstance(what, ClientConnection) for what in gc.get_objects())
+
+    def fail() -> None:
+        with pytest.raises(HandshakeError, match="the token was refused"):
+            client_backend.connect(host.address("tcp"), token="wrong")
+
+    with server_backend(token="right") as host:
+        fail()
+        gc.collect()
+        gc.disable()
+        try:
+            before = left()
+            for _ in range(5):
+                fail()
+            until(lambda: left() <= before + 1)  # the last one
+        finally:
+            gc.enable()
 
 
 @pytest.mark.fault(9)

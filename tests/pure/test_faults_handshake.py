@@ -1,5 +1,6 @@
 """Faults in the option handshake: what arrives is no option line, a bad one, late, or cut short."""
 
+import gc
 import json
 
 import pytest
@@ -127,6 +128,21 @@ def test_garbage_from_a_server_fails_the_handshake_of_the_client(data: bytes) ->
     events = client.receive_data(data, START)
     assert isinstance(termination(events), HandshakeError)
     assert only(events, CallFailed).error.maybe_executed is False
+
+
+@pytest.mark.fault(71)
+@pytest.mark.parametrize("data", [b"hello", b"{}\n", *list(BAD_LINES.values())[-1:]])
+def test_error_of_a_refused_handshake_does_not_keep_its_connection(data: bytes) -> None:
+    gc.disable()
+    try:
+        server = ServerConnection(now=START)
+        error = termination(server.receive_data(data, START))
+        before = sum(type(what) is ServerConnection for what in gc.get_objects())
+        del server
+        assert sum(type(what) is ServerConnection for what in gc.get_objects()) == before - 1
+    finally:
+        gc.enable()
+    assert isinstance(error, HandshakeError)
 
 
 @pytest.mark.fault(2)
