@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
 from aetcd import rpc
 
+from rpc_common.files import read_regular
 from rpc_common.forks import Forks
 from rpc_common.pump import describe
 from rpc_discovery import PemFiles
@@ -45,6 +45,8 @@ from rpc_discovery.etcd.operations import (
 )
 
 __all__ = ["BORN", "Grpc"]
+
+_MAX_PEM = 1024 * 1024  # bytes of a file
 
 BORN = Forks.count  # in the child of a process that uses it, grpc hangs
 
@@ -157,7 +159,7 @@ class _Link:
         if parts.scheme == "https":
             assert tls is not None
             files = (tls.authority, tls.key or tls.certificate, tls.certificate)
-            pems = (None if file is None else Path(file).read_bytes() for file in files)
+            pems = (None if file is None else read_regular(file, _MAX_PEM)[1] for file in files)
             credentials = grpc.ssl_channel_credentials(*pems)
             self.channel = grpc.aio.secure_channel(where, credentials, options=_OPTIONS)
         else:

@@ -1,12 +1,18 @@
-"""Log lines that break nothing, whatever the handlers and filters of an application do."""
+"""Log lines that break nothing, and in which nothing from a peer can pass for something else."""
 
 import logging
 import sys
 import traceback
 from contextlib import suppress
+from textwrap import indent
 from typing import Any
 
+from rpc_proto.texts import printable
+
 __all__ = ["Log", "get_log"]
+
+_LONGEST = 1000  # characters of a text in a line
+_LONGEST_TRACEBACK = 32 * 1024
 
 # A line in a log is never worth a call, a slot or a connection. Handlers catch what goes wrong when
 # they write, but not what their own code raises, and filters catch nothing.
@@ -16,7 +22,14 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     """A logger whose methods raise no Exception; what a handler or a filter raised goes to stderr.
 
     What else they raise goes on: it is how threads and greenlets are told to end.
+
+    Texts in a line are cut and escaped. So is a traceback in which an exception has a text that is
+    long or not printable; its lines are indented then, so that none can pass for another record.
     """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger, {})
+        logger.addFilter(_make_printable)  # once for each logger, however many a Log has
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         # Two frames more, so that a record names the line that logs.
@@ -35,4 +48,50 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
 def get_log(name: str) -> Log:
     """Return the log of that name."""
-    return Log(logging.getLogger(name), {})
+    return Log(logging.getLogger(name))
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Make a record fit to be written; for a filter, that says that it is to be."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(map(_shown, record.args))
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and not _is_plain(error):
+        text = "".join(traceback.format_exception(error)).rstrip()
+        if len(text) > _LONGEST_TRACEBACK:
+            half = _LONGEST_TRACEBACK // 2
+            text = f"{text[:half]}\n...\n{text[-half:]}"
+        record.exc_text = indent(printable(text, "\n\t"), "  ")  # which formatters take as it is
+    return True
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, (int, float)):
+        return value
+    text = str(value)
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}... ({len(text)} characters)"
+    return printable(text)
+
+
+def _is_plain(error: BaseException) -> bool:
+    """Whether no text of an exception, nor of what led to it, could harm a log."""
+    waiting: list[BaseException | None] = [error]
+    seen = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for text in (_text(one), *getattr(one, "__notes__", ())):
+            if not isinstance(text, str) or len(text) > _LONGEST or not text.isprintable():
+                return False
+        waiting += one.__cause__, one.__context__, *getattr(one, "exceptions", ())
+    return True
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # an exception may be broken, too; a traceback says so
+        return ""

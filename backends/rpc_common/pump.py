@@ -13,6 +13,7 @@ from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
 
 from .fetch import Idle, fetch
+from .files import check_regular
 from .log import Log
 from .runtime import Runtime
 
@@ -186,6 +187,9 @@ def context_of(ssl: ssl_module.SSLContext | PemFiles | None) -> ssl_module.SSLCo
         if not (ssl is None or hasattr(ssl, "wrap_bio")):
             raise ValueError(f"ssl must be an SSLContext, PemFiles or None, not {ssl!r:.80}")
         return ssl
+    for path in ssl:
+        if path is not None:
+            check_regular(path)
     context = ssl_module.create_default_context(cafile=ssl.authority)
     if ssl.certificate is not None:
         context.load_cert_chain(ssl.certificate, ssl.key)

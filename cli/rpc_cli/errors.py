@@ -3,8 +3,9 @@
 from typing import Any
 
 from rpc_proto import CallError
+from rpc_proto.texts import printable
 
-from .values import printable, to_json
+from .values import to_json
 
 __all__ = ["FAILED", "INTERRUPTED", "PIPE_CLOSED", "USAGE", "CommandError", "UsageError", "explain"]
 
@@ -33,7 +34,7 @@ def explain(error: BaseException) -> str:
     if details is None:
         return text
     if isinstance(details, str):  # the traceback of a server in debug mode, say
-        return f"{text}\n{printable(details.rstrip())}"
+        return text + "\n" + printable(details.rstrip(), "\n")
     return f"{text}\ndetails: {to_json(details, indent=None)}"
 
 

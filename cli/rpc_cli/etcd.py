@@ -10,11 +10,11 @@ from typing import Any, Self
 from rpc_asyncio.pump import Pump
 from rpc_common.log import get_log
 from rpc_discovery import EtcdDiscovery, Node
+from rpc_proto.texts import printable
 
 from .errors import CommandError, UsageError
 from .options import ETCD_PASSWORD_VARIABLE
 from .tls import client_context
-from .values import printable
 
 __all__ = ["EtcdNodes", "etcd_discovery", "etcd_settings"]
 

@@ -10,11 +10,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rpc_discovery.documents import describe_node, parse_node
+from rpc_proto.texts import printable
 
 from .errors import CommandError
 from .registries import Registries
 from .terminal import can_show, is_fancy, make_console, need_rich
-from .values import printable, to_json
+from .values import to_json
 
 if TYPE_CHECKING:
     from rich.console import Group

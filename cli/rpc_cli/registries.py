@@ -13,10 +13,10 @@ from rpc_discovery import Node
 from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_node
 from rpc_discovery.links import explain, parse_registry
 from rpc_proto.http.client import Fetch
+from rpc_proto.texts import printable
 
 from .errors import CommandError, UsageError
 from .tls import client_context
-from .values import printable
 
 __all__ = ["Registries", "find_nodes"]
 

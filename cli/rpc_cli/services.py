@@ -9,12 +9,13 @@ from typing import TypedDict
 from rpc_asyncio import BalancedClient
 from rpc_discovery import Node
 from rpc_proto import CallError, Unimplemented
+from rpc_proto.texts import printable
 
 from .connect import balance, client_tls, connect, tls_for_nodes
 from .errors import CommandError, explain
 from .options import has_nodes
 from .terminal import can_show
-from .values import printable, to_json
+from .values import to_json
 
 __all__ = ["services"]
 
@@ -121,4 +122,4 @@ def _describe(name: str, methods: dict[str, _Described]) -> str:
     for short, described in methods.items():
         lines.append(f"  {short}{described['signature']}")
         lines += [f"      {line}".rstrip() for line in described["doc"].splitlines()]
-    return printable("\n".join(lines))
+    return printable("\n".join(lines), "\n")

@@ -1,7 +1,8 @@
 """TLS contexts from the files named on the command line."""
 
 import ssl
-from pathlib import Path
+
+from rpc_common.files import check_regular
 
 from .errors import UsageError
 
@@ -60,6 +61,6 @@ def _load_cert(context: ssl.SSLContext, cert: str, key: str | None) -> None:
 
 def _need_file(path: str) -> None:
     try:
-        Path(path).read_bytes()
+        check_regular(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None

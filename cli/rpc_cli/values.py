@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-__all__ = ["BYTES", "parse_arguments", "parse_pairs", "printable", "to_json"]
+__all__ = ["BYTES", "parse_arguments", "parse_pairs", "to_json"]
 
 # How JSON, which has no bytes, writes them here: an object with just this key.
 BYTES = "$base64"
@@ -57,16 +57,6 @@ def to_json(value: Any, indent: int | None = 2, ascii_only: bool = False) -> str
         else json.dumps(character)[1:-1]
         if character != "\x7f"
         else "\\u007f"
-        for character in text
-    )
-
-
-def printable(text: str) -> str:
-    """Return a text from elsewhere with what could steer the terminal made visible."""
-    return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else character.encode("unicode_escape").decode()
         for character in text
     )
 

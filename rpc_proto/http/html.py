@@ -5,6 +5,8 @@ from base64 import b64encode
 from hashlib import sha256
 from typing import Any
 
+from rpc_proto.texts import printable
+
 from .messages import Response
 
 __all__ = ["Html", "card", "page", "tag", "tile"]
@@ -190,13 +192,17 @@ class Html(str):
 def tag(name: str, /, *content: Any, **attributes: Any) -> Html:
     """Return an element; a "_" in the name of an attribute is "-", and one at its end nothing."""
     shown = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{_escape(value)}"'
         for key, value in attributes.items()
     )
     if name in _VOID:
         return Html(f"<{name}{shown}>")
-    inner = "".join(part if isinstance(part, Html) else html.escape(str(part)) for part in content)
+    inner = "".join(part if isinstance(part, Html) else _escape(part) for part in content)
     return Html(f"<{name}{shown}>{inner}</{name}>")
+
+
+def _escape(value: Any) -> str:
+    return html.escape(printable(str(value), "\n\t"))
 
 
 def tile(name: str, value: Any, below: str) -> Html:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from rpc_proto.texts import printable
+
 from .making import Making
 from .messages import Application, HttpError, Promise, Request, Response
 
@@ -50,12 +52,12 @@ class Router:
         """Let the application of this path and method answer; HttpError if there is none."""
         found = self._find(request.path)
         if found is None:
-            raise HttpError(404, f"there is nothing at {request.path[:200]}")
+            raise HttpError(404, f"there is nothing at {printable(request.path[:200])}")
         application = found.get(request.method)
         if application is None:
             raise HttpError(
                 405,
-                f"{request.method} is not for {request.path[:200]}",
+                f"{request.method} is not for {printable(request.path[:200])}",
                 [("Allow", ", ".join(sorted(found)))],
             )
         return application(request, now)

@@ -6,6 +6,7 @@ import h11
 
 from rpc_proto.addresses import parse_address
 from rpc_proto.errors import HandshakeError
+from rpc_proto.texts import printable
 
 __all__ = ["MAX_ANSWER", "Tunnel"]
 
@@ -104,7 +105,7 @@ class Tunnel:
             return
         reason = answer.reason.decode("utf-8", "replace")[:_QUOTED]
         message = f"{self._peer} answered CONNECT {self._target} with HTTP {status} "
-        message += "".join(char if char.isprintable() else "?" for char in reason)
+        message += printable(reason)
         if status in (401, 407):  # some proxies mix them up
             message += ": it "
             message += "refuses these credentials" if self._has_credentials else "wants credentials"

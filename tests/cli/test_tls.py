@@ -1,10 +1,13 @@
 """TLS from the command line: who trusts whom."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rpc_cli.errors import UsageError
+from rpc_cli.tls import client_context, server_context
 from support.certificates import Authority
 
 CERT = ("--tls-cert", "server.pem")
@@ -59,3 +62,18 @@ def test_key_that_is_not_the_certificates_is_said(run: Any, folder: Path) -> Non
     )
     assert code == 2
     assert errors.startswith("rpc-proto: server.pem and alice.pem are no certificate with its key")
+
+
+@pytest.mark.fault(145)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("context", [client_context, server_context])
+@pytest.mark.parametrize("which", ["ca", "cert", "key"])
+def test_fifo_in_place_of_a_tls_file_is_refused_and_waited_for_by_nobody(
+    folder: Path, tmp_path: Path, context: Any, which: str
+) -> None:
+    cert = str(folder / "server.pem")
+    files = {"ca": str(folder / "authority.pem"), "cert": cert, "key": cert}
+    files[which] = str(tmp_path / "fifo")
+    os.mkfifo(files[which])
+    with pytest.raises(UsageError, match=f"{files[which]}: not a regular file"):
+        context(**files)

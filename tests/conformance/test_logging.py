@@ -16,6 +16,7 @@ import pytest
 from conformance.backends import package
 from conformance.runtimes import GAVE_UP, Client, Runtime, until
 from conformance.services import Basic, Counters, Failing, Own, with_coroutines
+from rpc_common.log import get_log
 from rpc_proto import (
     CallError,
     Codec,
@@ -26,6 +27,7 @@ from rpc_proto import (
     ServerConfig,
     current_call,
 )
+from rpc_proto.handshake import encode_refusal
 
 LINES = "The same log lines; an access log if asked for"
 
@@ -404,3 +406,97 @@ def test_whatever_code_of_the_application_raises_is_an_answer_and_one_error_line
         "Basic.echo failed",
         "Leaving.wait: a callback of on_cancel() failed",
     ]
+
+
+FORGED = "x\n2026-01-01 ERROR rpc: forged \x1b[31m\x9b\u202e\u2028" + "y" * 2000
+
+
+class Blaming:
+    """Fails with what a peer sent in the text of its exception."""
+
+    def blame(self, text: str) -> None:
+        raise ValueError(text)
+
+
+def as_written(record: logging.LogRecord) -> str:
+    return logging.Formatter("%(levelname)s %(name)s: %(message)s").format(record)
+
+
+@pytest.mark.fault(144)
+@pytest.mark.feature(LINES)
+@pytest.mark.parametrize("text", ["plain", FORGED])
+def test_text_of_a_peer_in_a_traceback_forges_no_line_and_steers_no_terminal(
+    logged: Logged, caplog: pytest.LogCaptureFixture, text: str
+):
+    with logged.calling() as client:
+        logged.server.register(Blaming())
+        with pytest.raises(CallError):
+            client.call("Blaming.blame", text)
+        until(lambda: logged.lines(logging.ERROR))
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    first, *lines = as_written(record).split("\n")
+    assert first == f"ERROR {logged.name}: Blaming.blame failed"
+    assert all(line.isprintable() for line in lines)
+    assert (lines[0][:2] == "  ") is (text == FORGED)
+    assert not [line for line in lines if line.startswith("2026")]
+    assert record.exc_info is not None  # for formatters of their own, and for what watches errors
+    assert isinstance(record.exc_info[1], ValueError)
+
+
+@pytest.mark.fault(144)
+@pytest.mark.parametrize("count", [1, 3])
+def test_texts_in_a_line_are_cut_and_escaped(caplog: pytest.LogCaptureFixture, count: int):
+    for _ in range(count):
+        log = get_log("rpc_tests")
+    caplog.set_level(logging.INFO, "rpc_tests")
+    log.info("%s: %d, %g s, %s", FORGED, 7, 0.5, OSError("a\r\n\x1b"))
+    (line,) = caplog.messages
+    assert line.isprintable()
+    assert line.startswith("x\\n2026-01-01 ERROR rpc: forged \\x1b[31m\\x9b\\u202e\\u2028yyy")
+    assert line.endswith(f"yyy... ({len(FORGED)} characters): 7, 0.5 s, a\\r\\n\\x1b")
+    assert len(line) < 1200
+
+
+@pytest.mark.fault(144)
+@pytest.mark.parametrize("how", ["cause", "context", "group", "note", "long"])
+def test_whatever_holds_a_text_in_a_traceback_it_is_shown_and_bounded(
+    caplog: pytest.LogCaptureFixture, how: str
+):
+    evil = ValueError("a\x1b[2J")
+    error: BaseException = ValueError("outer")
+    if how == "cause":
+        error.__cause__ = evil
+    elif how == "context":
+        error.__context__ = evil
+        evil.__context__ = error  # nobody follows that for ever
+    elif how == "group":
+        error = ExceptionGroup("outer", [KeyError("inner"), evil])
+    elif how == "note":
+        error.add_note("a\x1b[2J")
+    else:
+        error = ValueError("z" * (1 << 20))
+    get_log("rpc_tests").error("failed", exc_info=error)
+    written = as_written(caplog.records[0])
+    assert written.replace("\n", "").isprintable()
+    assert ("zzz" if how == "long" else "a\\x1b[2J") in written
+    assert len(written) < 40_000
+
+
+@pytest.mark.fault(144)
+def test_refusal_of_a_node_is_one_printable_line(
+    client_backend: Runtime, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, package(client_backend.name))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        node = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        with client_backend.balance(node) as client:
+            call = client.spawn(lambda real: real.call("Basic.echo", timeout=20))
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(encode_refusal("unauthenticated", FORGED, ()))
+                with pytest.raises(CallError):
+                    call.result(20)
+    (line,) = [line for line in caplog.messages if "cannot be reached" in line]
+    assert line.isprintable()
+    assert line.startswith(f"{node} cannot be reached: {node}: x\\n2026")

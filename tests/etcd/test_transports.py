@@ -134,6 +134,23 @@ def test_files_that_are_not_there_are_refused_at_once(name, tmp_path, authority)
             package.BalancedClient(EtcdDiscovery(SECURE, ssl=files))
 
 
+@pytest.mark.fault(145)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", INSTALLED)
+def test_fifo_in_place_of_a_tls_file_is_refused_at_once(name, tmp_path, authority):
+    package = import_module(f"rpc_{name}")
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    mine = str(authority.client_file)
+    for files in (
+        PemFiles(fifo),
+        PemFiles(str(authority.file), fifo),
+        PemFiles(str(authority.file), mine, fifo),
+    ):
+        with pytest.raises(OSError, match="not a regular file"):
+            package.BalancedClient(EtcdDiscovery(SECURE, ssl=files))
+
+
 @pytest.mark.parametrize("name", INSTALLED)
 def test_ssl_that_is_no_context_is_refused_and_named(name):
     package = import_module(f"rpc_{name}")
