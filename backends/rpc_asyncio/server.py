@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+_STOPPED = 0  # in place of a signal's number
+
 
 class _ServerProtocol(ConnectionProtocol):
     __slots__ = ("_peername", "_server", "_sock", "_turns", "opening", "surplus")
@@ -208,9 +210,10 @@ class Server(ServerBase):
     async def _deregister(self) -> None:
         """Tell the registries before anything ends, so that callers go elsewhere."""
         if self._registrations is not None:
+            until = monotonic() + FAREWELL
             for pump in self._registrations.leave():
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FAREWELL):
+                    async with asyncio.timeout(until - monotonic()):
                         await pump.ended.wait()
                 await pump.close()
 
@@ -227,7 +230,10 @@ class Server(ServerBase):
             await self.stop(grace=0.0)
 
     def run_program(self, program: "Program") -> None:
-        asyncio.run(self._be_program(program))
+        from rpc_common.programs import handlers_restored
+
+        with handlers_restored():
+            asyncio.run(self._be_program(program))
 
     async def _be_program(self, program: "Program") -> None:
         from rpc_common.programs import SIGNALS
@@ -244,6 +250,9 @@ class Server(ServerBase):
             while await signals.get() is None:  # that is no second signal
                 pass
 
+        def gone(_: object) -> None:
+            signals.put_nowait(_STOPPED)
+
         # Before the first address is told: whoever hears it may send a signal.
         for number in SIGNALS:
             loop.add_signal_handler(number, signals.put_nowait, number)
@@ -258,14 +267,20 @@ class Server(ServerBase):
             except (OSError, ValueError) as error:
                 await self.stop(grace=0.0)
                 program.failed(address, error)
-        program.stopping(self, await signals.get())
-        draining = asyncio.create_task(self.stop(program.grace))
-        hurry = asyncio.create_task(hear_signal())
-        await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        if not draining.done():
+        self._gone = self._gone or loop.create_future()
+        self._gone.add_done_callback(gone)
+        ending = await signals.get()
+        if ending == _STOPPED:  # by a handler, say, which was cancelled in the middle of that
             await self.stop(grace=0.0)
-        await draining
+        else:
+            program.stopping(self, ending)
+            draining = asyncio.create_task(self.stop(program.grace))
+            hurry = asyncio.create_task(hear_signal())
+            await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if not draining.done():
+                await self.stop(grace=0.0)
+            await draining
         program.stopped()
 
     async def stop(self, grace: float = 5.0) -> None:

@@ -313,6 +313,7 @@ class Server(SyncServer):
         self._turn = Lock()  # of the connection that is served, of those that take long
         self._gone = Condition(self._lock)
         self._stopped = Event()
+        self._tell_stopped: Callable[[], None] | None = None
         self._exiting = False
         self._forks: int | None = None  # of the process in which it is used, when it is
 
@@ -352,23 +353,26 @@ class Server(SyncServer):
 
         with Signals(program.stdin) as signals:  # before the first address is told
             self._start_program(program)
-            program.stopping(self, signals.wait())
+            self._tell_stopped = signals.ring
+            number = signals.wait()
+            if not self._stopped.is_set():
+                program.stopping(self, number)
 
-            def drain() -> None:
+                def drain() -> None:
+                    try:
+                        self.stop(program.grace)
+                    finally:
+                        signals.ring()
+
+                draining = HelperThread(drain, "rpc-drain")
                 try:
-                    self.stop(program.grace)
-                finally:
-                    signals.ring()
-
-            draining = HelperThread(drain, "rpc-drain")
-            try:
-                draining.start()
-            except RuntimeError:  # no more threads can be had
-                drain()
-            signals.wait()
-            if draining.is_alive():
+                    draining.start()
+                except RuntimeError:  # no more threads can be had
+                    drain()
+                signals.wait()
                 self.stop(grace=0.0)
-                draining.join()
+                if draining.ident is not None:
+                    draining.join()
             program.stopped()
 
     def stop(self, grace: float = 5.0) -> None:
@@ -398,6 +402,8 @@ class Server(SyncServer):
         self._keeper.close()
         self._threads.close()
         self._stopped.set()
+        if self._tell_stopped is not None:
+            self._tell_stopped()
 
     def end_threads(self) -> None:
         self._exiting = True

@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import socket
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,8 +58,9 @@ class Signals:
                     return None
 
     def ring(self) -> None:
-        """Let `wait` return; from any thread."""
-        self._mouth.send(b"\0")
+        """Let `wait` return; from any thread, and also when nobody waits any more."""
+        with suppress(OSError):
+            self._mouth.send(b"\0")
 
 
 def _ignore(*_: object) -> None:

@@ -3,16 +3,30 @@
 import signal
 import ssl as ssl_module
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rpc_proto import LocalProtocolError
 
-__all__ = ["SIGNALS", "Program"]
+__all__ = ["SIGNALS", "Program", "handlers_restored"]
 
 # What ends a server in order; a second one ends it at once.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Listen = list[tuple[str, ssl_module.SSLContext | None]]
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Restore the handlers of SIGNALS at the end: event loops leave the default ones behind."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it was not made by Python
+                signal.signal(number, handler)
 
 
 class Program:

@@ -121,7 +121,7 @@ class Registrations:
 
     def __init__(self, log: Log, dispatcher: Dispatcher) -> None:
         self.pumps: list[Any] = []
-        self._left = False
+        self._leaving: list[Any] | None = None  # those that tell of it, when the server goes
         self._log = log
         self._dispatcher = dispatcher
 
@@ -145,7 +145,7 @@ class Registrations:
 
     def add(self, registering: Registering, where: Address, run: Callable[[Any], Any]) -> None:
         """Register an address, unless the server has left; `run(machine)` returns its pump."""
-        if not self._left:
+        if self._leaving is None:
             self.pumps.append(run(self.machine(registering, where)))
 
     def describe_anew(self) -> None:
@@ -154,12 +154,18 @@ class Registrations:
             pump.tell(partial(pump.machine.update, services=self._describe()))
 
     def leave(self) -> list[Any]:
-        """Tell the registries that the server goes; return the pumps, which end with that."""
-        self._left = True
-        leaving, self.pumps = self.pumps, []
-        for pump in leaving:
+        """Tell the registries that the server goes; return the pumps, which end with that.
+
+        The second time there is no more waiting for them.
+        """
+        if self._leaving is not None:
+            for pump in self._leaving:
+                pump.stop()
+            return []
+        self._leaving, self.pumps = self.pumps, []
+        for pump in self._leaving:
             pump.tell(pump.machine.stop)
-        return leaving
+        return self._leaving
 
     def take(self, events: list[Any]) -> None:
         """Log what a registration says."""

@@ -319,7 +319,7 @@ class ServerBase(ABC):
         return checked
 
     def _check_grace(self, grace: float) -> None:
-        if not grace >= 0:
+        if not isinstance(grace, (int, float)) or not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
 
     def run(
@@ -333,8 +333,9 @@ class ServerBase(ABC):
         """Be the program: start, print the address, and return after SIGTERM or SIGINT.
 
         The arguments are those of `start`. A signal stops the server in order, as `stop` does:
-        running calls get `grace` seconds. A second one stops it at once. To be called in the main
-        thread; in rpc_asyncio it makes the event loop. Raises what `start` raises.
+        running calls get `grace` seconds. A second one stops it at once. Returns after `stop`, too,
+        wherever that is called. To be called in the main thread; in rpc_asyncio it makes the event
+        loop. Raises what `start` raises.
         """
         from .programs import Program
 
@@ -667,8 +668,9 @@ class SyncServer(ServerBase):
     def _deregister(self) -> None:
         """Tell the registries before anything ends, so that callers go elsewhere."""
         if self._registrations is not None:
+            until = monotonic() + FAREWELL
             for pump in self._registrations.leave():
-                pump.ended.wait(FAREWELL)
+                pump.ended.wait(max(0.0, until - monotonic()))
                 pump.stop()
 
     @abstractmethod

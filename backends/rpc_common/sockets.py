@@ -234,8 +234,10 @@ def listen(where: Address, socket: Any, log: Log) -> Listener:
         if family != AF_UNIX:
             where = where._replace(port=sock.getsockname()[1])
         return Listener(sock, where, log)
-    except BaseException:
+    except BaseException as error:
         sock.close()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(where)
         raise
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 _SPARE_WORKERS = 100
+_STOPPED = 0  # in place of a signal's number
 _GO = object()  # tells a parked worker that it is meant
 
 
@@ -186,6 +187,12 @@ class Server(SyncServer):
             self.stop(grace=0.0)
 
     def run_program(self, program: "Program") -> None:
+        from rpc_common.programs import handlers_restored
+
+        with handlers_restored():
+            self._be_program(program)
+
+    def _be_program(self, program: "Program") -> None:
         from rpc_common.programs import SIGNALS
 
         hub = get_hub()
@@ -202,14 +209,17 @@ class Server(SyncServer):
             if program.stdin:
                 gevent.spawn(read_stdin)
             self._start_program(program)
-            program.stopping(self, signals.get())
-            draining = gevent.spawn(self.stop, program.grace)
-            draining.link(lambda _: signals.put(0))
-            while signals.get() is None:  # the end of standard input is no second signal
-                pass
-            if not draining.ready():
+            self._gone.rawlink(lambda _: signals.put(_STOPPED))
+            number = signals.get()
+            if number == _STOPPED:  # by a handler, say, which was killed in the middle of that
                 self.stop(grace=0.0)
-            draining.get()
+            else:
+                program.stopping(self, number)
+                draining = gevent.spawn(self.stop, program.grace)
+                while signals.get() is None:  # the end of standard input is no second signal
+                    pass
+                self.stop(grace=0.0)
+                draining.get()
             program.stopped()
         finally:
             for handler in handlers:

@@ -78,6 +78,8 @@ class _Program(Program):
             raise error
         if isinstance(error, ValueError):  # what registries are to be told of it
             raise UsageError(str(error)) from None
+        # A path that is in the way is named, but not the address once more.
+        error.filename = None if error.filename == address else error.filename
         raise CommandError(f"cannot listen on {address}: {error}") from None
 
     def no_stdin(self) -> NoReturn:

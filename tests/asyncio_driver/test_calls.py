@@ -296,7 +296,7 @@ async def test_ipv6_address():
 async def test_address_that_is_taken_cannot_be_had():
     async with serving(Echo()) as (_, address):
         other = Server()
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(OSError, match=f"in use: '{address}'"):
             await other.start(address)
         await other.stop()
 

@@ -62,7 +62,10 @@ def test_stopped_server_does_not_start_again():
 
 
 def test_port_that_is_taken_is_an_error():
-    with serving(Echo()) as (server, address), pytest.raises(OSError, match="in use"):
+    with (
+        serving(Echo()) as (server, address),
+        pytest.raises(OSError, match=f"in use: '{address}'"),
+    ):
         server.start(address)
 
 
