@@ -22,7 +22,7 @@ BUILT_IN = ("msgpack", "json")
 # How many times the size of its bytes a value may take, whatever it is: MessagePack's empty maps.
 WORST_GROWTH = 240
 
-SMALL = 1024  # bytes, which keep every limit, whatever is in them
+SMALL = 48  # bytes, which keep every limit, whatever is in them, and count nowhere
 
 
 class Codec:

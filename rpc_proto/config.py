@@ -95,7 +95,7 @@ class _Config(_Settings):
     frame_timeout: float = 30.0
     """How long a frame that has begun may take to arrive, and a second more for each 64 KiB."""
     write_timeout: float = 30.0
-    """How long outbound bytes may stay above the high-water mark."""
+    """How long outbound bytes may stay above the high-water mark, unless 16 KiB/s leave."""
     close_timeout: float = 5.0
     """How long the last bytes may take to leave before the connection is dropped."""
 
@@ -129,6 +129,9 @@ class ClientConfig(_Config):
         _check_range("max_queued_calls", self.max_queued_calls, 1, 2**31, whole=True)
 
 
+# With what the process itself takes, and the connections, that fits into 512 MiB.
+_MEMORY = 192 * 1024 * 1024
+
 Authenticate = Callable[[str | None, Peer], Any]
 
 
@@ -150,15 +153,39 @@ class ServerConfig(_Config):
     """How long a connection may be without a call before it is asked to leave."""
     max_http_body: int = 1024 * 1024
     """Largest body of an HTTP request that is accepted."""
+    memory: int | None = None
+    """Bytes that all connections of the server may hold together (docs/limits.md, "Memory"): by
+    default 192 MiB, or four times the largest of `max_body` and `max_decoded` if that is more."""
     refusals: int = 1000
     """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; each
     256 KiB of their bodies count as one more, and a tenth is forgiven each second."""
+
+    @property
+    def _largest(self) -> int:
+        return max(self.max_body, self.max_decoded)
+
+    @property
+    def budget(self) -> int:
+        """The number of `memory`, also by default."""
+        return max(_MEMORY, 4 * self._largest) if self.memory is None else self.memory
+
+    @property
+    def share(self) -> int:
+        """Bytes that one connection may hold of the budget: a quarter, or its largest call."""
+        return max(self.budget // 4, self._largest + 64 * 1024)
 
     def _check(self) -> None:
         super()._check()
         _check_range("max_calls", self.max_calls, 1, 2**31, whole=True)
         _check_range("max_http_body", self.max_http_body, 0, 2**31, whole=True)
         _check_range("refusals", self.refusals, 1, 2**31, whole=True)
+        if self.memory is not None:
+            _check_range("memory", self.memory, 1024 * 1024, 2**50, whole=True)
+            if self.memory < 2 * self._largest:
+                raise ValueError(
+                    f"memory must be at least twice max_body ({self.max_body}) and twice "
+                    f"max_decoded ({self.max_decoded}), not {self.memory}"
+                )
         for name in ("handling_timeout", "idle_timeout"):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)

@@ -29,6 +29,10 @@ __all__ = ["Connection"]
 # Buffers are joined up to this size, in bytes; a larger one is handed out as it is.
 _JOINED = 64 * 1024
 
+# What is larger is handed out in pieces of this size: what the transport does not take of a buffer
+# is copied by some, so each peer that does not read would cost a copy of all that waits for it.
+_LARGEST_PIECE = 256 * 1024
+
 # After the client half-closed nothing more can arrive from it, so only a write can tell whether it
 # is still there to read: a kernel whose process is gone answers the first one with a reset.
 _PROBE_INTERVAL = 1.0
@@ -36,7 +40,9 @@ _PROBE_INTERVAL = 1.0
 # An attribute of an enum takes longer to look up than a name.
 _OPEN = State.OPEN
 
-_SLOWEST = 64 * 1024  # bytes a second, at which a large frame has to arrive at least
+# Bytes a second, at which a large frame has to arrive at least, and what waits has to leave.
+_SLOWEST = 64 * 1024
+_SLOWEST_READER = 16 * 1024
 
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
 
@@ -66,6 +72,7 @@ class Connection(ABC):
     - getters: `state`, `wants_data`, `outbound`, `high_water`, `agreed`, `ignored`, `received`,
       `sent`; and `changed`, which the embedder may set to False: as long as it stays so, `state`
       and `wants_data` are what they were and `next_timeout` has not come nearer.
+    - `unsent`, for the embedder to set: bytes that it took and could not write yet.
 
     Inputs return events; commands raise LocalProtocolError before anything is changed when they
     are used wrongly. Calling `handle_timeout` too early is harmless.
@@ -86,10 +93,12 @@ class Connection(ABC):
         "_reader",
         "_reason",
         "_received_at",
+        "_room",
         "_send_limits",
         "_terminated",
         "_timed_frame",
         "_timers",
+        "_watched",
         "agreed",
         "calls",
         "changed",
@@ -100,6 +109,7 @@ class Connection(ABC):
         "received",
         "sent",
         "state",
+        "unsent",
     )
 
     _config: _Config
@@ -114,9 +124,12 @@ class Connection(ABC):
         self._now = now
         self._received_at = now
         self._events: list[Event] = []
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         self.outbound = 0  # bytes that `data_to_send` would return
+        self.unsent = 0
         self.high_water = config.high_water
+        self._room = config.high_water  # outbound bytes from which on `_settle` is to be called
+        self._watched = 0  # what `sent` was when Timer.WRITE was set
         # Bodies up to this size keep both limits, whatever is in them.
         self._harmless = min(config.max_encoded, config.max_decoded // WORST_GROWTH)
         self._queue: Any = ()  # calls that wait to be sent; a server has none
@@ -168,7 +181,8 @@ class Connection(ABC):
                 self._violate(reader.error, now)
         if reader.lacking or self._timed_frame:
             self._time_frame(reader, now)
-        if self._queue or self.outbound >= self.high_water or self.state is not _OPEN:
+            self._settle(now)
+        elif self._queue or self.outbound >= self._room or self.state is not _OPEN:
             self._settle(now)
         events = self._events
         self._events = []
@@ -231,11 +245,14 @@ class Connection(ABC):
             self._settle(now)
         return self._take_events()
 
-    def check_encoded(self, body: bytes) -> None:
-        """Raise ResourceExhausted if decoding the body would break a limit of the config."""
+    def check_encoded(self, body: bytes) -> int:
+        """Return an upper bound of the memory that decoding the body takes, in bytes.
+
+        Raises ResourceExhausted if that would break a limit of the config.
+        """
         size = len(body)
         if size <= self._harmless:
-            return
+            return size * WORST_GROWTH
         config = self._config
         if size > config.max_encoded:
             raise ResourceExhausted(
@@ -248,20 +265,21 @@ class Connection(ABC):
                 f"a body of {size} bytes may take {growth} bytes when it is decoded; "
                 f"the limit is {config.max_decoded}"
             )
+        return growth
 
     # Outputs
 
     def data_to_send(self) -> bytes:
         """Return all that is to be written now; b"" when there is nothing."""
-        return self._take_out(len(self._out))
+        return bytes(self._take_out(len(self._out)))
 
-    def next_buffer(self) -> bytes:
-        """Return what to write next: a large body uncopied, or what else fits into 64 KiB.
+    def next_buffer(self) -> bytes | memoryview:
+        """Return what to write next: up to 256 KiB of a large body uncopied, or what fits in 64.
 
         For a driver that stops when the transport is full: `outbound` tells whether there is more.
         """
         out = self._out
-        if self.outbound <= _JOINED and self.outbound < self.high_water:
+        if self.outbound <= _JOINED and self.outbound < self._room:
             self._out = []
             self.outbound = 0
             data = b"".join(out)
@@ -271,6 +289,9 @@ class Connection(ABC):
         for count, chunk in enumerate(out):
             size += len(chunk)
             if size > _JOINED:
+                if count == 0 and size > _LARGEST_PIECE:
+                    whole = memoryview(chunk)
+                    out[:1] = whole[:_LARGEST_PIECE], whole[_LARGEST_PIECE:]
                 return self._take_out(count or 1)
         return self._take_out(len(out))
 
@@ -372,18 +393,20 @@ class Connection(ABC):
         self._events = []
         return events
 
-    def _take_out(self, count: int) -> bytes:
+    def _take_out(self, count: int) -> bytes | memoryview:
         out = self._out
+        data: bytes | memoryview
         if count == len(out):
             data = out[0] if count == 1 else b"".join(out)
             self._out = []
         else:
             data = out[0] if count == 1 else b"".join(out[:count])
             del out[:count]
-        if self.outbound >= self.high_water > self.outbound - len(data):
-            self._drained()
-        self.outbound -= len(data)
+        before = self.outbound
+        self.outbound = before - len(data)
         self.sent += len(data)
+        if before >= self._room > self.outbound or before >= self.high_water > self.outbound:
+            self._drained()
         return data
 
     def _send(
@@ -403,10 +426,12 @@ class Connection(ABC):
     def _watch_writing(self, now: float) -> None:
         """Limit how long outbound bytes may stay above the high-water mark."""
         if (
-            self.outbound >= self.high_water
+            self.outbound >= self._room
+            and self.outbound + self.unsent
             and Timer.WRITE not in self._timers
             and self.state not in (State.CLOSING, State.CLOSED)
         ):
+            self._watched = self.sent
             self._set_timer(Timer.WRITE, now + self._config.write_timeout)
 
     def _open(self, agreed: Answer, now: float) -> None:
@@ -502,6 +527,9 @@ class Connection(ABC):
             self._end(Trigger.LATE, None, now)
         elif timer is Timer.WRITE:
             seconds = self._config.write_timeout
+            if self.sent - self._watched >= seconds * _SLOWEST_READER:
+                self._watch_writing(now)
+                return
             self._end(
                 Trigger.LOST, Unavailable(f"the peer did not read enough for {seconds:g} s"), now
             )

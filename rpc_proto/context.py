@@ -40,6 +40,7 @@ class ServerCall:
         "body",
         "clock",
         "connection",
+        "cost",
         "deadline",
         "ended",
         "error",
@@ -85,6 +86,7 @@ class ServerCall:
         self.flags = flags
         self.body = body
         self.peer = peer
+        self.cost = 0  # bytes that the connection counts for it
         self.one_way = flags & _ONE_WAY != 0
         self.ended = False
         self.error: CallError | None = None

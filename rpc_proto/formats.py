@@ -16,6 +16,8 @@ _CONTAINER = 240
 _BOXED = 64  # a string without its text, an integer, a float; with the pointer to it
 _PLAIN = 9  # any other byte: of a text, or a value that is a pointer only
 
+_LITTLE = 1024 * 1024  # bytes that are not worth a closer look
+
 # Values that are looked at one by one, where there is no quicker way.
 _STEPS = 200_000
 
@@ -165,7 +167,7 @@ class _Msgpack(Codec):
         bound = _bound_msgpack(data)
         # What texts and bytes hold looks like heads, too; so these are counted as what they are,
         # as long as that does not take too many steps.
-        if bound < 16 * len(data):
+        if bound < 16 * len(data) or bound < _LITTLE:
             return bound
         size = len(data)
         at = exact = 0

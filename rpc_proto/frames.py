@@ -65,6 +65,13 @@ BYTES = frozenset({bytes, bytearray, memoryview})
 Frame = tuple[int, int, int, bytes, bytes]
 
 
+class _Nothing(BytesIO):
+    """Takes bytes and keeps none of them."""
+
+    def write(self, _data: Any) -> int:
+        return 0
+
+
 class FrameReader:
     """Cuts a stream of bytes into frames; memory stays under the largest frame allowed.
 
@@ -76,6 +83,7 @@ class FrameReader:
         "_later",
         "_part",
         "_prefix",
+        "arrived",
         "begun",
         "error",
         "lacking",
@@ -96,6 +104,7 @@ class FrameReader:
         self.lacking = 0  # bytes of that which are still to come; 0 between frames
         self.begun = 0  # frames that did not arrive in one piece, so far
         self._later = 0  # and of the body behind it, if it is the header
+        self.arrived = 0  # bytes that are held of a frame of which more are to come
         self._part: BytesIO
 
     @property
@@ -120,6 +129,7 @@ class FrameReader:
             if len(data) < self.lacking:
                 self._part.write(data)
                 self.lacking -= len(data)
+                self.arrived += len(data)
                 return frames
             data = self._complete(data)
             if len(self._fields) < 5:
@@ -127,6 +137,7 @@ class FrameReader:
             kind, flags, call_id, header, body = self._fields
             frames.append((kind, flags, call_id, header, body))
             self._fields = []
+            self.arrived = 0
         elif self._prefix:
             data = b"".join((self._prefix, data))
             self._prefix = b""
@@ -184,7 +195,21 @@ class FrameReader:
                 return view
         self._part.write(view)
         self.lacking -= len(view)
+        self.arrived += len(data)
         return view[:0]
+
+    def skip(self) -> tuple[int, int, int]:
+        """Hold nothing of the frame that is arriving; return its type, its flags and its call id.
+
+        When the rest has come there is an ignorable frame in its place, and an empty one.
+        """
+        kind, flags, call_id = self._fields[:3]
+        self._fields = [IGNORABLE, 0, call_id, b""]
+        self.lacking += self._later
+        self._later = 0
+        self._part = _Nothing()
+        self.arrived = 0
+        return kind, flags, call_id
 
     def _check(self, kind: int, flags: int, header_size: int, body_size: int) -> str | None:
         if kind == 0x7B:  # an opening brace, so its lengths mean nothing

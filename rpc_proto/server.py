@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .calls import CallTable
-from .codecs import explain, find_codec
+from .codecs import SMALL, explain, find_codec
 from .config import Peer, ServerConfig
 from .connection import Connection, clip
 from .context import ServerCall
@@ -37,7 +37,8 @@ from .handshake import (
     encode_refusal,
     parse_options,
 )
-from .headers import LONGEST_CACHED, HeaderError
+from .headers import LONGEST_CACHED, NO_METADATA, HeaderError
+from .memory import FREE, Account, Memory
 from .states import State, Trigger
 from .timers import Timer
 
@@ -58,13 +59,21 @@ _REFUSED_BYTES = 256 * 1024  # of a refused call, which count as much as another
 
 _PATIENCE = 1.0  # seconds, with a peer that is turned away as soon as it speaks
 
+_METADATA = 8 * 1024  # bytes that the entries take, apart from their texts
+
+_LOOK = 0.25  # seconds between two looks at what is held, while that is much
+_WAIT = 1.0  # seconds for which reading stops, before something is refused
+_HTTP_BODY = 8 * 1024  # bytes of a response from which on it is counted once, whoever gets it
+
 
 class ServerConnection(Connection):
     """The end that is called.
 
     A peer that begins with HTTP gets its responses from `application` (see rpc_proto.http), and
     becomes a caller like any other by CONNECT. Connections that share `turns`, a
-    rpc_proto.http.turns.HttpTurns, together do not keep their server from its calls for long.
+    rpc_proto.http.turns.HttpTurns, together do not keep their server from its calls for long. Those
+    that share `memory`, a rpc_proto.memory.Memory, together hold no more than that; without one a
+    connection has a budget of its own, of `ServerConfig.memory`.
 
     Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
     `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
@@ -75,6 +84,7 @@ class ServerConnection(Connection):
     """
 
     __slots__ = (
+        "_account",
         "_application",
         "_given_up",
         "_handling_timeout",
@@ -82,11 +92,15 @@ class ServerConnection(Connection):
         "_idle_since",
         "_last_id",
         "_max_calls",
+        "_memory",
         "_one_way",
         "_refusal",
         "_refusals",
         "_refused_at",
+        "_response",
+        "_tight_since",
         "_turns",
+        "_waits",
         "on_error",
         "peer",
     )
@@ -101,6 +115,7 @@ class ServerConnection(Connection):
         peer: Peer | None = None,
         application: "Application | None" = None,
         turns: "HttpTurns | None" = None,
+        memory: Memory | None = None,
     ) -> None:
         config = config or ServerConfig()
         super().__init__(config, now)
@@ -117,6 +132,12 @@ class ServerConnection(Connection):
         self._idle_since = now
         self._application = application
         self._turns = turns
+        self._memory = memory or Memory(config.budget)
+        self._account = Account(self._memory, config.share)
+        self._room = min(self.high_water, FREE)
+        self._waits = False  # for others to give back what they hold; it does not read meanwhile
+        self._tight_since: float | None = None  # since when it holds too much
+        self._response: bytes | None = None  # to HTTP, which may be shared
         self._http: Any = None  # an HttpServer as long as HTTP is spoken; False afterwards
         self._refusal: HandshakeError | None = None  # for a peer that has said nothing yet
 
@@ -128,6 +149,7 @@ class ServerConnection(Connection):
         return (
             self.outbound < self.high_water
             and self._one_way < self._max_calls
+            and not self._waits
             and (not self._http or self._http.wants_data)
         )
 
@@ -166,6 +188,8 @@ class ServerConnection(Connection):
             return ended
         del self.calls.by_id[call.id]  # one that has not ended is there
         call.ended = True
+        if call.cost:
+            self._uncount(call)
         self._now = self._idle_since = now
         flags = 0
         header = b""
@@ -194,6 +218,7 @@ class ServerConnection(Connection):
         else:
             header_size = len(header)
             body_size = len(body)
+            size = PREFIX_SIZE + header_size + body_size
             max_header, max_body = self._send_limits
             if body_size > max_body or header_size > max_header:
                 self._fail(
@@ -203,11 +228,19 @@ class ServerConnection(Connection):
                         f"{body_size} bytes; the caller accepts {max_header} and {max_body}"
                     ),
                 )
+            elif self.outbound + size >= self._room and not self._afford(size):
+                self._fail(
+                    call,
+                    ResourceExhausted(
+                        f"the server has no memory to send the {body_size} bytes that "
+                        f"{call.method} returned"
+                    ),
+                )
             else:
                 prefix = encode_prefix(_RESPONSE, flags, header_size, body_size, call.id)
                 self._out += (prefix, header, body)
-                self.outbound += PREFIX_SIZE + header_size + body_size
-        if self.state is not _OPEN or self.outbound >= self.high_water:
+                self.outbound += size
+        if self.state is not _OPEN or self.outbound >= self._room:
             self._settle(now)
         return True
 
@@ -233,6 +266,119 @@ class ServerConnection(Connection):
         """Free the slot of a call whose handler has ended; one without an answer gets an error."""
         self.send_error(call, Internal("the handler ended without an answer"), now)
 
+    def reserve(self, call: ServerCall, decoded: int) -> None:
+        """Count a call at what its arguments take when they are decoded, in bytes.
+
+        `decoded` is what `check_encoded` returned. ResourceExhausted if there is no room for it.
+        """
+        body = call.body
+        if not self._memory.has_plenty(decoded):
+            decoded = min(decoded, self.codec.growth(body))
+        more = max(0, decoded - len(body))
+        if not self._count(more):
+            raise ResourceExhausted(
+                f"a body of {len(body)} bytes may take {decoded} bytes when it is decoded; "
+                "the server has no memory for that now"
+            )
+        call.cost += more
+
+    # Memory
+
+    def _held(self) -> int:
+        """Return the bytes that are held for the peer."""
+        held = self._account.calls + self.outbound + self.unsent
+        if self._reader is not None:
+            held += self._reader.arrived
+        elif self._http:
+            held += self._http.held
+            if self._response is not None:
+                held -= min(len(self._response), self.outbound)
+        return held
+
+    def _cover(self, more: int = 0) -> bool:
+        """Have memory for what is held and so many bytes more; whether there is that."""
+        account = self._account
+        held = self._held()
+        covered = account.cover(held + more)
+        self._room = min(self.high_water, account.leased - held + self.outbound)
+        if self._response is not None:
+            self._room = 1  # the next request waits until it has left
+        if account.leased > FREE and self.state is not State.CLOSED:
+            self._look_soon()
+        return covered
+
+    def _look_soon(self) -> None:
+        if Timer.MEMORY not in self._timers:
+            self._set_timer(Timer.MEMORY, self._now + _LOOK)
+
+    def _count(self, size: int) -> bool:
+        """Count bytes of a call, if there is memory for them."""
+        self._account.calls += size
+        if self._cover():
+            return True
+        self._account.calls -= size
+        self._cover()
+        return False
+
+    def _uncount(self, call: ServerCall) -> None:
+        """Count the bytes of a call no longer: its handler has ended."""
+        self._account.calls -= call.cost
+        call.cost = 0
+        if self.state is State.CLOSED:  # no timer will look
+            self._cover()
+
+    def _afford(self, size: int) -> bool:
+        """Whether so many more bytes may wait to be sent."""
+        return self.state is not State.CLOSED and self._cover(size)
+
+    def _balance(self, now: float) -> None:
+        """Read no more while too much is held; when that does not help, give something up."""
+        account = self._account
+        if self.state is State.CLOSED:
+            self.unsent = 0
+        if self._response is not None and not self.outbound and not self.unsent:
+            self._memory.unshare(self._response)
+            self._response = None
+        covered = self._cover()
+        if self.state is State.CLOSED:
+            return
+        waits = False
+        if covered and account.calls <= account.most * 3 // 4:
+            self._tight_since = None
+        else:
+            self._look_soon()
+            if self._tight_since is None:
+                self._tight_since = now
+            waits = now < self._tight_since + _WAIT
+            if not waits and not covered:
+                waits = not self._give_something_up(now)
+        if waits is not self._waits:
+            self._waits = waits
+            self.changed = True
+
+    def _give_something_up(self, now: float) -> bool:
+        """Hold less; whether it is little enough to go on reading."""
+        if self._http:
+            self._give_up_http(503, "the server has no memory for this request", now)
+            return True
+        reader = self._reader
+        if reader is None or not reader.arrived:
+            return False  # what waits to be sent has a time of its own
+        size = reader.arrived + reader.missing
+        kind, flags, call_id = reader.skip()
+        if kind == _REQUEST:
+            if self._is_taken(call_id, now):
+                return True
+            call = ServerCall(call_id, "", None, NO_METADATA, flags, b"", self.peer)
+            call.arrived = now
+            error = ResourceExhausted(
+                f"the server has no memory for a call of {size} bytes now", maybe_executed=False
+            )
+            self._fail(call, error)
+            self._last_id = call_id
+            self._count_refusal(call, now)
+        return self._cover()
+
     def _drained(self) -> None:
         super()._drained()
         if len(self.calls):
@@ -243,6 +389,8 @@ class ServerConnection(Connection):
     def _conclude(self, call: ServerCall, now: float) -> bool:
         """Take the call from the table; whether its caller still waits."""
         calls = self.calls.by_id
+        if call.cost:
+            self._uncount(call)
         if calls.get(call.id) is not call:
             return False
         del calls[call.id]
@@ -377,9 +525,7 @@ class ServerConnection(Connection):
             self._violate(str(error), now)
             return
         in_flight = self.calls.by_id
-        if call_id == 0 or call_id in in_flight:
-            why = f"call {call_id} is in flight already" if call_id else "0 is no call id"
-            self._violate(why, now)
+        if (call_id == 0 or call_id in in_flight) and self._is_taken(call_id, now):
             return
         deadline = None if timeout is None else now + timeout
         limit = self._handling_timeout
@@ -394,6 +540,14 @@ class ServerConnection(Connection):
         ):
             self._refuse_arrival(call, now)
             return
+        if len(body) > SMALL or metadata is not NO_METADATA:
+            cost = len(body)
+            if metadata is not NO_METADATA:
+                cost += _METADATA + 2 * len(header)
+            if not self._count(cost):
+                self._refuse_arrival(call, now)
+                return
+            call.cost = cost
         self._last_id = call_id
         self._idle_since = now
         if self.calls.insert(call):
@@ -405,15 +559,28 @@ class ServerConnection(Connection):
         event.call = call
         self._events.append(event)
 
+    def _is_taken(self, call_id: int, now: float) -> bool:
+        """Whether no call may have this id: a violation."""
+        if call_id and call_id not in self.calls:
+            return False
+        why = f"call {call_id} is in flight already" if call_id else "0 is no call id"
+        self._violate(why, now)
+        return True
+
     def _refuse_arrival(self, call: ServerCall, now: float) -> None:
         """Answer a call that is not even taken on."""
         if self.state is not State.OPEN:
             error: CallError = Unavailable("the server is shutting down", maybe_executed=False)
         elif call.deadline is not None and call.deadline <= now:
             error = DeadlineExceeded("the call arrived after its deadline", maybe_executed=False)
-        else:
+        elif len(self.calls) - self._one_way >= self._max_calls and not call.one_way:
             error = ResourceExhausted(
                 f"{self._max_calls} calls are in flight on this connection; that is the limit",
+                maybe_executed=False,
+            )
+        else:
+            error = ResourceExhausted(
+                f"the server has no memory for a body of {len(call.body)} bytes now",
                 maybe_executed=False,
             )
         self._fail(call, error)
@@ -490,11 +657,19 @@ class ServerConnection(Connection):
     def _has_room(self) -> bool:
         """Whether requests that wait can be served now."""
         ready: bool = self._http.ready
-        return ready and self.outbound < self.high_water and Timer.HTTP not in self._timers
+        return (
+            ready
+            and self.outbound < self.high_water
+            and (self._response is None or not (self.outbound or self.unsent))
+            and not self._waits
+            and Timer.HTTP not in self._timers
+        )
 
     def _serve_http(self, now: float) -> None:
         http = self._http
         self.changed = True
+        if self._response is not None:
+            self._balance(now)
         if self._has_room():
             self._take_turn(now)
         if http.tunnel is not None:
@@ -521,6 +696,8 @@ class ServerConnection(Connection):
                 while goes_on and self._has_room():
                     exchange = http.step(now, self._send_line)
                     self._note_exchange(exchange, now)
+                    if exchange is not None:
+                        self._count_response()
                     if http.promise is not None:
                         self._set_timer(Timer.HANDSHAKE, http.promise.deadline)
                         self._events.append(ResponsePromised(http.promise))
@@ -534,6 +711,18 @@ class ServerConnection(Connection):
                 return
             http.turn = turns.queue(now)
         self._set_timer(Timer.HTTP, http.turn)
+
+    def _count_response(self) -> None:
+        """Count the response that was made if it is large: once, however many get it."""
+        body: Any = self._out[-1]
+        if len(body) < _HTTP_BODY:
+            return
+        if self._memory.share(body):
+            self._response = body
+        else:
+            del self._out[-1]
+            self.outbound -= len(body)
+            self._http.closing = True  # before its end, so that nobody takes it for whole
 
     def _note_exchange(self, exchange: Any, now: float) -> None:
         if exchange is not None:
@@ -553,6 +742,8 @@ class ServerConnection(Connection):
     def _handle_timer(self, timer: Timer, now: float) -> None:
         if timer is Timer.HANDSHAKE and self._refusal is not None:
             self._turn_away(self._refusal, now)
+        elif timer is Timer.MEMORY:
+            self._balance(now)
         elif timer is not Timer.HANDSHAKE or not self._http:
             super()._handle_timer(timer, now)
         elif self._http.promise is not None:
@@ -573,6 +764,7 @@ class ServerConnection(Connection):
     def _settle(self, now: float) -> None:
         if self._http:
             self._serve_http(now)
+        self._balance(now)
         self._watch_writing(now)
         if self.state is State.DRAINING and not self._has_callers():
             self._end(Trigger.DRAINED, None, now)
@@ -599,6 +791,10 @@ class ServerConnection(Connection):
         if self._http:
             self._note_exchange(self._http.abandon(), now)
             self._leave_http()
+
+    def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
+        super()._end(trigger, error, now)
+        self._balance(now)
 
     def _fail_handshake(self, error: HandshakeError, now: float) -> None:
         codecs = [codec if isinstance(codec, str) else codec.name for codec in self._config.codecs]

@@ -16,6 +16,7 @@ class Timer(Enum):
     FRAME = auto()
     IDLE = auto()
     WRITE = auto()
+    MEMORY = auto()
     GRACE = auto()
     CLOSE = auto()
 

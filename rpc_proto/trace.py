@@ -166,7 +166,7 @@ class _Traced(Connection):
     def data_to_send(self) -> bytes:
         return self._step(super().data_to_send, ())
 
-    def next_buffer(self) -> bytes:
+    def next_buffer(self) -> bytes | memoryview:
         return self._step(super().next_buffer, ())
 
 

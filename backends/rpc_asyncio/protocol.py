@@ -138,9 +138,11 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def pause_writing(self) -> None:
         self._writable = False
+        self.connection.unsent = self._transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         self._writable = True
+        self.connection.unsent = 0
         self.connection.changed = True  # one that is closing may be closed once it is written out
         self.flush()
 

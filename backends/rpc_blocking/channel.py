@@ -165,6 +165,7 @@ class Channel:
                         lock.release()
                     count = self.sock.send(data, socket.MSG_DONTWAIT)
                     self.unsent = memoryview(data)[count:] if count < len(data) else b""
+                    connection.unsent = len(self.unsent)
                 finally:
                     if regain is not None:
                         regain()

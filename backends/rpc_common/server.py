@@ -38,6 +38,7 @@ from rpc_proto.http.making import Making
 from rpc_proto.http.pages import BuiltIn
 from rpc_proto.http.turns import HttpTurns
 from rpc_proto.introspection import INTROSPECTION, Introspection
+from rpc_proto.memory import Memory
 from rpc_proto.services import Method, reflect
 
 from .access import LoggedConnection
@@ -195,6 +196,7 @@ class ServerBase(ABC):
         # Chosen once, so that who wants neither log nor spans pays for neither.
         self._new_connection: Callable[..., ServerConnection] = ServerConnection
         self._http_turns = HttpTurns(monotonic, self._make_lock())
+        self._memory = Memory(self.config.budget, self._make_lock())
         if access_log:
             self._new_connection = partial(LoggedConnection, self._log.get_child("access"))
         self._wrap: Callable[[Method], Callable[..., Any]] | None = None
@@ -402,7 +404,12 @@ class ServerBase(ABC):
     def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerConnection:
         peer = Peer(peer_address(peername), certificate or None)
         return self._new_connection(
-            self.config, now=now, peer=peer, application=self._answer_http, turns=self._http_turns
+            self.config,
+            now=now,
+            peer=peer,
+            application=self._answer_http,
+            turns=self._http_turns,
+            memory=self._memory,
         )
 
     # Applications

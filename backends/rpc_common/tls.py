@@ -41,7 +41,7 @@ class Tls:
             pass  # the peer's goodbye; the end of the socket's bytes follows
         return b"".join(parts)
 
-    def encrypt(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes | memoryview) -> bytes:
         """Take bytes to be sent and return what goes to the socket; nothing in the handshake."""
         if not self.established:
             self._unsent += data

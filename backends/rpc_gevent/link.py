@@ -243,6 +243,7 @@ class Link(ABC):
             self._let_go()
             return
         unsent, self._unsent = self._unsent, b""
+        self.connection.unsent = 0
         self._writable = True
         self._push(unsent)
         if self._writable:
@@ -273,6 +274,7 @@ class Link(ABC):
         if not self._writable:  # what TLS has to say of itself cannot wait for its turn
             if self._unsent:
                 self._unsent = bytes(self._unsent) + data
+                self.connection.unsent = len(self._unsent)
             return
         try:
             sent = self._sock.send(data)
@@ -286,6 +288,7 @@ class Link(ABC):
             return
         if sent != len(data):
             self._unsent = memoryview(data)[sent:]
+            self.connection.unsent = len(self._unsent)
             self._writable = False
             if not self._writer.active:
                 self._writer.start(self._go_on_writing)

@@ -74,6 +74,11 @@ class HttpServer:
         return self._request is None and not self._buffer
 
     @property
+    def held(self) -> int:
+        """Bytes that have come and were not answered yet."""
+        return len(self._buffer) + (len(self._body.data) if self._body is not None else 0)
+
+    @property
     def ready(self) -> bool:
         """Whether `step` has something to do."""
         if self.promise is not None:

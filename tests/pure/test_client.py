@@ -565,7 +565,7 @@ class Interrupted(list[bytes]):
 
 def test_call_behind_an_interrupted_one_has_another_id() -> None:
     client = open_client()
-    client._out = Interrupted()
+    client._out = Interrupted()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         client.start_call("Arith.add", (1, 2), now=START)
     client._out = list(client._out)

@@ -308,7 +308,7 @@ def test_a_peer_that_asks_and_never_reads_is_dropped_at_the_write_timeout():
         events += connection.handle_timeout(now)
     assert not connection.wants_data or connection.outbound == 0
     assert 30.0 <= now < 31.0
-    assert len(pages.requests) == 11
+    assert len(pages.requests) == 1
     assert "did not read" in str(events[-1].error)
 
 
@@ -333,7 +333,7 @@ def test_one_byte_chunks_take_no_more_memory_than_their_body():
     start()
     for _ in range(100):
         connection.receive_data(b"1\r\na\r\n" * 1000, now)
-        while (at := connection.next_timeout()) < now + 1.0:
+        while (at := connection.next_timeout()) < now + 0.2:
             now = max(now, at)
             connection.handle_timeout(now)
     _, most = get_traced_memory()

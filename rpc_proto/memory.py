@@ -1,0 +1,97 @@
+"""The bytes that the connections of a server may hold together (docs/limits.md, "Memory")."""
+
+from contextlib import nullcontext
+from typing import Any
+
+__all__ = ["FREE", "Account", "Memory"]
+
+# Bytes that each connection may hold without asking: those of a peer that sends small calls one
+# after the other, so that its calls go on whatever others hold.
+FREE = 16 * 1024
+
+_QUANTUM = 64 * 1024  # bytes that are leased at a time
+
+
+class Memory:
+    """A budget of bytes that connections share: `ServerConfig.memory` of one server.
+
+    The last quarter is for connections that hold little: those that hold much stop before it.
+    `lock` is for servers whose connections have threads.
+    """
+
+    __slots__ = ("_lock", "_shared", "limit", "used")
+
+    def __init__(self, limit: int, lock: Any = None) -> None:
+        self.limit = limit
+        self.used = 0
+        self._lock: Any = lock or nullcontext()
+        # What several connections hold at the same time is counted once: id, holders.
+        self._shared: dict[int, int] = {}
+
+    def take(self, size: int, held: int) -> bool:
+        """Lease bytes to a connection that then has `held`; whether there are so many."""
+        limit = self.limit if held <= _QUANTUM else self.limit - self.limit // 4
+        with self._lock:
+            if self.used + size > limit:
+                return False
+            self.used += size
+            return True
+
+    def give(self, size: int) -> None:
+        """Return what was leased."""
+        with self._lock:
+            self.used -= size
+
+    def has_plenty(self, size: int) -> bool:
+        """Whether half of the budget would not be reached with so many bytes more."""
+        return 2 * (self.used + size) <= self.limit
+
+    def share(self, data: bytes) -> bool:
+        """Hold what others may hold, too, until `unshare`; whether there is room for it."""
+        with self._lock:
+            holders = self._shared.get(id(data), 0)
+            if not holders:
+                if self.used + len(data) > self.limit - self.limit // 4:
+                    return False
+                self.used += len(data)
+            self._shared[id(data)] = holders + 1
+            return True
+
+    def unshare(self, data: bytes) -> None:
+        """Hold it no longer."""
+        with self._lock:
+            holders = self._shared.pop(id(data)) - 1
+            if holders:
+                self._shared[id(data)] = holders
+            else:
+                self.used -= len(data)
+
+
+class Account:
+    """What one connection holds of its server's memory: at most a quarter of it, `most` bytes."""
+
+    __slots__ = ("_memory", "calls", "leased", "most")
+
+    def __init__(self, memory: Memory, most: int) -> None:
+        self._memory = memory
+        self.most = most
+        self.calls = 0  # bytes of the calls whose handlers have not ended
+        self.leased = FREE
+
+    def cover(self, held: int) -> bool:
+        """Lease what it takes to hold so many bytes; whether that could be had.
+
+        What is leased and not needed any more is given back.
+        """
+        wanted = FREE
+        if held > FREE:
+            wanted += -(-(held - FREE) // _QUANTUM) * _QUANTUM
+        leased = self.leased
+        if wanted > leased:
+            if held > self.most or not self._memory.take(wanted - leased, wanted - FREE):
+                return False
+            self.leased = wanted
+        elif wanted < leased:
+            self.leased = wanted
+            self._memory.give(leased - wanted)
+        return True
