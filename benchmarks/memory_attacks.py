@@ -128,17 +128,12 @@ def refused_bodies(server: Server, scale: float) -> Iterable[Peer]:
 
 
 def metadata(server: Server, scale: float) -> Iterable[Peer]:
-    entries = {f"{n:x}": "" for n in range(100, 100 + 3000)}
-    size = len(encode(["Work.wait", None, entries]))
+    entries = {f"key-{n}": "x" * 240 for n in range(63)}
     for _ in range(2):
         calls = []
         for n in range(1, 1 + int(1024 * scale)):
-            entries[f"call-{n}"] = ""  # else the header comes from the cache
-            while size > 16_300:
-                entries.popitem()
-                size = len(encode(["Work.wait", None, entries]))
+            entries["call"] = str(n)  # else the header comes from the cache
             calls.append(request(n, "Work.wait", metadata=entries))
-            del entries[f"call-{n}"]
         yield Peer(server.tcp, itertools.chain([OPTIONS], calls))
 
 

@@ -56,7 +56,7 @@ class ClientConnection(Connection):
     follow when that is accepted.
     """
 
-    __slots__ = ("_max_calls", "_options", "_serial", "_tunnel")
+    __slots__ = ("_max_calls", "_options", "_queued", "_serial", "_tunnel")
 
     _config: ClientConfig
 
@@ -72,6 +72,7 @@ class ClientConnection(Connection):
         self.codec = find_codec(config.codec)
         self.calls: CallTable[Call] = CallTable()
         self._queue: OrderedDict[int, Call] = OrderedDict()
+        self._queued = 0  # bytes of their arguments
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
         self._max_calls = 0
         ping = config.ping_interval
@@ -169,16 +170,17 @@ class ClientConnection(Connection):
             if self.outbound >= self.high_water:
                 self._watch_writing(now)
             return call
-        if len(queue) >= self._config.max_queued_calls:
-            raise ResourceExhausted(
-                f"{len(queue)} calls wait to be sent; the limit is max_queued_calls",
-                maybe_executed=False,
-            )
+        size = len(body)
+        full = self._check_queue(size)
+        if full is not None:
+            body = call.body = b""  # or the error's traceback would keep it for as long as it lives
+            raise full
         if metadata:  # which the caller may change meanwhile
             call.metadata = self._copy_metadata(metadata)
         self._serial = serial
         calls.insert(call)
         queue[call_id] = call
+        self._queued += size
         self.changed = True
         return call
 
@@ -266,7 +268,7 @@ class ClientConnection(Connection):
     def _settle(self, now: float) -> None:
         queue = self._queue
         while queue and self._has_room():
-            _, call = queue.popitem(last=False)
+            call = self._next_queued()
             if call.deadline is not None and call.deadline <= now:
                 self._expire(call, now)
                 continue
@@ -282,11 +284,34 @@ class ClientConnection(Connection):
         self._watch_writing(now)
         if self.state is State.DRAINING:
             while queue:  # the server takes no more calls behind our GOAWAY
-                _, call = queue.popitem(last=False)
+                call = self._next_queued()
                 self.calls.remove(call)
                 self._abandon(call, Cancelled("the client is shutting down", maybe_executed=False))
             if not len(self.calls):
                 self._end(Trigger.DRAINED, None, now)
+
+    def _check_queue(self, size: int) -> ResourceExhausted | None:
+        """Return why no call with a body of that size can wait, if so."""
+        queue, config = self._queue, self._config
+        if len(queue) < config.max_queued_calls and (
+            not queue or self._queued + size <= config.max_queued_bytes
+        ):
+            return None
+        return ResourceExhausted(
+            f"{len(queue)} calls with {self._queued} bytes of arguments wait to be sent, and this "
+            f"one has {size}; the limits are max_queued_calls, {config.max_queued_calls}, and "
+            f"max_queued_bytes, {config.max_queued_bytes}",
+            maybe_executed=False,
+        )
+
+    def _next_queued(self) -> Call:
+        _, call = self._queue.popitem(last=False)
+        self._queued -= len(call.body)
+        return call
+
+    def _unqueue(self, call: Call) -> None:
+        if self._queue.pop(call.id, None) is not None:
+            self._queued -= len(call.body)
 
     # Ends of calls
 
@@ -295,7 +320,7 @@ class ClientConnection(Connection):
         if call.sent:
             self._send(FrameType.CANCEL, 0, call.id)
         else:
-            self._queue.pop(call.id, None)
+            self._unqueue(call)
         self._events.append(CallFailed(call, error))
 
     def _expire(self, call: Call, now: float) -> None:
@@ -320,6 +345,7 @@ class ClientConnection(Connection):
             if isinstance(error, CallError):
                 message = error.message
         self._queue.clear()
+        self._queued = 0
         for call in self.calls.clear():
             self._events.append(
                 CallFailed(call, CallError.of(code, message, maybe_executed=call.sent))
@@ -400,6 +426,7 @@ class ClientConnection(Connection):
                 value = self.codec.decode(body) if body else None
         except ResourceExhausted as error:
             error.message = f"the result of {call.method} is {error.message}"
+            error.__traceback__ = None  # or its frames would keep the body for as long as it lives
             self._events.append(CallFailed(call, error))
         except Exception as error:  # a codec may raise anything
             self._events.append(
@@ -424,6 +451,7 @@ class ClientConnection(Connection):
         except ResourceExhausted as error:
             error.message = f"the server's error is {error.message}"
             error.maybe_executed = maybe_executed
+            error.__traceback__ = None  # or its frames would keep the body
             return error
         except Exception as error:  # a codec may raise anything
             return DataLoss(
@@ -445,7 +473,7 @@ class ClientConnection(Connection):
             # The queue will not move any more, whatever the server says of calls it never saw.
             if call.serial > last or not call.sent:
                 self.calls.remove(call)
-                self._queue.pop(call.id, None)
+                self._unqueue(call)
                 self._events.append(
                     CallFailed(call, Unavailable("the server is going away", maybe_executed=False))
                 )

@@ -122,11 +122,14 @@ class ClientConfig(_Config):
     """The timeout of a call that sets none; `math.inf` for none at all."""
     max_queued_calls: int = 65_536
     """Calls that may wait for the handshake, for a free slot, or for a peer that reads slowly."""
+    max_queued_bytes: int = 64 * 1024 * 1024
+    """Bytes of the arguments of all that wait; a call for which no other waits may have more."""
 
     def _check(self) -> None:
         super()._check()
         _check_range("call_timeout", self.call_timeout, 0.001, float("inf"), whole=False)
         _check_range("max_queued_calls", self.max_queued_calls, 1, 2**31, whole=True)
+        _check_range("max_queued_bytes", self.max_queued_bytes, 1, 2**50, whole=True)
 
 
 # With what the process itself takes, and the connections, that fits into 512 MiB.
