@@ -83,7 +83,6 @@ class FrameReader:
         "_later",
         "_part",
         "_prefix",
-        "arrived",
         "begun",
         "error",
         "lacking",
@@ -104,13 +103,19 @@ class FrameReader:
         self.lacking = 0  # bytes of that which are still to come; 0 between frames
         self.begun = 0  # frames that did not arrive in one piece, so far
         self._later = 0  # and of the body behind it, if it is the header
-        self.arrived = 0  # bytes that are held of a frame of which more are to come
         self._part: BytesIO
 
     @property
     def missing(self) -> int:
         """Bytes still to come of a frame whose prefix has arrived; 0 between frames."""
         return self.lacking + self._later
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that are held of a frame of which more are to come."""
+        if not self._fields:
+            return 0
+        return self._part.tell() + (len(self._fields[3]) if len(self._fields) > 3 else 0)
 
     @property
     def mid_frame(self) -> bool:
@@ -129,7 +134,6 @@ class FrameReader:
             if len(data) < self.lacking:
                 self._part.write(data)
                 self.lacking -= len(data)
-                self.arrived += len(data)
                 return frames
             data = self._complete(data)
             if len(self._fields) < 5:
@@ -137,7 +141,6 @@ class FrameReader:
             kind, flags, call_id, header, body = self._fields
             frames.append((kind, flags, call_id, header, body))
             self._fields = []
-            self.arrived = 0
         elif self._prefix:
             data = b"".join((self._prefix, data))
             self._prefix = b""
@@ -195,7 +198,6 @@ class FrameReader:
                 return view
         self._part.write(view)
         self.lacking -= len(view)
-        self.arrived += len(data)
         return view[:0]
 
     def skip(self) -> tuple[int, int, int]:
@@ -208,7 +210,6 @@ class FrameReader:
         self.lacking += self._later
         self._later = 0
         self._part = _Nothing()
-        self.arrived = 0
         return kind, flags, call_id
 
     def _check(self, kind: int, flags: int, header_size: int, body_size: int) -> str | None:

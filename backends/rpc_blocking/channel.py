@@ -15,12 +15,13 @@ from typing import Any, TypeGuard
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
-from rpc_common.turns import LARGEST_READ
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
 
 __all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
 
+# Each connection has a buffer of its own, since its thread waits there.
+_SMALL_READ_SIZE = 16 * 1024
 _LARGE_READ_SIZE = 512 * 1024
 
 # Bytes that are worth a system call of their own: the peer begins on them while this end goes on.
@@ -35,9 +36,10 @@ def is_of_socket(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno is not None
 
 
-# Large buffers are seldom needed and expensive to get: those that are not in use.
-_large_buffers: list[memoryview] = []
-_SPARE = 4
+# Large buffers are seldom needed and expensive to get, and a peer can ask for one by a large body:
+# there are so many at most, and these are not in use. None stands for one that was never made.
+_MOST_LARGE = 8
+_large_buffers: list[memoryview | None] = [None] * _MOST_LARGE
 
 
 class Channel:
@@ -63,7 +65,7 @@ class Channel:
         self.failure: OSError | None = None
         self.limit = 0  # bytes that a read may take; 0 for as many as the buffer does
         # Pages that are never touched cost nothing, and most messages fit into the first one.
-        self._buffer = self._small_buffer = memoryview(mmap(-1, LARGEST_READ))
+        self._buffer = self._small_buffer = memoryview(mmap(-1, _SMALL_READ_SIZE))
 
     def receive(self, flags: int = 0) -> memoryview | bytes | None:
         """Wait for bytes: b"" at their end, None when patience is over, OSError when lost.
@@ -111,28 +113,37 @@ class Channel:
                 self.failure = self.failure or error
                 return self.lose(error)
         events = connection.receive_data(data, now)
-        if (connection.missing > LARGEST_READ) is (self._buffer is self._small_buffer):
+        if (connection.missing > _SMALL_READ_SIZE) is (self._buffer is self._small_buffer):
             self._change_buffer()
         return events
 
     def pace(self, size: int) -> None:
         """Read no more than that at a time until the next large body arrives."""
         if self._buffer is self._small_buffer:
-            self.limit = size
+            self.limit = min(size, _SMALL_READ_SIZE)
 
     def _change_buffer(self) -> None:
-        """Take a large buffer while a large body arrives, and then put it back."""
+        """Take a large buffer while a large body arrives, if there is one, and then put it back."""
         if self._buffer is self._small_buffer:
             try:
-                self._buffer = _large_buffers.pop()
+                buffer = _large_buffers.pop()
             except IndexError:
+                return
+            if buffer is None:
                 keep_large_blocks()
-                self._buffer = memoryview(bytearray(_LARGE_READ_SIZE))
+                buffer = memoryview(bytearray(_LARGE_READ_SIZE))
+            self._buffer = buffer
         else:
-            if len(_large_buffers) < _SPARE:
-                _large_buffers.append(self._buffer)
+            _large_buffers.append(self._buffer)
             self._buffer = self._small_buffer
         self.limit = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._buffer is not self._small_buffer:
+            _large_buffers.append(None)  # not this one: a thread may still look at what it read
+            self._buffer = self._small_buffer
+        self.sock.close()
 
     def lose(self, error: OSError | None) -> list[Event]:
         """Tell the connection that the transport is gone."""

@@ -388,7 +388,7 @@ class Client(SyncClient):
             self._close_sockets()
 
     def _close_sockets(self) -> None:
-        self._channel.sock.close()
+        self._channel.close()
         if self._bell is not None:
             for end in self._bell:
                 end.close()

@@ -97,7 +97,7 @@ class _Link:
                 keeper.cancel(appointment)
         if self._watched:
             keeper.forget(self.channel.sock.fileno())
-        self.channel.sock.close()
+        self.channel.close()
 
     def _shake_hands(self) -> bool:
         """Finish TLS, if there is any, and begin the connection; whether that could be done."""
@@ -452,7 +452,7 @@ class Server(SyncServer):
         try:
             HelperThread(link.serve, "rpc-connection").start()
         except RuntimeError as error:
-            channel.sock.close()
+            channel.close()
             self._forget(link)
             raise OSError(f"no thread for the connection: {error}") from error
 
