@@ -426,13 +426,16 @@ class Connection(ABC):
     def _watch_writing(self, now: float) -> None:
         """Limit how long outbound bytes may stay above the high-water mark."""
         if (
-            self.outbound >= self._room
-            and self.outbound + self.unsent
+            self._is_full()
             and Timer.WRITE not in self._timers
             and self.state not in (State.CLOSING, State.CLOSED)
         ):
             self._watched = self.sent
             self._set_timer(Timer.WRITE, now + self._config.write_timeout)
+
+    def _is_full(self) -> bool:
+        waiting = self.outbound + self.unsent
+        return waiting >= self._room and waiting > 0
 
     def _open(self, agreed: Answer, now: float) -> None:
         self._move(Trigger.ACCEPTED)
@@ -527,9 +530,8 @@ class Connection(ABC):
             self._end(Trigger.LATE, None, now)
         elif timer is Timer.WRITE:
             seconds = self._config.write_timeout
-            if self.sent - self._watched >= seconds * _SLOWEST_READER:
-                self._watch_writing(now)
-                return
+            if self.sent - self._watched >= seconds * _SLOWEST_READER or not self._is_full():
+                return  # if it is still full it is watched from now on
             self._end(
                 Trigger.LOST, Unavailable(f"the peer did not read enough for {seconds:g} s"), now
             )

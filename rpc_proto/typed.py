@@ -121,6 +121,8 @@ def check_decodable(kind: Any) -> None:
     """Raise TypeError if no decoded value can be of that type, or of one inside it."""
     from msgspec import inspect, msgpack
 
+    from . import outlines  # noqa: F401 - not at the first call: no file may be left to open then
+
     msgpack.Decoder(kind)  # refuses unions that cannot be told apart, and the like
     for node in nodes(kind):
         cls = getattr(node, "cls", None)
