@@ -114,7 +114,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         if seconds > SHORT and self._turns is not None and self._reading and not self._eof:
             self._waits = True
             self._turn_reading()
-            if self._turns.add(self):
+            if self._turns.add(self, seconds):
                 self._loop.call_soon(self._give_turns)
 
     def _give_turns(self) -> None:

@@ -1,6 +1,7 @@
 """How much a server takes in from one connection before the others have their turn."""
 
-from collections import deque
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 __all__ = ["FIRST_READ", "LARGEST_READ", "SHORT", "Turns", "next_read"]
@@ -14,6 +15,8 @@ SHORT = _TURN / 4
 LARGEST_READ = 64 * 1024
 FIRST_READ = 4 * 1024  # of a connection that nothing is known about
 _SMALLEST_READ = 1024
+
+_SLACK = 64
 
 
 def next_read(size: int, count: int, seconds: float) -> int:
@@ -34,25 +37,44 @@ class Turns:
 
     So however many they are, another connection waits for one of their reads and not for all.
     `add` takes a connection that has stopped reading; the driver then calls `next` once in each
-    turn of its loop for the one that may go on, until there is none.
+    turn of its loop for the one that may go on, until there is none. By turns that is the one
+    whose last read took least and the one that has waited longest: a connection that was slow for
+    once does not wait for all that always are, and none waits for ever.
     """
 
-    __slots__ = ("_waiting", "begun")
+    __slots__ = ("_by_seconds", "_count", "_oldest_next", "_waiting", "begun")
 
     def __init__(self) -> None:
-        self._waiting: deque[Any] = deque()
+        self._waiting: OrderedDict[int, Any] = OrderedDict()
+        self._by_seconds: list[tuple[float, int]] = []  # also of some that wait no more
+        self._count = 0
+        self._oldest_next = False
         self.begun = False  # whether `next` is going to be called
 
-    def add(self, link: Any) -> bool:
-        """Let a connection wait; whether the driver has to begin to call `next`."""
-        self._waiting.append(link)
+    def add(self, link: Any, seconds: float) -> bool:
+        """Let a connection wait whose read took so long; whether the driver has to call `next`."""
+        self._count += 1
+        self._waiting[self._count] = link
+        heap = self._by_seconds
+        if len(heap) > 2 * len(self._waiting) + _SLACK:
+            heap[:] = [entry for entry in heap if entry[1] in self._waiting]
+            heapify(heap)
+        heappush(heap, (seconds, self._count))
         begin = not self.begun
         self.begun = True
         return begin
 
     def next(self) -> Any:
         """Return whose turn it is, or None if nobody waits; then the driver need not call."""
-        if not self._waiting:
+        waiting = self._waiting
+        if not waiting:
             self.begun = False
             return None
-        return self._waiting.popleft()
+        oldest = self._oldest_next
+        self._oldest_next = not oldest
+        if oldest:
+            return waiting.popitem(last=False)[1]
+        while True:
+            _, number = heappop(self._by_seconds)
+            if number in waiting:
+                return waiting.pop(number)

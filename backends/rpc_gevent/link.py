@@ -192,7 +192,7 @@ class Link(ABC):
         if seconds > SHORT and self._turns is not None and not self.closed and self._reader.active:
             self._waits = True
             self._reader.stop()
-            if self._turns.add(self):
+            if self._turns.add(self, seconds):
                 self._give_turns_soon()
 
     def _give_turns_soon(self) -> None:

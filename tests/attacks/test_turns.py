@@ -42,13 +42,34 @@ def test_a_small_read_that_takes_long_does_not_make_the_next_one_larger():
 
 def test_connections_that_wait_take_turns():
     turns = Turns()
-    assert turns.add("a")  # the driver begins to call `next`
-    assert not turns.add("b")
+    assert turns.add("a", MILLISECOND)  # the driver begins to call `next`
+    assert not turns.add("b", MILLISECOND)
     assert turns.next() == "a"
-    assert not turns.add("a")
+    assert not turns.add("a", MILLISECOND)
     assert [turns.next(), turns.next()] == ["b", "a"]
     assert turns.next() is None
-    assert turns.add("a")  # and begins again
+    assert turns.add("a", MILLISECOND)  # and begins again
+
+
+def test_connection_that_was_slow_once_waits_for_one_of_those_that_always_are():
+    turns = Turns()
+    for number in range(8):
+        turns.add(number, 30 * MILLISECOND)
+    for _ in range(1000):
+        turns.add("once", MILLISECOND)
+        served = [turns.next(), turns.next()]
+        assert "once" in served
+        served.remove("once")
+        turns.add(served[0], 30 * MILLISECOND)
+    assert len(turns._by_seconds) < 100
+
+
+def test_slow_connection_does_not_wait_for_ever():
+    turns = Turns()
+    turns.add("slow", 30 * MILLISECOND)
+    for _ in range(3):
+        turns.add("quick", MILLISECOND)
+    assert "slow" in [turns.next(), turns.next()]
 
 
 @pytest.mark.fault(18)
