@@ -43,8 +43,8 @@ __all__ = ["LINGER", "Listener", "dial", "files_limit", "listen", "read_answer",
 # After its last words a server reads on, in seconds, until the peer has been silent for so long.
 LINGER = 0.2
 
-# Connections that a listener accepts in a row: the others of its loop want their turn, too.
-_ACCEPTED_AT_ONCE = 100
+# Connections that a listener accepts in a row, in about 3 ms: others of its loop want their turn.
+_ACCEPTED_AT_ONCE = 10
 
 # Seconds without accepting when the process or the system is short of something.
 _PAUSE = 0.5
