@@ -14,6 +14,7 @@ from .frames import Flag
 from .stats import MethodStats
 from .typed import (
     argument_decoder,
+    argument_outline,
     check_decodable,
     check_encodable,
     check_hashed_size,
@@ -289,6 +290,8 @@ class Method:
         for parameter in self.parameters:
             try:
                 check_decodable(parameter.type)
+                # Made now: no call may need a file, since there may be no descriptor left.
+                argument_outline(parameter.type)
             except TypeError as error:
                 raise TypeError(f"{self.name}: parameter {parameter.name}: {error}") from None
         try:

@@ -8,6 +8,7 @@ from .codecs import Codec, Decode
 
 __all__ = [
     "argument_decoder",
+    "argument_outline",
     "check_decodable",
     "check_encodable",
     "check_hashed_size",
@@ -99,7 +100,7 @@ def argument_decoder(codec: Codec, kind: Any) -> Decode:
 def convert_argument(value: Any, kind: Any) -> Any:
     """Return a decoded value as `kind`; ValueError says where it does not fit, or is dropped."""
     converted = convert(value, kind)
-    shape = _outline(kind)
+    shape = argument_outline(kind)
     if shape is not None:
         from .outlines import explain_unknown_field
 
@@ -111,7 +112,8 @@ def convert_argument(value: Any, kind: Any) -> Any:
 
 
 @_remembered
-def _outline(kind: Any) -> Any:
+def argument_outline(kind: Any) -> Any:
+    """Return what `convert_argument` finds unknown fields with, or None if it need not look."""
     from .outlines import outline
 
     return outline(kind, Any)
