@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self, TypeVar, overload
 
 from rpc_common.client import Dialling, Reply, explain, refusal, warn_unclosed
 from rpc_common.forks import Forks
+from rpc_common.patching import check_patching
 from rpc_proto import (
     Call,
     CallCompleted,
@@ -132,6 +133,7 @@ class Client:
         all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
         when the server or the proxy refuses, and TimeoutError; nothing stays open then.
         """
+        check_patching("rpc_asyncio", threads_only=True)
         target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy, timeout)
         where = target.where
         loop = asyncio.get_running_loop()

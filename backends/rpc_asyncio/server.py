@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from rpc_common.forks import Forks
 from rpc_common.log import get_log
+from rpc_common.patching import check_patching
 from rpc_common.server import FAREWELL, ServerBase, Settings
 from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
@@ -181,6 +182,7 @@ class Server(ServerBase):
         address: URLs, or `Registering` to say more, or several of these. Raises OSError when the
         address cannot be had.
         """
+        check_patching("rpc_asyncio", threads_only=True)
         where = self._check_listening(address, ssl)
         registerings = self._check_registering(register, where)
         if registerings:

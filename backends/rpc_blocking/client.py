@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from rpc_common.client import Dialling, SyncClient, Waiting, outcome, refusal
 from rpc_common.forks import Forks
+from rpc_common.patching import check_patching
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
 from rpc_proto import (
@@ -33,7 +34,6 @@ from rpc_proto.frames import Flag
 
 from .channel import EARLY, LONGEST, Channel, is_of_socket
 from .locks import ownership
-from .patching import check_patching
 from .runtime import BLOCKING
 
 __all__ = ["Client"]
@@ -102,7 +102,7 @@ class Client(SyncClient):
 
     @classmethod
     def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
-        check_patching()
+        check_patching("rpc_blocking")
         where, config, ssl, new_connection, proxy = target
         config = config.override(ping_interval=0)
         deadline = monotonic() + min(timeout, MAX_TIMEOUT)

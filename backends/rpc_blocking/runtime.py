@@ -7,10 +7,9 @@ from threading import Event
 from time import monotonic, sleep
 from typing import Any
 
+from rpc_common.patching import check_patching
 from rpc_common.runtime import Runtime
 from rpc_common.threads import HelperThread, end_at_exit
-
-from .patching import check_patching
 
 __all__ = ["BLOCKING"]
 
@@ -28,7 +27,7 @@ class _Blocking(Runtime):
         end_at_exit(owner)
 
     def here(self) -> Any:
-        check_patching()
+        check_patching("rpc_blocking")
 
     def make_event(self) -> Any:
         return Event()

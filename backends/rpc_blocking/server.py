@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from rpc_common.forks import Forks
 from rpc_common.log import get_log
+from rpc_common.patching import check_patching
 from rpc_common.server import Settings, SyncServer, peer_address
 from rpc_common.sockets import LINGER, listen
 from rpc_common.threads import HelperThread, Threads, end_at_exit
@@ -23,7 +24,6 @@ from rpc_proto.http.making import Making
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
-from .patching import check_patching
 from .runtime import BLOCKING
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ class Server(SyncServer):
 
     def _check_owner(self) -> None:
         if self._forks is None:
-            check_patching()
+            check_patching("rpc_blocking")
             self._forks = Forks.count
             end_at_exit(self)
         elif self._forks != Forks.count:

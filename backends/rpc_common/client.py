@@ -107,6 +107,8 @@ def explain(error: BaseException, target: Dialling, timeout: float) -> BaseExcep
     if isinstance(error, OSError):
         likely = _likely_cause(error, target.where)
         return Unavailable(f"no connection to {target}: {error}{likely}", maybe_executed=False)
+    if isinstance(error, RuntimeError) and "new thread" in str(error):  # to look up the name
+        return Unavailable(f"no connection to {target}: {error}", maybe_executed=False)
     return error
 
 

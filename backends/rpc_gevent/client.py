@@ -1,5 +1,6 @@
 """The gevent client: one connection, any number of greenlets at once."""
 
+import sys
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Self
@@ -140,8 +141,12 @@ class Client(SyncClient):
 
     def _let_go(self) -> None:
         loop = self._hub.loop
-        if loop is not None:  # else the hub was destroyed before
+        if loop is None:  # the hub was destroyed before
+            return
+        if self._thread in sys._current_frames():
             loop.run_callback_threadsafe(self._link.lose)
+        else:  # the hub's thread has ended, and nothing else will run there
+            self._link.lose()
 
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()

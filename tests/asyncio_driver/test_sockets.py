@@ -5,11 +5,13 @@ import contextlib
 import os
 import resource
 import socket
+import threading
 
 import pytest
 
 from asyncio_driver.support import Echo, pair, port_of, serving, until
 from rpc_asyncio import Client
+from rpc_proto import Unavailable
 
 
 def has_no_delay(descriptor: int) -> bool:
@@ -53,3 +55,14 @@ async def test_accepting_without_free_descriptors_leaves_live_connections_alone(
             await until(lambda: server.stats["connections"] == 2)
     refused = [r for r in caplog.records if "no connection can be accepted" in r.getMessage()]
     assert len(refused) == 1
+
+
+@pytest.mark.plain_loop
+@pytest.mark.fault(139)
+async def test_name_that_no_thread_can_look_up_is_a_failed_connect():
+    usual = threading.stack_size(2**46)  # more than any machine has
+    try:
+        with pytest.raises(Unavailable, match="no connection to tcp://localhost:1: can't start"):
+            await Client.connect("tcp://localhost:1")
+    finally:
+        threading.stack_size(usual)

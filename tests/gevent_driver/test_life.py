@@ -41,6 +41,18 @@ def test_stop_lets_running_calls_end() -> None:
         assert server.stats["connections"] == 0
 
 
+@pytest.mark.fault(141)
+def test_client_whose_thread_has_ended_is_closed_when_it_is_dropped() -> None:
+    with serving(Echo()) as (server, address):
+        kept: list[Client] = []
+        thread = threading.Thread(target=lambda: kept.append(Client.connect(address)))
+        thread.start()
+        until(lambda: not thread.is_alive())
+        with pytest.warns(ResourceWarning, match="unclosed <rpc_gevent.Client of"):
+            kept.clear()
+        until(lambda: not server.stats["connections"])
+
+
 def test_stop_kills_what_takes_longer_than_the_grace() -> None:
     gate = Gate()
     with pair(gate) as (server, client):
