@@ -133,7 +133,7 @@ class ClientConfig(_Config):
 
 
 # With what the process itself takes, and the connections, that fits into 512 MiB.
-_MEMORY = 192 * 1024 * 1024
+_MEMORY = 128 * 1024 * 1024
 
 Authenticate = Callable[[str | None, Peer], Any]
 
@@ -158,7 +158,7 @@ class ServerConfig(_Config):
     """Largest body of an HTTP request that is accepted."""
     memory: int | None = None
     """Bytes that all connections of the server may hold together (docs/limits.md, "Memory"): by
-    default 192 MiB, or four times the largest of `max_body` and `max_decoded` if that is more."""
+    default 128 MiB, or four times the largest of `max_body` and `max_decoded` if that is more."""
     refusals: int = 1000
     """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; each
     256 KiB of their bodies count as one more, and a tenth is forgiven each second."""

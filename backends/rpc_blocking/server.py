@@ -302,6 +302,7 @@ class Server(SyncServer):
     _log = get_log("rpc_blocking")
     _serves_coroutines = False
     _runtime = BLOCKING
+    _most_connections = 3000  # each has a thread
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
         super().__init__(threads=threads, **settings)

@@ -58,9 +58,6 @@ __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_add
 # So many connections beyond the limit are told that; more are closed without a word.
 _TURNED_AWAY = 100
 
-# More connections than this are a matter of choice.
-_MOST_CONNECTIONS = 20_000
-
 # How long a server waits at its end for the registries to hear of it, in seconds.
 FAREWELL = 5.0
 
@@ -146,6 +143,8 @@ class ServerBase(ABC):
     _cancellation: type[BaseException] = Cancelled
     _log: Log
     _serves_coroutines = True
+    # By default; with the budget of memory so many fit into 512 MiB.
+    _most_connections = 8000
 
     def __init__(
         self,
@@ -166,7 +165,9 @@ class ServerBase(ABC):
     ) -> None:
         self.config = (config or ServerConfig()).override(token=token, authenticate=authenticate)
         if max_connections is None:
-            max_connections = _default_connections()
+            files = files_limit()
+            most = self._most_connections
+            max_connections = most if files is None else max(1, min(most, files * 3 // 4))
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
         self._dispatcher = Dispatcher(
@@ -182,6 +183,7 @@ class ServerBase(ABC):
             "max_queued": max_queued,
             "max_connections": max_connections,
             **{name: getattr(self.config, name) for name in _LIMITS},
+            "memory": self.config.budget,
         }
         self._made_at = monotonic()
         offered = Introspection(self._dispatcher)
@@ -277,7 +279,8 @@ class ServerBase(ABC):
         """Return all numbers of the server, as JSON-able values, for pages and metrics.
 
         Those of `rpc_proto.stats.ServerStats.snapshot`, and `load`: {running, queued, abandoned},
-        calls whose handlers run, wait to, and run in a thread that cannot be stopped; `limits`:
+        calls whose handlers run, wait to, and run in a thread that cannot be stopped, and `memory`,
+        bytes that connections have taken from the budget; `limits`:
         those in force, by the names of the arguments and of ServerConfig; `health`: {service:
         "serving" or "not_serving"}, with "" for the whole server; `draining`: whether the server
         is being stopped; `uptime`: seconds since it was made; `time`: the wall clock, in seconds
@@ -287,6 +290,7 @@ class ServerBase(ABC):
         connections = [link.connection for link in self._links if link.connection is not None]
         numbers = self._dispatcher.snapshot(now, connections)
         numbers["load"]["abandoned"] = len(self._abandoned)
+        numbers["load"]["memory"] = self._memory.used
         return {
             "time": time(),
             "uptime": now - self._made_at,
@@ -605,12 +609,6 @@ class ServerBase(ABC):
             self._resume_soon()
         if failure is not None:  # last, since a log may take its time
             self._log.error("%s failed", method, exc_info=failure)
-
-
-def _default_connections() -> int:
-    """Return three quarters of the files that this process may open, but not too many."""
-    files = files_limit()
-    return _MOST_CONNECTIONS if files is None else max(1, min(_MOST_CONNECTIONS, files * 3 // 4))
 
 
 class SyncServer(ServerBase):

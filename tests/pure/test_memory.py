@@ -121,8 +121,8 @@ def test_what_several_hold_is_counted_once() -> None:
     assert memory.used == 0
 
 
-def test_default_is_192_mib_or_four_times_the_largest_call() -> None:
-    assert ServerConfig().budget == 192 * MIB
+def test_default_is_128_mib_or_four_times_the_largest_call() -> None:
+    assert ServerConfig().budget == 128 * MIB
     assert ServerConfig(max_body=64 * MIB).budget == 256 * MIB
     assert ServerConfig(max_body=64 * MIB, memory=128 * MIB).budget == 128 * MIB
     with pytest.raises(ValueError, match=r"memory must be at least twice max_body \(67108864\)"):
