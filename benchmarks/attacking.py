@@ -167,6 +167,7 @@ class Server(Victim):
         except BaseException:
             self.__exit__()
             raise
+        self.backend = backend
         self.nodes = nodes
         self.tcp = _where(addresses["tcp"])
         self.tls = _where(addresses["tls"]) if tls else self.tcp

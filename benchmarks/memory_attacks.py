@@ -43,14 +43,23 @@ from attacking import (
 )
 from victim import BACKENDS
 
+from rpc_proto import ServerConfig
+
 SECONDS = 10.0  # that an attack takes at most
 LARGEST = 16 * MIB
 QUIET = 0.6  # seconds in which neither side does anything, after which it is over
 
 
-def bound(connections: int) -> int | None:
+# Bytes of a connection, by docs/limits.md: without TLS, and with it.
+CONNECTION = {"asyncio": 24 * 1024, "gevent": 24 * 1024, "blocking": 64 * 1024}
+TLS = 24 * 1024
+CALLS = 4 * 1024 * (1000 + 10_000)
+
+
+def bound(backend: str, connections: int, tls: bool = False) -> int:
     """Bytes that a server of default settings may hold above the idle one, by the formula."""
-    return None
+    of_connection = CONNECTION[backend] + (TLS if tls else 0)
+    return 2 * ServerConfig().budget + of_connection * connections + CALLS
 
 
 # Attacks on a server: each returns the peers, given the server and a scale from 0 to 1.
@@ -399,7 +408,7 @@ def measure(names: Iterable[str], backends: Iterable[str], scale: float, most: i
             limit: int | None = None
             if name in SERVER_ATTACKS:
                 kind = SERVER_ATTACKS[name]
-                limit = bound(kind.connections)
+                limit = bound(backend, kind.connections, kind.tls)
                 with Server(backend, {}, kind.nodes, kind.tls) as server:
                     outcome = attack_server(server, kind, scale, most)
             else:

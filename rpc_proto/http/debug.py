@@ -25,7 +25,10 @@ _ROWS_AT_ONCE = 20
 _BUILT_IN = "rpc."
 _NONE = "-"
 _PARTS = ("queue", "handler", "send")
-_SIZES = ("high_water", "max_body", "max_decoded", "max_encoded", "max_header", "max_http_body")
+_SIZES = (
+    *("high_water", "max_body", "max_decoded", "max_encoded", "max_header", "max_http_body"),
+    "memory",
+)
 
 
 # What there is to show

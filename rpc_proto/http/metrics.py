@@ -145,6 +145,12 @@ class _Families:
                 "Handlers for whose answer nobody waits, and that cannot be stopped.",
                 load["abandoned"],
             ),
+            (
+                gauge,
+                "memory_bytes",
+                "Bytes that connections have taken of the budget of memory.",
+                load["memory"],
+            ),
             (gauge, "connections", "Connections that are open.", connections["open"]),
             (counter, "connections_accepted", "Connections so far.", connections["total"]),
             (

@@ -14,7 +14,7 @@ from memory_attacks import (
 )
 from victim import BACKENDS
 
-MOST = 256 * MIB  # above the idle process; an attack is not let go further
+MOST = 512 * MIB  # above the idle process; an attack is not let go further
 SCALE = 0.02
 SECONDS = 1.0
 
@@ -33,14 +33,14 @@ def server(request) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize("name", SERVER_ATTACKS)
-def test_server_outlives_the_attack_and_serves_others_afterwards(server, name):
+def test_server_holds_what_its_formula_says_and_serves_others_afterwards(server, name):
     kind = SERVER_ATTACKS[name]
     outcome = attack_server(server, kind, SCALE, MOST, SECONDS)
     assert outcome.alive
     greet(server)
-    limit = bound(kind.connections)
-    assert limit is None or outcome.peak <= limit
+    assert outcome.peak <= bound(server.backend, kind.connections, kind.tls)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

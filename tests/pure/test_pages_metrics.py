@@ -65,6 +65,7 @@ def test_the_load_and_the_connections_are_told(samples):
         "rpc_server_handlers_running": 5,
         "rpc_server_handlers_abandoned": 3,
         "rpc_server_queue_length": 2,
+        "rpc_server_memory_bytes": 1000,
         "rpc_server_connections": 4,
         "rpc_server_connections_accepted_total": 40,
         "rpc_server_handshakes_refused_total": 2,

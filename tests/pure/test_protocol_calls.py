@@ -16,8 +16,10 @@ from rpc_proto import (
     RemoteProtocolError,
     RequestReceived,
     ServerConfig,
+    ServerConnection,
     State,
 )
+from rpc_proto.memory import Memory
 from support.memory import only, outcome, termination
 from support.protocol_page import (
     WIRE,
@@ -44,8 +46,10 @@ from support.wire import (
     Wire,
     frame,
     frames_in,
+    line,
     open_client,
     open_server,
+    options,
 )
 
 # Calls
@@ -70,6 +74,29 @@ def test_server_accepts_every_id_but_those_in_flight() -> None:
     events = server.receive_data(b"".join(WIRE.request(one) for one in ids), START)
     assert [event.call.id for event in events if isinstance(event, RequestReceived)] == ids
     check_violation(server, server.receive_data(WIRE.request(5), START), last_call=2**64 - 1)
+
+
+@page(
+    "A server that has no memory for a call refuses it in the same way, perhaps before the whole "
+    "of it has arrived; the client sends the rest all the same.",
+)
+def test_call_for_which_there_is_no_memory_is_refused_before_its_end() -> None:
+    memory = Memory(1024 * 1024)
+    server = ServerConnection(ServerConfig(ping_interval=None), now=START, memory=memory)
+    server.receive_data(line(options(codec="json")), START)
+    server.data_to_send()
+    assert memory.take(memory.limit, 0)
+    client, _ = with_calls(0)
+    call = client.start_call("S.take", [bytes(100_000)], now=START)
+    first, rest = (data := client.data_to_send())[:50_000], data[50_000:]
+    server.receive_data(first, START)
+    while not server.wants_data:
+        server.handle_timeout(server.next_timeout() or START)
+    (failed,) = client.receive_data(server.data_to_send(), START)
+    assert isinstance(failed, CallFailed)
+    assert failed.call is call
+    assert (failed.error.code, failed.error.maybe_executed) == ("resource_exhausted", False)
+    assert server.receive_data(rest + WIRE.request(2), START)[0].call.id == 2
 
 
 SHAPES: dict[str, tuple[str, bytes, int, Any]] = {

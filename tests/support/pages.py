@@ -51,7 +51,7 @@ def numbers(methods: dict[str, Any] | None = None, **others: Any) -> dict[str, A
         "uptime": 93784.0,
         "draining": False,
         "health": {"": "serving", "Arith": "serving"},
-        "load": {"running": 5, "queued": 2, "abandoned": 3},
+        "load": {"running": 5, "queued": 2, "abandoned": 3, "memory": 1000},
         "limits": {"max_body": 16 * 1024 * 1024, "idle_timeout": None, "max_calls": 1024},
         "calls": counts(12345, ended=12340, in_flight=5, errors={"not_found": 17}),
         "methods": methods if methods is not None else {"Arith.add": method(12345)},
