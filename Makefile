@@ -38,7 +38,7 @@ layers: $(VENV)/.dev
 
 # Warnings are errors; each test has a time limit; the fuzz targets run in a short form.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4
 
 # While you work: the pure packages, without a socket (about 20 seconds).
 quick: $(VENV)/.dev

@@ -17,6 +17,7 @@ _BOXED = 64  # a string without its text, an integer, a float; with the pointer 
 _PLAIN = 9  # any other byte: of a text, or a value that is a pointer only
 
 _LITTLE = 1024 * 1024  # bytes that are not worth a closer look
+_FEW = 16  # values that are looked at one by one in any case
 
 # Values that are looked at one by one, where there is no quicker way.
 _STEPS = 200_000
@@ -130,18 +131,42 @@ def _check_keys(data: bytes) -> None:
     )
 
 
-_BOXED_HEADS = bytes(first for first in range(256) if _FOLLOWS[first] != 0)
-_CONTAINER_HEADS = bytes(first for first in range(256) if _FOLLOWS[first] in (_ARRAY, _MAP))
-_NO_CONTAINERS = bytes(first for first in range(256) if first not in _CONTAINER_HEADS)
-_NO_HEADS = bytes(first for first in range(256) if first not in _BOXED_HEADS)
+_NO_CONTAINERS = bytes(first for first in range(256) if _FOLLOWS[first] not in (_ARRAY, _MAP))
+_NO_HEADS = bytes(first for first in range(256) if _FOLLOWS[first] == 0)
 
 
 def _bound_msgpack(data: bytes) -> int:
     """Return what the values can take if each byte that could be a head is one."""
-    containers = len(data.translate(None, _NO_CONTAINERS))
-    boxed = len(data.translate(None, _NO_HEADS)) - containers
-    others = len(data) - containers - boxed
-    return containers * _CONTAINER + boxed * _BOXED + others * _PLAIN
+    heads = data.translate(None, _NO_HEADS)
+    containers = len(heads.translate(None, _NO_CONTAINERS))
+    boxed = len(heads) - containers
+    return containers * _CONTAINER + boxed * _BOXED + (len(data) - len(heads)) * _PLAIN
+
+
+def _walk(data: bytes, steps: int) -> tuple[int, int]:
+    """Return what so many of the values take, at most, and where the rest begins."""
+    size = len(data)
+    at = exact = 0
+    for _ in range(steps):
+        if at >= size:
+            break
+        first = data[at]
+        at += 1
+        follows = _FOLLOWS[first]
+        if follows >= 0:
+            at += follows
+            exact += _BOXED + 4 * follows if follows else _PLAIN
+        elif follows >= _LENGTH_32:
+            length = int.from_bytes(data[at : at - follows])
+            at -= follows
+            plain = first < 0xC7 or data[at : at + length].isascii()
+            exact += _BOXED + min(length, size) * (1 if plain else 4)
+            at += length + (0xC7 <= first <= 0xC9)
+        else:
+            exact += _CONTAINER
+            if first >= 0xDC:
+                at += 4 if first & 1 else 2
+    return exact, at
 
 
 class _Msgpack(Codec):
@@ -164,31 +189,17 @@ class _Msgpack(Codec):
         return decode
 
     def growth(self, data: bytes) -> int:
-        bound = _bound_msgpack(data)
-        # What texts and bytes hold looks like heads, too; so these are counted as what they are,
-        # as long as that does not take too many steps.
-        if bound < 16 * len(data) or bound < _LITTLE:
-            return bound
+        # What texts and bytes hold looks like heads, too. So the first values are counted as what
+        # they are: often there are few. And more of them, where that makes a difference.
         size = len(data)
-        at = exact = 0
-        for _ in range(_STEPS // 10):
-            if at >= size:
-                return exact
-            first = data[at]
-            at += 1
-            follows = _FOLLOWS[first]
-            if follows >= 0:
-                at += follows
-                exact += _BOXED + 4 * follows if follows else _PLAIN
-            elif follows >= _LENGTH_32:
-                length = int.from_bytes(data[at : at - follows])
-                at += length - follows + (0xC7 <= first <= 0xC9)
-                exact += _BOXED + 4 * min(length, size)
-            else:
-                exact += _CONTAINER
-                if first >= 0xDC:
-                    at += 4 if first & 1 else 2
-        return min(bound, exact + _bound_msgpack(data[at:]))
+        exact, at = _walk(data, _FEW)
+        if at >= size:
+            return exact
+        bound = _bound_msgpack(data)
+        if bound < 16 * size or bound < _LITTLE:
+            return bound
+        exact, at = _walk(data, _STEPS // 10)
+        return exact if at >= size else min(bound, exact + _bound_msgpack(data[at:]))
 
     def count(self, data: bytes) -> int | None:
         first = data[0]
@@ -223,6 +234,9 @@ def _encode_json(value: Any) -> bytes:
     return text.encode()
 
 
+_NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[{,"')
+
+
 class _Json(Codec):
     __slots__ = ()
 
@@ -233,9 +247,13 @@ class _Json(Codec):
 
     def growth(self, data: bytes) -> int:
         # What looks like structure inside texts counts as such: it is rare there.
-        containers = data.count(b"[") + data.count(b"{")
-        boxed = data.count(b",") + data.count(b'"') // 2
-        return containers * _CONTAINER + boxed * _BOXED + len(data) * 4
+        structure = data.translate(None, _NO_STRUCTURE)
+        containers = structure.count(b"[") + structure.count(b"{")
+        boxed = structure.count(b",") + structure.count(b'"') // 2
+        texts = len(data) * 4
+        if data.isascii() and b"\\" not in data:
+            texts = len(data)
+        return containers * _CONTAINER + boxed * _BOXED + texts
 
 
 JSON = _Json("json", _encode_json, msgspec.json.Decoder().decode)

@@ -272,7 +272,8 @@ class ServerConnection(Connection):
         `decoded` is what `check_encoded` returned. ResourceExhausted if there is no room for it.
         """
         body = call.body
-        if not self._memory.has_plenty(decoded):
+        account = self._account
+        if account.calls + decoded > account.most // 4 or not self._memory.has_plenty(decoded):
             decoded = min(decoded, self.codec.growth(body))
         more = max(0, decoded - len(body))
         if not self._count(more):

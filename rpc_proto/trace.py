@@ -102,7 +102,7 @@ class _Traced(Connection):
         elif isinstance(result, Call):
             step["started"] = [self._place(result), result.sent]
         elif result is not None:
-            step["result"] = _pack(result) if isinstance(result, bytes) else result
+            step["result"] = _pack(result) if isinstance(result, (bytes, memoryview)) else result
         return result
 
     def _place(self, call: Any) -> int:

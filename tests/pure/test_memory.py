@@ -273,6 +273,25 @@ def test_arguments_count_at_what_they_can_grow_to() -> None:
     assert errors(server) == [(2, "resource_exhausted", NOT_EXECUTED)]
 
 
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+def test_texts_count_at_their_size(codec: str) -> None:
+    class Work:
+        def take(self, text: str) -> None: ...
+
+    memory = Memory(CONFIG.budget)
+    dispatcher = Dispatcher(clock=lambda: START)
+    dispatcher.register(Work())
+    server = ServerConnection(CONFIG, now=START, memory=memory)
+    server.receive_data(line(options(codec=codec)), START)
+    server.data_to_send()
+    wire = Wire(codec)
+    for number in range(1, 51):  # 2.5 MB in all
+        request = wire.request(number, "Work.take", ["x" * 50_000])
+        (call,) = calls(server.receive_data(request, START))
+        assert dispatcher.begin(server, call, None)
+    assert memory.used < 4 * MIB
+
+
 def test_what_the_driver_could_not_write_counts() -> None:
     memory = Memory(CONFIG.budget)
     server = connected(memory)
