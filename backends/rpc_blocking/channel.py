@@ -24,6 +24,8 @@ __all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
 _SMALL_READ_SIZE = 16 * 1024
 _LARGE_READ_SIZE = 512 * 1024
 
+_AT_ONCE = (socket.MSG_DONTWAIT,)
+
 # Bytes that are worth a system call of their own: the peer begins on them while this end goes on.
 EARLY = 1024
 
@@ -158,8 +160,10 @@ class Channel:
         """
         connection = self.connection
         data: memoryview | bytes = b""
+        sent: list[int] = []  # how much of `data` has left
         try:
             while True:
+                sent.clear()
                 data = self.unsent
                 if not data:
                     if connection.outbound:
@@ -174,9 +178,9 @@ class Channel:
                 try:
                     if lock is not None:
                         lock.release()
-                    count = self.sock.send(data, socket.MSG_DONTWAIT)
-                    self.unsent = memoryview(data)[count:] if count < len(data) else b""
-                    connection.unsent = len(self.unsent)
+                    # In one step: a signal's handler may raise behind every call from here.
+                    sent.extend(map(self.sock.send, (data,), _AT_ONCE))
+                    self._left(data, sent[0])
                 finally:
                     if regain is not None:
                         regain()
@@ -186,9 +190,14 @@ class Channel:
             if is_of_socket(error):
                 self._break(error)
                 return
-            if self.unsent is data:  # and nobody knows how much of it has left
-                self._break(ConnectionAbortedError("interrupted while it sent"))
+            if sent and self.unsent is data:
+                self._left(data, sent[0])
             raise
+
+    def _left(self, data: memoryview | bytes, count: int) -> None:
+        """Keep what the kernel did not take."""
+        self.unsent = memoryview(data)[count:] if count < len(data) else b""
+        self.connection.unsent = len(self.unsent)
 
     def _break(self, error: OSError) -> None:
         self.unsent = b""

@@ -25,7 +25,8 @@ def test_first_calls_run_without_extras(installed: Path, tmp_path: Path) -> None
     with server:
         try:
             assert server.stdout is not None
-            address = server.stdout.readline().strip()
+            said, _, address = server.stdout.readline().strip().rpartition(" ")
+            assert said == "listening on"
             for code, printed in zip(calling, blocks("text"), strict=True):
                 (tmp_path / "client.py").write_text(code.replace("tcp://127.0.0.1:7000", address))
                 assert run(installed, "client.py", cwd=tmp_path).stdout == printed
