@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self, TypeVar, overload
 from rpc_common.client import Dialling, Reply, explain, refusal, warn_unclosed
 from rpc_common.forks import Forks
 from rpc_common.patching import check_patching
+from rpc_common.tls import Tls
 from rpc_proto import (
     Call,
     CallCompleted,
@@ -42,8 +43,10 @@ class _ClientProtocol(ConnectionProtocol):
 
     connection: ClientConnection
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: ClientConnection) -> None:
-        super().__init__(loop)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: ClientConnection, tls: Tls | None
+    ) -> None:
+        super().__init__(loop, tls)
         self.connection = connection
         self.handshake: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
@@ -83,6 +86,7 @@ class _ClientProtocol(ConnectionProtocol):
             raise
 
     def connection_lost(self, exc: Exception | None) -> None:
+        exc = self._failure or exc
         if exc is not None and not self.handshake.done():
             self.handshake.set_exception(exc)
         super().connection_lost(exc)
@@ -137,7 +141,9 @@ class Client:
         target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy, timeout)
         where = target.where
         loop = asyncio.get_running_loop()
-        protocol = _ClientProtocol(loop, target.new_connection(target.config, now=monotonic()))
+        tls = Tls(target.ssl, server_side=False, hostname=where.host) if target.ssl else None
+        connection = target.new_connection(target.config, now=monotonic())
+        protocol = _ClientProtocol(loop, connection, tls)
         try:
             async with asyncio.timeout(timeout):
                 if where.scheme == "unix":
@@ -146,12 +152,7 @@ class Client:
                     goal: dict[str, Any] = {"host": where.host, "port": where.port}
                     if target.proxy is not None:
                         goal = {"sock": await dial_through(target.proxy, where, loop)}
-                    await loop.create_connection(
-                        lambda: protocol,
-                        ssl=target.ssl,
-                        server_hostname=where.host if target.ssl else None,
-                        **goal,
-                    )
+                    await loop.create_connection(lambda: protocol, **goal)
                 await protocol.handshake
         except BaseException as error:
             if protocol._transport is not None:

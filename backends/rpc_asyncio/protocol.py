@@ -1,6 +1,7 @@
 """The glue between an asyncio transport and a connection of the core: read, write, clock, timer."""
 
 import asyncio
+import ssl as ssl_module
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from time import monotonic
@@ -9,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.sockets import LINGER
+from rpc_common.tls import Tls
 from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 from rpc_proto import Event, State
 from rpc_proto.connection import Connection
@@ -42,6 +44,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     __slots__ = (
         "_buffer",
         "_eof",
+        "_failure",
         "_finished",
         "_large_buffer",
         "_loop",
@@ -62,8 +65,10 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     _lingers = False  # whether to wait for the peer's end before the socket is closed
     _turns: Turns | None = None  # of those connections whose reads take long, at a server
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tls: Tls | None = None) -> None:
         self._loop = loop
+        self._tls = tls
+        self._failure: Exception | None = None  # what went wrong with it
         self._large_buffer = _shared_buffer(loop)
         self._read_size = LARGEST_READ if self._turns is None else FIRST_READ
         self._buffer = self._large_buffer[: self._read_size]
@@ -76,18 +81,21 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._eof = False  # the peer sends nothing more
         self._finished = False  # nor does this end
         self.flush_scheduled = False
-        self._tls = False
         self.closed = False
 
     @abstractmethod
     def handle_events(self, events: list[Event]) -> None:
         """Act on what an input caused."""
 
+    def established(self, tls: Tls) -> None:
+        """Take note that the TLS handshake is over."""
+
     # Called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._tls = transport.get_extra_info("sslcontext") is not None
+        if self._tls is not None:
+            self._write_own(self._tls)
         self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -96,7 +104,10 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     def buffer_updated(self, nbytes: int) -> None:
         connection = self.connection
         began = monotonic()
-        events = connection.receive_data(self._large_buffer[:nbytes], began)
+        data: Any = self._large_buffer[:nbytes]
+        if self._tls is not None:
+            data = self._decrypt(self._tls, data)
+        events = connection.receive_data(data, began)
         if events:
             self.flush_scheduled = True  # by the flush below
             self.handle_events(events)
@@ -104,6 +115,30 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         seconds = monotonic() - began
         if seconds > SHORT or nbytes >= self._read_size:
             self._pace(nbytes, seconds)
+
+    def _decrypt(self, tls: Tls, data: memoryview) -> bytes:
+        was_established = tls.established
+        try:
+            plain = tls.decrypt(data)
+        except ssl_module.SSLError as error:
+            self._write_own(tls)  # the alert that tells the peer why
+            self.fail(error)
+            return b""
+        self._write_own(tls)
+        if tls.established and not was_established:
+            self.connection.changed = True  # one that is closing had to wait for this
+            self.established(tls)
+        return plain
+
+    def _write_own(self, tls: Tls) -> None:
+        own = tls.pending()
+        if own and not self.closed:
+            self._transport.write(own)
+
+    def fail(self, error: Exception) -> None:
+        """Close the transport for what went wrong with TLS; it may still send the alert."""
+        self._failure = self._failure or error
+        self._transport.close()
 
     def _pace(self, nbytes: int, seconds: float) -> None:
         """Choose the size of the next read, and leave it to others to go first."""
@@ -131,10 +166,13 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def eof_received(self) -> bool:
         self._eof = True
+        if self._tls is not None and not self._tls.established:
+            self.fail(ConnectionResetError("the peer hung up during the TLS handshake"))
+            return False
         self.handle_events(self.connection.receive_eof(monotonic()))
         self.connection.changed = True  # one that is closing waited for this
         self.flush()
-        return not self._tls  # TLS over asyncio has no half-closed state
+        return self._tls is None  # TLS knows no connection in one direction
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -148,6 +186,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        exc = self._failure or exc
         reason = f"the connection was lost: {exc}" if exc else "the connection was closed"
         self.handle_events(self.connection.connection_lost(monotonic(), reason))
         if self._timer is not None:
@@ -164,10 +203,16 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """Write what there is to write and bring timer and back-pressure up to date."""
         self.flush_scheduled = False
         connection = self.connection
-        while connection.outbound and self._writable:
-            self._transport.write(connection.next_buffer())
+        if connection.outbound and self._writable:
+            self._write()
         if connection.changed:
             self._follow()
+
+    def _write(self) -> None:
+        connection, tls = self.connection, self._tls
+        while connection.outbound and self._writable:
+            data = connection.next_buffer()
+            self._transport.write(data if tls is None else tls.encrypt(data))
 
     def _follow(self) -> None:
         connection = self.connection
@@ -186,8 +231,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """See to it that what a command wrote leaves: when enough has come together, or soon."""
         connection = self.connection
         if connection.outbound >= _EARLY:
-            while connection.outbound and self._writable:
-                self._transport.write(connection.next_buffer())
+            self._write()
         if not self.flush_scheduled:
             self.flush_soon()
 
@@ -202,14 +246,20 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             return
         if self.connection.state is State.CLOSED:
             self._transport.abort()
-        elif self.connection.state is State.CLOSING and self._writable:
-            self._leave()
+        elif self.connection.state is State.CLOSING:
+            if self._tls is not None and not self._tls.established:
+                self._failure = self._failure or TimeoutError("it took too long")
+                self._transport.abort()  # it cannot even be told so
+            elif self._writable:
+                self._leave()
 
     def _leave(self) -> None:
         transport = self._transport
-        if self._lingers and not self._eof and not self._tls and not transport.is_closing():
+        if self._lingers and not self._eof and not transport.is_closing():
             if not self._finished and not transport.get_write_buffer_size():
                 self._finished = True
+                if self._tls is not None:
+                    transport.write(self._tls.goodbye())
                 with suppress(OSError):  # the peer was quicker
                     transport.write_eof()
             # Closing while the peer still sends would make the kernel reset the connection, and the
@@ -218,6 +268,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             if at > monotonic():
                 self._set_timer(at)
                 return
+        if self._tls is not None and not self._finished and not transport.is_closing():
+            self._finished = True
+            transport.write(self._tls.goodbye())
         transport.close()
 
     def _turn_reading(self) -> None:

@@ -16,7 +16,8 @@ from rpc_common.patching import check_patching
 from rpc_common.server import FAREWELL, ServerBase, Settings
 from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
-from rpc_proto import Cancelled, Event, LocalProtocolError, ServerCall, ServerConnection
+from rpc_common.tls import Tls
+from rpc_proto import Cancelled, Event, LocalProtocolError, Peer, ServerCall, ServerConnection
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
@@ -37,10 +38,15 @@ class _ServerProtocol(ConnectionProtocol):
     _lingers = True
 
     def __init__(
-        self, server: "Server", loop: asyncio.AbstractEventLoop, sock: socket.socket, peername: Any
+        self,
+        server: "Server",
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        peername: Any,
+        tls: Tls | None,
     ) -> None:
         self._turns = server._turns
-        super().__init__(loop)
+        super().__init__(loop, tls)
         self._server = server
         self.connection = None  # type: ignore[assignment]  # until there is a transport
         self.opening: asyncio.Task[None] | None = None
@@ -51,12 +57,11 @@ class _ServerProtocol(ConnectionProtocol):
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    async def open(self, tls: dict[str, Any]) -> None:
-        """Make the transport, with its TLS if there is any."""
+    async def open(self) -> None:
+        """Make the transport."""
         try:
-            await self._loop.connect_accepted_socket(lambda: self, self._sock, **tls)
-        except OSError as error:
-            self._server._log_tls_failed(self._peername, error)
+            with contextlib.suppress(OSError):
+                await self._loop.connect_accepted_socket(lambda: self, self._sock)
         finally:
             self.opening = None  # or task, frame and protocol would keep each other alive
             if self.connection is None:
@@ -64,13 +69,18 @@ class _ServerProtocol(ConnectionProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         now = monotonic()
-        self.connection = self._server._make_connection(
-            self._peername, transport.get_extra_info("peercert"), now
-        )
+        self.connection = self._server._make_connection(self._peername, None, now)
         self._server._admit(self, now)
         super().connection_made(transport)
 
+    def established(self, tls: Tls) -> None:
+        certificate: Any = tls.certificate or None
+        self.connection.peer = Peer(self.connection.peer.address, certificate)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        error = self._failure or exc
+        if error is not None and self._tls is not None and not self._tls.established:
+            self._server._log_tls_failed(self._peername, error)
         try:
             super().connection_lost(exc)
         finally:
@@ -97,13 +107,7 @@ class _Acceptor:
         self._server = server
         self._listener = listener
         self._loop = loop
-        self._tls: dict[str, Any] = {}
-        if ssl is not None:
-            self._tls = {
-                "ssl": ssl,
-                "ssl_handshake_timeout": server.config.handshake_timeout,
-                "ssl_shutdown_timeout": server.config.close_timeout,
-            }
+        self._ssl = ssl
         self._timer: asyncio.TimerHandle | None = None
         self._watch()
 
@@ -131,9 +135,10 @@ class _Acceptor:
             return
         sock = socket.socket(fileno=bare.detach())
         sock.setblocking(False)
-        protocol = _ServerProtocol(self._server, self._loop, sock, peername)
+        tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
+        protocol = _ServerProtocol(self._server, self._loop, sock, peername, tls)
         self._server._arrive(protocol)
-        protocol.opening = self._loop.create_task(protocol.open(self._tls))
+        protocol.opening = self._loop.create_task(protocol.open())
 
 
 class Server(ServerBase):

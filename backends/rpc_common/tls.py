@@ -11,7 +11,7 @@ _READ_SIZE = 256 * 1024
 class Tls:
     """One end of a TLS connection. Errors of the peer raise ssl.SSLError."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "_unsent", "established")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_said_goodbye", "_unsent", "established")
 
     def __init__(
         self, context: ssl_module.SSLContext, *, server_side: bool, hostname: str | None = None
@@ -23,11 +23,17 @@ class Tls:
         )
         self._unsent = bytearray()  # what came to be sent before the handshake was over
         self.established = False
+        self._said_goodbye = False
         if not server_side:
             self._shake_hands()
 
     def decrypt(self, data: bytes | memoryview) -> bytes:
-        """Take bytes from the socket; return what they say, which may be nothing yet."""
+        """Take bytes from the socket; return what they say, which may be nothing yet.
+
+        After `goodbye` they are thrown away: what the peer still sends is no error.
+        """
+        if self._said_goodbye:
+            return b""
         self._incoming.write(data)
         if not self.established and not self._shake_hands():
             return b""
@@ -56,6 +62,7 @@ class Tls:
     def goodbye(self) -> bytes:
         """Return what tells the peer that nothing more comes."""
         if self.established:
+            self._said_goodbye = True
             with suppress(ssl_module.SSLError):  # it does not wait for the peer's
                 self._object.unwrap()
         return self.pending()

@@ -222,7 +222,9 @@ class Link(ABC):
                 self._sock.send(tls.pending())
             self.lose(error)
             return b""
-        self._push(tls.pending())
+        own = tls.pending()
+        if own:  # to send nothing fails, too, once this end has sent its last
+            self._push(own)
         if tls.established and not was_established:
             self.connection.changed = True  # one that is closing had to wait for this
             self.established(tls)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from conformance.hosts import LIMIT
-from conformance.runtimes import Runtime
+from conformance.runtimes import Runtime, until
 from conformance.wire import Peer, accepted, dialled
 from rpc_proto import Unavailable
 from support.wire import (
@@ -93,6 +93,28 @@ def test_goaway_reaches_a_peer_that_goes_on_sending(peer):
     peer.send(WRONG + bytes(1 << 20))
     [goaway] = peer.frames()
     check_goodbye(goaway, last_call=0)
+
+
+@pytest.mark.fault(82)
+@pytest.mark.feature(FEATURE)
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_goaway_follows_answers_that_wait_for_a_peer_that_goes_on_sending(
+    server_backend, suite, key, transport: str
+):
+    """A reset would also destroy what the kernel has not sent yet."""
+    dialling = {"receive_buffer": 4096, "tls": suite.trusting if transport == "tls" else None}
+    with server_backend() as host, accepted(host.address(transport), **dialling) as peer:
+        before = host.log().count("protocol violation")
+        for call in range(1, 9):
+            peer.request(call, "Basic.zeros", 100_000, key)
+        host.wait("runs", key, 8)
+        peer.send(WRONG)
+        until(lambda: host.log().count("protocol violation") > before)
+        for _ in range(3):  # what is closed answers the first with a reset
+            peer.send(bytes(100_000))
+        *answers, goaway = peer.frames()
+        assert [one.type for one in answers] == [RESPONSE] * 8
+        check_goodbye(goaway, last_call=8)
 
 
 @pytest.mark.fault(82)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from ssl import SSLContext
 from typing import Any, NamedTuple
 
 from conformance.hosts import LIMIT
@@ -79,7 +80,9 @@ def raw_request(call_id: int, method: str, body: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def dialled(address: str, *, receive_buffer: int | None = None) -> Iterator[Peer]:
+def dialled(
+    address: str, *, receive_buffer: int | None = None, tls: SSLContext | None = None
+) -> Iterator[Peer]:
     """Give a peer that has said nothing yet."""
     where = parse_address(address)
     unix = where.scheme == "unix"
@@ -87,12 +90,13 @@ def dialled(address: str, *, receive_buffer: int | None = None) -> Iterator[Peer
     plain.settimeout(LIMIT)
     if receive_buffer is not None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    peer = Peer(plain)
-    try:
+    with plain:
         plain.connect(where.path if unix else (where.host, where.port))
-        yield peer
-    finally:
-        peer.close()
+        peer = Peer(plain if tls is None else tls.wrap_socket(plain, server_hostname=where.host))
+        try:
+            yield peer
+        finally:
+            peer.close()
 
 
 @contextlib.contextmanager
