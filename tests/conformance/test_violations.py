@@ -105,9 +105,10 @@ def test_goaway_follows_answers_that_wait_for_a_peer_that_goes_on_sending(
     dialling = {"receive_buffer": 4096, "tls": suite.trusting if transport == "tls" else None}
     with server_backend() as host, accepted(host.address(transport), **dialling) as peer:
         before = host.log().count("protocol violation")
+        served = host.stats["served"]
         for call in range(1, 9):
             peer.request(call, "Basic.zeros", 100_000, key)
-        host.wait("runs", key, 8)
+        until(lambda: host.stats["served"] == served + 8)
         peer.send(WRONG)
         until(lambda: host.log().count("protocol violation") > before)
         for _ in range(3):  # what is closed answers the first with a reset
