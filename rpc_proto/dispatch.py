@@ -84,6 +84,11 @@ class Dispatcher:
         return sum(lane.running for lane in self._lanes)
 
     @property
+    def has_queued(self) -> bool:
+        """Whether any call waits for a handler to end."""
+        return bool(self._handlers.queued or self._threads.queued)
+
+    @property
     def queued(self) -> int:
         """Calls that wait for a handler to end."""
         return sum(lane.queued for lane in self._lanes)
@@ -252,7 +257,7 @@ class Dispatcher:
         with self.stats.lock:
             for lane in self._lanes:
                 lane.resume(connection)
-        return self.queued > 0
+        return self.has_queued
 
     def handle(self, connection: ServerConnection, call: ServerCall) -> None:
         """Find, run and answer a call here and now, by a `def` handler: enough for a small loop.

@@ -52,7 +52,7 @@ _TINY = 256  # bytes, in which there are too few keys to matter
 
 def _is_harmless(data: bytes) -> bool:
     """Whether no map in these bytes can have more than 15 entries."""
-    return len(data) < _TINY or (_MAP_16 not in data and _MAP_32 not in data)
+    return _MAP_16 not in data and _MAP_32 not in data
 
 
 def _decode_msgpack(data: bytes) -> Any:
@@ -61,7 +61,7 @@ def _decode_msgpack(data: bytes) -> Any:
     Python's hashes of other keys, like tuples of floats, are no secret: a peer that chooses them
     to be all the same makes a table of n entries cost n * n / 2 comparisons.
     """
-    if _is_harmless(data):
+    if len(data) < _TINY or _is_harmless(data):
         return _any(data)
     try:
         return _shallow(data)
@@ -182,7 +182,7 @@ class _Msgpack(Codec):
             return direct
 
         def decode(data: bytes) -> Any:
-            if _is_harmless(data):
+            if len(data) < _TINY or _is_harmless(data):
                 return direct(data)
             return msgspec.convert(_decode_msgpack(data), kind)
 

@@ -605,7 +605,7 @@ class ServerBase(ABC):
         except BaseException as raised:  # by a codec; the call has been answered
             failure = raised
         call.owner.wrote()
-        if dispatcher.queued:
+        if dispatcher.has_queued:
             self._resume_soon()
         if failure is not None:  # last, since a log may take its time
             self._log.error("%s failed", method, exc_info=failure)
