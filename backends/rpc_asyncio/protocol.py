@@ -142,14 +142,17 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def _pace(self, nbytes: int, seconds: float) -> None:
         """Choose the size of the next read, and leave it to others to go first."""
-        if self._turns is not None:
+        turns = self._turns
+        if turns is not None:
             self._read_size = next_read(self._read_size, nbytes, seconds)
         large = self.connection.missing > LARGEST_READ
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
-        if seconds > SHORT and self._turns is not None and self._reading and not self._eof:
+        if turns is None or seconds <= SHORT or self._eof or not self._reading:
+            return
+        if turns.are_contended(self):
             self._waits = True
             self._turn_reading()
-            if self._turns.add(self, seconds):
+            if turns.add(self, seconds):
                 self._loop.call_soon(self._give_turns)
 
     def _give_turns(self) -> None:

@@ -36,20 +36,28 @@ class Turns:
     """The connections whose last read was no `SHORT` one: they read one at a time.
 
     So however many they are, another connection waits for one of their reads and not for all.
-    `add` takes a connection that has stopped reading; the driver then calls `next` once in each
+    One that is the only such connection need not wait: see `are_contended`. Otherwise `add` takes
+    it, once it has stopped reading; the driver then calls `next` once in each
     turn of its loop for the one that may go on, until there is none. By turns that is the one
     whose last read took least and the one that has waited longest: a connection that was slow for
     once does not wait for all that always are, and none waits for ever.
     """
 
-    __slots__ = ("_by_seconds", "_count", "_oldest_next", "_waiting", "begun")
+    __slots__ = ("_by_seconds", "_count", "_last", "_oldest_next", "_waiting", "begun")
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, Any] = OrderedDict()
         self._by_seconds: list[tuple[float, int]] = []  # also of some that wait no more
         self._count = 0
+        self._last = 0  # the id of the connection that asked last
         self._oldest_next = False
         self.begun = False  # whether `next` is going to be called
+
+    def are_contended(self, link: Any) -> bool:
+        """Whether this connection, whose read was no short one, has to wait for its turn."""
+        alone = self._last == id(link) and not self._waiting
+        self._last = id(link)
+        return not alone
 
     def add(self, link: Any, seconds: float) -> bool:
         """Let a connection wait whose read took so long; whether the driver has to call `next`."""

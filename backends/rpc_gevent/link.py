@@ -185,14 +185,17 @@ class Link(ABC):
 
     def _pace(self, count: int, seconds: float) -> None:
         """Choose the size of the next read, and leave it to others to go first."""
-        if self._turns is not None:
+        turns = self._turns
+        if turns is not None:
             self._read_size = next_read(self._read_size, count, seconds)
         large = self.connection.missing > LARGEST_READ
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
-        if seconds > SHORT and self._turns is not None and not self.closed and self._reader.active:
+        if turns is None or seconds <= SHORT or self.closed or not self._reader.active:
+            return
+        if turns.are_contended(self):
             self._waits = True
             self._reader.stop()
-            if self._turns.add(self, seconds):
+            if turns.add(self, seconds):
                 self._give_turns_soon()
 
     def _give_turns_soon(self) -> None:

@@ -51,6 +51,16 @@ def test_connections_that_wait_take_turns():
     assert turns.add("a", MILLISECOND)  # and begins again
 
 
+def test_connection_that_alone_is_slow_waits_for_nobody():
+    turns = Turns()
+    assert turns.are_contended("a")  # who knows who else is
+    assert not turns.are_contended("a")
+    assert turns.are_contended("b")
+    assert turns.are_contended("a")
+    turns.add("b", MILLISECOND)
+    assert turns.are_contended("a")
+
+
 def test_connection_that_was_slow_once_waits_for_one_of_those_that_always_are():
     turns = Turns()
     for number in range(8):
