@@ -84,11 +84,6 @@ class Dispatcher:
         return sum(lane.running for lane in self._lanes)
 
     @property
-    def has_queued(self) -> bool:
-        """Whether any call waits for a handler to end."""
-        return bool(self._handlers.queued or self._threads.queued)
-
-    @property
     def queued(self) -> int:
         """Calls that wait for a handler to end."""
         return sum(lane.queued for lane in self._lanes)
@@ -257,7 +252,7 @@ class Dispatcher:
         with self.stats.lock:
             for lane in self._lanes:
                 lane.resume(connection)
-        return self.has_queued
+        return self.queued > 0
 
     def handle(self, connection: ServerConnection, call: ServerCall) -> None:
         """Find, run and answer a call here and now, by a `def` handler: enough for a small loop.
@@ -298,10 +293,11 @@ class Dispatcher:
                 call.connection.conclude(call, self._clock())
         return not waits
 
-    def finish(self, call: ServerCall, result: Any, error: BaseException | None = None) -> None:
+    def finish(self, call: ServerCall, result: Any, error: BaseException | None = None) -> bool:
         """Answer a call whose handler has ended, with its result or with what it raised.
 
-        What a codec raises that is no Exception is raised again, after that.
+        Return whether calls wait for that: see `next_queued`. What a codec raises that is no
+        Exception is raised again, after all else; calls may then wait, too.
         """
         clock = self._clock
         now = clock()
@@ -309,9 +305,10 @@ class Dispatcher:
         lock = self._lock
         if lock is not None:
             lock.acquire()
+        lane = call.lane
         try:
-            if call.lane is not None:
-                call.lane.leave(call.connection)
+            if lane is not None:
+                lane.leave(call.connection)
             method = call.target.stats
             latencies = method.latencies
             latencies.append(latency)
@@ -336,6 +333,7 @@ class Dispatcher:
         stats = self.stats
         if latency > stats.slow_from or now >= stats.turns_at:
             stats.note_slow(call, now, clock())
+        return lane is not None and lane.queued > 0
 
     def is_unexpected(self, error: BaseException) -> bool:
         """Whether a handler's exception is one that the operator should hear of."""

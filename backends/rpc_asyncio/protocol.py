@@ -56,6 +56,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         "_transport",
         "_waits",
         "_writable",
+        "_write",
         "closed",
         "connection",
         "flush_scheduled",
@@ -94,7 +95,10 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        if self._tls is not None:
+        if self._tls is None:
+            self._write = self._transport.write
+        else:
+            self._write = self._encrypt
             self._write_own(self._tls)
         self.flush()
 
@@ -129,6 +133,10 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self.connection.changed = True  # one that is closing had to wait for this
             self.established(tls)
         return plain
+
+    def _encrypt(self, data: bytes | memoryview) -> None:
+        assert self._tls is not None
+        self._transport.write(self._tls.encrypt(data))
 
     def _write_own(self, tls: Tls) -> None:
         own = tls.pending()
@@ -189,6 +197,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self._write = self._transport.write  # and no method of its own, which would keep it
         exc = self._failure or exc
         reason = f"the connection was lost: {exc}" if exc else "the connection was closed"
         self.handle_events(self.connection.connection_lost(monotonic(), reason))
@@ -206,16 +215,10 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """Write what there is to write and bring timer and back-pressure up to date."""
         self.flush_scheduled = False
         connection = self.connection
-        if connection.outbound and self._writable:
-            self._write()
+        while connection.outbound and self._writable:
+            self._write(connection.next_buffer())
         if connection.changed:
             self._follow()
-
-    def _write(self) -> None:
-        connection, tls = self.connection, self._tls
-        while connection.outbound and self._writable:
-            data = connection.next_buffer()
-            self._transport.write(data if tls is None else tls.encrypt(data))
 
     def _follow(self) -> None:
         connection = self.connection
@@ -234,7 +237,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """See to it that what a command wrote leaves: when enough has come together, or soon."""
         connection = self.connection
         if connection.outbound >= _EARLY:
-            self._write()
+            while connection.outbound and self._writable:
+                self._write(connection.next_buffer())
         if not self.flush_scheduled:
             self.flush_soon()
 

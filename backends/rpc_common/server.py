@@ -599,16 +599,17 @@ class ServerBase(ABC):
                 error = Cancelled("the handler was cancelled")
             elif dispatcher.is_unexpected(error):
                 failure = error
-        method = call.target.name
+        method = call.target
         try:
-            dispatcher.finish(call, result, error)
+            others_wait = dispatcher.finish(call, result, error)
         except BaseException as raised:  # by a codec; the call has been answered
             failure = raised
+            others_wait = True
         call.owner.wrote()
-        if dispatcher.has_queued:
+        if others_wait:
             self._resume_soon()
         if failure is not None:  # last, since a log may take its time
-            self._log.error("%s failed", method, exc_info=failure)
+            self._log.error("%s failed", method.name, exc_info=failure)
 
 
 class SyncServer(ServerBase):

@@ -6,9 +6,11 @@ from typing import Any
 
 __all__ = ["FIRST_READ", "LARGEST_READ", "SHORT", "Turns", "next_read"]
 
-# Seconds: what one read may take, and from when on its connection waits for its turn. The first is
-# well above the second, or half of all long reads would pass for short ones.
+# Seconds: what one read should take, may take, and from when on its connection waits for its turn.
+# The first is well above the last, or half of all long reads would pass for short ones; and below
+# the second, or every batch of small calls would be cut in two.
 _TURN = 0.001
+_LONGEST_TURN = 2 * _TURN
 SHORT = _TURN / 4
 
 # Bytes of a read, unless a large body arrives, which costs little until it is complete.
@@ -25,7 +27,7 @@ def next_read(size: int, count: int, seconds: float) -> int:
     The last read was allowed `size` bytes and had `count`; these took `seconds`. Four thousand
     frames fit into the largest read, so how long it takes is for the peer to decide.
     """
-    if seconds > _TURN:
+    if seconds > _LONGEST_TURN:
         return max(_SMALLEST_READ, min(size, int(count * _TURN / seconds)))
     if seconds < _TURN / 2:  # and is forgiven little by little when it sends little
         return min(LARGEST_READ, 2 * size if count >= size else size + _SMALLEST_READ)
