@@ -25,7 +25,7 @@ from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import FEATURES, Options, agree_features, encode_options, parse_answer
 from .headers import NO_METADATA, HeaderError
 from .states import State, Trigger
-from .typed import convert, decoder
+from .typed import convert, decoder, weight
 
 if TYPE_CHECKING:
     from .http.tunnel import Tunnel
@@ -419,7 +419,7 @@ class ClientConnection(Connection):
             return
         try:
             if len(body) > SMALL and not flags & _RAW:
-                self.check_encoded(body)
+                self.check_encoded(body, weight(call.returns))
             if flags or call.returns is not None:
                 value = self._decode_result(call.returns, flags, body)
             else:

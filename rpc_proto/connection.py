@@ -245,10 +245,11 @@ class Connection(ABC):
             self._settle(now)
         return self._take_events()
 
-    def check_encoded(self, body: bytes) -> int:
+    def check_encoded(self, body: bytes, weight: int = 1) -> int:
         """Return an upper bound of the memory that decoding the body takes, in bytes.
 
-        Raises ResourceExhausted if that would break a limit of the config.
+        `weight` is that of the type it is decoded as. Raises ResourceExhausted if that would break
+        a limit of the config.
         """
         size = len(body)
         if size <= self._harmless:
@@ -259,7 +260,7 @@ class Connection(ABC):
                 f"an encoded body of {size} bytes; the limit is {config.max_encoded}; "
                 "one bytes value alone travels unencoded"
             )
-        growth = self.codec.growth(body)
+        growth = self.codec.growth(body) * weight
         if growth > config.max_decoded:
             raise ResourceExhausted(
                 f"a body of {size} bytes may take {growth} bytes when it is decoded; "

@@ -198,7 +198,7 @@ class Dispatcher:
         try:
             body = call.body
             if len(body) > SMALL and not call.flags & _RAW:
-                connection.reserve(call, connection.check_encoded(body))
+                connection.reserve(call, connection.check_encoded(body, method.weight))
             call.args, call.kwargs = method.decode(connection.codec, call.flags, body)
         except CallError as wrong:
             wrong.maybe_executed = False

@@ -21,6 +21,7 @@ from .typed import (
     convert_argument,
     decoder,
     has_chosen_hashes,
+    weight,
 )
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
@@ -118,6 +119,7 @@ class Method:
         "returns",
         "signature",
         "stats",
+        "weight",
     )
 
     def __init__(self, name: str, function: Callable[..., Any], *, is_quick: bool = False) -> None:
@@ -157,6 +159,7 @@ class Method:
         if self._rest is not None and len(self.parameters) == 1:
             self._exact = self._rest_type
         self._check_types()
+        self.weight = max((weight(p.type) for p in self.parameters), default=1)
         self._hashed = any(has_chosen_hashes(p.type, short_integers=False) for p in self.parameters)
 
     def __repr__(self) -> str:

@@ -172,6 +172,12 @@ def _is_record(node: Any) -> bool:
     return isinstance(node, (inspect.DataclassType, inspect.TypedDictType))
 
 
+@_remembered
+def weight(kind: Any) -> int:
+    """Return how many times as long as plain values those of the type take to decode."""
+    return 2 if any(map(_is_record, nodes(kind))) else 1
+
+
 def has_untyped(kind: Any) -> bool:
     """Return whether a part of the type is anything at all."""
     from msgspec import inspect

@@ -3,6 +3,7 @@
 import re
 import struct
 import tracemalloc
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice, product
 from time import process_time
@@ -31,6 +32,13 @@ from support.memory import Host, Pair, only
 from support.wire import ERROR, GOAWAY, START, Wire, frame, open_client
 
 MSGPACK, JSON = find_codec("msgpack"), find_codec("json")
+
+
+@dataclass
+class Record:
+    name: str = ""
+
+
 both = pytest.mark.parametrize("codec", [MSGPACK, JSON], ids=repr)
 
 # Powers of two 61 apart have the same hash, and so have tuples of them.
@@ -186,6 +194,16 @@ def test_growth_is_an_upper_bound(codec: Codec, value: Any) -> None:
     assert peak <= codec.growth(body)
 
 
+@pytest.mark.fault(77)
+@pytest.mark.parametrize("number", ["1e300", "1.5E-300", "1.5e+0300", "1" * 4000, "0." + "1" * 300])
+def test_json_numbers_that_take_long_to_read_count_for_more(number: str) -> None:
+    body = ("[" + ",".join([number] * (4_000_000 // len(number))) + "]").encode()
+    limit = ServerConfig.max_decoded
+    assert JSON.growth(body) > limit
+    assert JSON.growth(JSON.encode(["ab12" * 64] * 2_000)) < limit
+    assert JSON.growth(JSON.encode([1.2345678901234567e-80] * 100_000)) < limit
+
+
 def test_growth_of_a_codec_of_ones_own() -> None:
     assert Codec("own", repr, eval, growth=3).growth(b"1234") == 12  # type: ignore[arg-type]
 
@@ -219,6 +237,25 @@ def test_metadata_is_bounded_in_entries(codec: Codec) -> None:
 class Taker:
     def take(self, value: Any) -> Any:
         return value
+
+
+class Records:
+    def put(self, records: list[Record]) -> int:
+        return len(records)
+
+
+@pytest.mark.fault(78)
+@both
+def test_records_count_twice_because_they_are_read_twice(codec: Codec) -> None:
+    config = ServerConfig(max_encoded=100_000, max_decoded=2**20)
+    pair = Pair(server=config, codec=codec.name).open()
+    Host(pair, Records())
+    records = [Record("x")] * 2000
+    body = codec.encode([records])
+    assert config.max_decoded / 2 < codec.growth(body) < config.max_decoded
+    error = pair.outcome(pair.call("Records.put", records))
+    assert type(error) is ResourceExhausted
+    assert pair.outcome(pair.call("Records.put", records[:1000])) == 1000
 
 
 @pytest.mark.fault(77, 78)
