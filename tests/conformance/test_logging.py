@@ -497,6 +497,8 @@ def test_refusal_of_a_node_is_one_printable_line(
                 peer.sendall(encode_refusal("unauthenticated", FORGED, ()))
                 with pytest.raises(CallError):
                     call.result(20)
+    # A thread that dials writes its line when it has let go of the lock: after the call, maybe.
+    until(lambda: any("cannot be reached" in line for line in caplog.messages))
     (line,) = [line for line in caplog.messages if "cannot be reached" in line]
     assert line.isprintable()
     assert line.startswith(f"{node} cannot be reached: {node}: x\\n2026")
