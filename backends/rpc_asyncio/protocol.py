@@ -157,7 +157,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
         if turns is None or seconds <= SHORT or self._eof or not self._reading:
             return
-        if turns.are_contended(self):
+        # What is still sent to one that is closing is dropped, for which nobody needs to wait.
+        if self.connection.state is not State.CLOSING and turns.are_contended(self):
             self._waits = True
             self._turn_reading()
             if turns.add(self, seconds):

@@ -76,10 +76,15 @@ class Turns:
 
     def next(self) -> Any:
         """Return whose turn it is, or None if nobody waits; then the driver need not call."""
+        while self._waiting:
+            link = self._take()
+            if not link.closed:
+                return link
+        self.begun = False
+        return None
+
+    def _take(self) -> Any:
         waiting = self._waiting
-        if not waiting:
-            self.begun = False
-            return None
         oldest = self._oldest_next
         self._oldest_next = not oldest
         if oldest:

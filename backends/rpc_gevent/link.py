@@ -192,7 +192,8 @@ class Link(ABC):
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
         if turns is None or seconds <= SHORT or self.closed or not self._reader.active:
             return
-        if turns.are_contended(self):
+        # What is still sent to one that is closing is dropped, for which nobody needs to wait.
+        if self.connection.state is not State.CLOSING and turns.are_contended(self):
             self._waits = True
             self._reader.stop()
             if turns.add(self, seconds):

@@ -9,6 +9,13 @@ from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 MILLISECOND = 0.001
 
 
+class Link:
+    closed = False
+
+
+A, B = Link(), Link()
+
+
 def settle(size: int, rate: float) -> int:
     """The size of a read after a while, for a peer whose bytes take `rate` seconds each."""
     for _ in range(30):
@@ -42,51 +49,72 @@ def test_a_small_read_that_takes_long_does_not_make_the_next_one_larger():
 
 def test_connections_that_wait_take_turns():
     turns = Turns()
-    assert turns.add("a", MILLISECOND)  # the driver begins to call `next`
-    assert not turns.add("b", MILLISECOND)
-    assert turns.next() == "a"
-    assert not turns.add("a", MILLISECOND)
-    assert [turns.next(), turns.next()] == ["b", "a"]
+    assert turns.add(A, MILLISECOND)  # the driver begins to call `next`
+    assert not turns.add(B, MILLISECOND)
+    assert turns.next() == A
+    assert not turns.add(A, MILLISECOND)
+    assert [turns.next(), turns.next()] == [B, A]
     assert turns.next() is None
-    assert turns.add("a", MILLISECOND)  # and begins again
+    assert turns.add(A, MILLISECOND)  # and begins again
 
 
 def test_connection_that_alone_is_slow_waits_for_nobody():
     turns = Turns()
-    assert turns.are_contended("a")  # who knows who else is
-    assert not turns.are_contended("a")
-    assert turns.are_contended("b")
-    assert turns.are_contended("a")
-    turns.add("b", MILLISECOND)
-    assert turns.are_contended("a")
+    assert turns.are_contended(A)  # who knows who else is
+    assert not turns.are_contended(A)
+    assert turns.are_contended(B)
+    assert turns.are_contended(A)
+    turns.add(B, MILLISECOND)
+    assert turns.are_contended(A)
 
 
 def test_connection_that_was_slow_once_waits_for_one_of_those_that_always_are():
     turns = Turns()
-    for number in range(8):
-        turns.add(number, 30 * MILLISECOND)
+    once = Link()
+    for _ in range(8):
+        turns.add(Link(), 30 * MILLISECOND)
     for _ in range(1000):
-        turns.add("once", MILLISECOND)
+        turns.add(once, MILLISECOND)
         served = [turns.next(), turns.next()]
-        assert "once" in served
-        served.remove("once")
+        assert once in served
+        served.remove(once)
         turns.add(served[0], 30 * MILLISECOND)
     assert len(turns._by_seconds) < 100
 
 
 def test_slow_connection_does_not_wait_for_ever():
     turns = Turns()
-    turns.add("slow", 30 * MILLISECOND)
+    slow, quick = Link(), Link()
+    turns.add(slow, 30 * MILLISECOND)
     for _ in range(3):
-        turns.add("quick", MILLISECOND)
-    assert "slow" in [turns.next(), turns.next()]
+        turns.add(quick, MILLISECOND)
+    assert slow in [turns.next(), turns.next()]
+
+
+def test_nobody_waits_for_connections_that_are_closed():
+    turns = Turns()
+    gone = Link()
+    for _ in range(100):
+        turns.add(gone, MILLISECOND / 2)
+    turns.add(A, MILLISECOND)
+    gone.closed = True
+    assert turns.next() is A
+    assert turns.next() is None
+    assert turns.add(B, MILLISECOND)
 
 
 @pytest.mark.fault(18)
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "name", ["one-way calls of a quick method", "pings", "unknown methods", "ignorable frames"]
+    "name",
+    [
+        "one-way calls of a quick method",
+        "pings",
+        "unknown methods",
+        "ignorable frames",
+        "16 KB of metadata",  # more than is allowed: each such call ends its connection
+    ],
 )
 def test_floods_of_tiny_frames_cost_a_neighbour_little(name, backend):
     if backend == "gevent":
