@@ -282,8 +282,8 @@ class Client(SyncClient):
                 bell = None
                 what = POLLIN | POLLOUT if channel.unsent else POLLIN
                 if waited or channel.unsent or (timeout < _PATIENCE):
-                    self._polling = what
                     bell = self._get_bell()
+                    self._polling = what
                 data: Any = None
                 failure: OSError | None = None
                 interruption: BaseException | None = None
