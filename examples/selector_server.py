@@ -23,12 +23,12 @@ def serve(sock: socket.socket, dispatcher: Dispatcher) -> None:
     while connection.state not in (State.CLOSING, State.CLOSED):
         wake_at = connection.next_timeout()
         if not selector.select(None if wake_at is None else max(0.0, wake_at - monotonic())):
-            events = connection.handle_timeout(monotonic())
+            connection.handle_timeout(monotonic())
         elif data := sock.recv(65536):
-            events = connection.receive_data(data, monotonic())
+            connection.receive_data(monotonic(), data)
         else:
-            events = connection.receive_eof(monotonic())
-        for event in events:
+            connection.receive_eof(monotonic())
+        for event in connection.events():
             if isinstance(event, RequestReceived):
                 dispatcher.handle(connection, event.call)
         sock.sendall(connection.data_to_send())

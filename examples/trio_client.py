@@ -24,17 +24,14 @@ class TrioClient:
     async def call(self, method: str, *args: Any, timeout: float = 10.0) -> Any:
         now = trio.current_time()
         done = trio.Event()
-        call = self._connection.start_call(
-            method, args, now=now, deadline=now + timeout, waiter=done
-        )
+        call = self._connection.start_call(now, method, args, deadline=now + timeout, waiter=done)
         try:
             await self._flush()
             await done.wait()
         except trio.Cancelled:
-            # These are events, too: the slot that is free now may end or begin other calls.
-            events = self._connection.cancel(call, trio.current_time())
+            self._connection.cancel(trio.current_time(), call)
             with trio.CancelScope(shield=True):
-                await self._act(events)
+                await self._flush()  # it gives up its slot, so other calls may begin or end
             raise
         if isinstance(call.waiter, CallFailed):
             raise call.waiter.error
@@ -46,13 +43,11 @@ class TrioClient:
             nursery.start_soon(self._keep_time)
             await self._flush()
             while self._connection.state is not State.CLOSED:
-                data = await self._stream.receive_some(65536)
-                now = trio.current_time()
-                if data:
-                    events = self._connection.receive_data(data, now)
+                if data := await self._stream.receive_some(65536):
+                    self._connection.receive_data(trio.current_time(), data)
                 else:
-                    events = self._connection.receive_eof(now)
-                await self._act(events)
+                    self._connection.receive_eof(trio.current_time())
+                await self._flush()
             nursery.cancel_scope.cancel()
 
     async def _keep_time(self) -> None:
@@ -62,16 +57,15 @@ class TrioClient:
             with trio.move_on_at(math.inf if wake_at is None else wake_at):
                 await self._changed.wait()
                 continue
-            await self._act(self._connection.handle_timeout(trio.current_time()))
+            self._connection.handle_timeout(trio.current_time())
+            await self._flush()
 
-    async def _act(self, events: list[Any]) -> None:
-        for event in events:
+    async def _flush(self) -> None:
+        """Act on what has happened, and write; after each input and command."""
+        for event in self._connection.events():
             if isinstance(event, (CallCompleted, CallFailed)):
                 done, event.call.waiter = event.call.waiter, event
                 done.set()
-        await self._flush()
-
-    async def _flush(self) -> None:
         self._changed.set()
         async with self._writing:
             if data := self._connection.data_to_send():

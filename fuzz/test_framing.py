@@ -34,6 +34,7 @@ from rpc_proto import (
 )
 from rpc_proto.connection import Connection
 from rpc_proto.frames import PREFIX_SIZE, FrameReader
+from support.driving import caused
 from support.wire import PING, START, answer, frame, line, open_client, open_server, options
 
 
@@ -45,7 +46,7 @@ def new_client(codec: str) -> ClientConnection:
     client = ClientConnection(ClientConfig(codec=codec), now=START)
     for number in range(4):
         deadline = START + 5 if number == 1 else None
-        client.start_call("Echo.echo", (number,), now=START, deadline=deadline)
+        client.start_call(START, "Echo.echo", (number,), deadline=deadline)
     return client
 
 
@@ -53,7 +54,7 @@ def fed(end: Connection, pieces: list[bytes], *, exact: bool = True) -> Any:
     """All that can be seen of an end that got these pieces."""
     events: list[Event] = []
     for piece in pieces:
-        events += end.receive_data(piece, START)
+        events += caused(end.receive_data, START, piece)
     out = end.data_to_send() if exact else b""
     return trace(events, exact=exact), out, end.state, end.ignored, end.next_timeout()
 
@@ -63,19 +64,19 @@ def check_life(end: Connection, pieces: list[bytes], pause: float, finish: str) 
     now = START
     events: list[Event] = []
     for piece in pieces:
-        events += end.receive_data(piece, now)
+        events += caused(end.receive_data, now, piece)
         now += pause
         at = end.next_timeout()
         if at is not None and at <= now:
-            events += end.handle_timeout(now)
+            events += caused(end.handle_timeout, now)
             later = end.next_timeout()
             assert later is None or later > now
         end.data_to_send()
     if finish == "eof":
-        events += end.receive_eof(now)
+        events += caused(end.receive_eof, now)
     elif finish == "shutdown":
-        events += end.shutdown(now)
-    events += end.connection_lost(now)
+        events += caused(end.shutdown, now)
+    events += caused(end.connection_lost, now)
     assert end.state is State.CLOSED
     assert end.next_timeout() is None
     assert end.data_to_send() == b""
@@ -240,5 +241,5 @@ def test_frames_handled_are_as_many_as_came(make: Callable[[], Connection]) -> N
     for size in (1, 7, 16, 100):
         stream = frame(PING, 1) * 100
         for start in range(0, len(stream), size):
-            end.receive_data(stream[start : start + size], START)
+            end.receive_data(START, stream[start : start + size])
         assert len(end.data_to_send()) == len(stream)

@@ -29,6 +29,7 @@ from rpc_proto.handshake import (
     parse_answer,
     parse_options,
 )
+from support.driving import caused
 from support.memory import Pair
 from support.wire import START
 
@@ -188,7 +189,7 @@ def test_server_accepts_or_refuses_every_line(data: bytes, sizes: list[int]) -> 
     server = ServerConnection(now=START)
     events = []
     for piece in cut(b"{" + data.lstrip(b"{") + b"\n", sizes):
-        events += server.receive_data(piece, START)
+        events += caused(server.receive_data, START, piece)
     out = server.data_to_send()
     if server.state is State.CLOSING and not isinstance(events[0], HandshakeCompleted):
         assert isinstance(events[0], ConnectionTerminated)

@@ -21,6 +21,7 @@ from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.body import BodyReader
 from rpc_proto.http.head import MAX_HEAD, HeadReader
 from rpc_proto.http.messages import HttpError
+from support.driving import caused
 from support.wire import START
 
 HIGH_WATER = 4096
@@ -58,13 +59,13 @@ class Site:
         return Response(200, bytes(LARGEST if request.path == "/big" else 3))
 
     def feed(self, data: bytes) -> None:
-        self.take(self.server.receive_data(data, self.now))
+        self.take(caused(self.server.receive_data, self.now, data))
 
     def wait_until(self, time: float) -> None:
         """Let time pass, with every wake-up on the way."""
         while (at := self.server.next_timeout()) is not None and at <= time:
             self.now = max(self.now, at)
-            events = self.server.handle_timeout(self.now)
+            events = caused(self.server.handle_timeout, self.now)
             later = self.server.next_timeout()
             assert later is None or later > self.now
             self.take(events)  # and write, for which the next request may wait
@@ -132,12 +133,12 @@ def test_any_bytes_that_begin_like_http(
             for promise in site.promises:
                 promise.settle(Response.text("settled"))
     if finish == "eof":
-        site.take(site.server.receive_eof(site.now))
+        site.take(caused(site.server.receive_eof, site.now))
     elif finish == "shutdown":
-        site.take(site.server.shutdown(site.now))
+        site.take(caused(site.server.shutdown, site.now))
     elif finish == "silence":
         site.wait_until(site.now + 200.0)
-    site.take(site.server.connection_lost(site.now))
+    site.take(caused(site.server.connection_lost, site.now))
     assert site.server.state is State.CLOSED
     assert site.server.next_timeout() is None
     kinds = [type(event) for event in site.events]

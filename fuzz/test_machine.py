@@ -129,10 +129,10 @@ class Life(RuleBasedStateMachine):
         before = (pair.client.calls_in_flight, pair.client._serial, pair.client.outbound)
         try:
             call = pair.client.start_call(
+                pair.now,
                 "Echo.echo",
                 [len(self.started), "x" * size],
                 {"key": "value"} if named else None,
-                now=pair.now,
                 deadline=None if timeout is None else pair.now + timeout,
                 one_way=one_way,
             )
@@ -151,12 +151,14 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.started))
-        self.pair.report(self.pair.client, self.pair.client.cancel(call, self.pair.now))
+        self.pair.client.cancel(self.pair.now, call)
+        self.pair.report(self.pair.client)
 
     @precondition(lambda self: not self.patient)
     @rule(grace=seconds)
     def shut_client(self, grace: float) -> None:
-        self.pair.report(self.pair.client, self.pair.client.shutdown(self.pair.now, grace))
+        self.pair.client.shutdown(self.pair.now, grace)
+        self.pair.report(self.pair.client)
 
     # The server's handlers
 
@@ -182,22 +184,21 @@ class Life(RuleBasedStateMachine):
         waited = not call.ended and call in server.calls.by_id.values()
         if how == "value":
             answer: Any = [call.id, "y" * size]
-            sent = server.send_response(call, answer, now)
+            server.send_response(now, call, answer)
         elif how == "error":
             answer = "aborted"
-            sent = server.send_error(call, Aborted("y" * size), now)
+            server.send_error(now, call, Aborted("y" * size))
         else:
             answer = "internal"
-            server.conclude(call, now)
-            sent = waited
-        assert sent is waited
-        if sent:
+            server.conclude(now, call)
+        if waited:
             self.answers[call] = answer
 
     @precondition(lambda self: not self.patient)
     @rule(grace=seconds)
     def shut_server(self, grace: float) -> None:
-        self.pair.report(self.pair.server, self.pair.server.shutdown(self.pair.now, grace))
+        self.pair.server.shutdown(self.pair.now, grace)
+        self.pair.report(self.pair.server)
 
     # The network and the clock
 
@@ -262,7 +263,8 @@ class Life(RuleBasedStateMachine):
     # What is always true
 
     def wake(self, end: Connection) -> None:
-        self.pair.report(end, end.handle_timeout(self.pair.now))
+        end.handle_timeout(self.pair.now)
+        self.pair.report(end)
         later = end.next_timeout()
         assert later is None or later > self.pair.now
 
@@ -301,20 +303,21 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def closed_end_wants_nothing_more(self) -> None:
         for end in (self.pair.client, self.pair.server):
-            if end.state is State.CLOSED and not end._events:
+            if end.state is State.CLOSED:
                 assert end.next_timeout() is None
                 assert end.data_to_send() == b""
 
     @invariant()
-    def end_that_says_it_has_not_changed_has_not(self) -> None:
+    def end_of_the_same_version_has_not_changed(self) -> None:
         for end in (self.pair.client, self.pair.server):
             at = end.next_timeout()
-            seen = (end.state, end.wants_data)
-            before = self.seen.get(end)
-            if before is not None and not end.changed:
-                assert before[0] == seen
-                assert at is None or (before[1] is not None and at >= before[1])
-            end.changed = False
+            assert at is None or at >= end._now
+            seen = (end.version, end.state, end.wants_data)
+            before, timeout = self.seen.get(end, ((-1,), None))
+            if before[0] == end.version:
+                assert before == seen
+                assert at is None or (timeout is not None and at >= timeout)
+                assert not end._events
             self.seen[end] = (seen, at)
 
     # The end of all things
@@ -326,14 +329,16 @@ class Life(RuleBasedStateMachine):
         pair.pump()
         while self.handlers:
             call = self.handlers.pop(0)
-            if pair.server.send_response(call, [call.id, ""], pair.now):
+            if not call.ended:
                 self.answers[call] = [call.id, ""]
+            pair.server.send_response(pair.now, call, [call.id, ""])
             pair.pump()
         for end in (pair.client, pair.server):
-            pair.report(end, end.shutdown(pair.now, 1.0))
+            end.shutdown(pair.now, 1.0)
+            pair.report(end)
         pair.pump()
         while self.handlers:
-            pair.server.conclude(self.handlers.pop(), pair.now)
+            pair.server.conclude(pair.now, self.handlers.pop())
         pair.advance(60.0)
         pair.lose()
         self.check_ends()

@@ -178,7 +178,7 @@ bodies = st.one_of(
 def test_any_body_is_served_or_refused(codec: str, method: str, body: bytes, flags: int) -> None:
     pair = Pair(codec=codec).open()
     host = Host(pair, Echo())
-    call = pair.client.start_call(method, now=pair.now)
+    call = pair.client.start_call(pair.now, method)
     pair.client.data_to_send()
     pair.up.data += Wire(codec).request(call.id, method, body=body, flags=flags)
     pair.pump()

@@ -20,7 +20,7 @@ from .errors import (
     RpcError,
     Unavailable,
 )
-from .events import CallCompleted, CallFailed, Event, HandshakeCompleted
+from .events import CallCompleted, CallFailed, HandshakeCompleted
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import FEATURES, Options, agree_features, encode_options, parse_answer
 from .headers import NO_METADATA, HeaderError
@@ -107,11 +107,11 @@ class ClientConnection(Connection):
 
     def start_call(
         self,
+        now: float,
         method: str,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        now: float,
         deadline: float | None = None,
         metadata: Mapping[str, str] | None = None,
         returns: Any = None,
@@ -160,13 +160,14 @@ class ClientConnection(Connection):
             # Taken before it is sent: a signal's handler may raise anywhere, and the next call must
             # not get the answer of this one.
             previous, self._serial = self._serial, serial
+            self._now = now
             try:
                 self._send_request(call, now)
             except CallError:
                 self._serial = previous
                 raise
             if not one_way and calls.insert(call):
-                self.changed = True
+                self.version += 1
             if self.outbound >= self.high_water:
                 self._watch_writing(now)
             return call
@@ -181,10 +182,11 @@ class ClientConnection(Connection):
         calls.insert(call)
         queue[call_id] = call
         self._queued += size
-        self.changed = True
+        self._now = now
+        self.version += 1
         return call
 
-    def cancel(self, call: Call, now: float, error: CallError | None = None) -> list[Event]:
+    def cancel(self, now: float, call: Call, error: CallError | None = None) -> None:
         """Give a call up: it fails with `error`, and the server is told to stop its handler.
 
         Cancelling a call that has ended is no error: it changes nothing.
@@ -193,7 +195,7 @@ class ClientConnection(Connection):
         if self.calls.remove(call):
             self._abandon(call, error or Cancelled("the caller gave up", maybe_executed=call.sent))
             self._settle(now)
-        return self._take_events()
+            self.version += 1
 
     # Sending
 
@@ -353,31 +355,32 @@ class ClientConnection(Connection):
 
     # Receiving
 
-    def receive_eof(self, now: float) -> list[Event]:
+    def receive_eof(self, now: float) -> None:
         """Take note that the server sends nothing more."""
         if self._tunnel is None or self.state is not State.HANDSHAKE:
-            return super().receive_eof(now)
+            super().receive_eof(now)
+            return
         self._now = now
         self._end(Trigger.LOST, self._tunnel.receive_eof(), now)
-        return self._take_events()
 
-    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> None:
         tunnel = self._tunnel
         if tunnel is not None and self.state is State.HANDSHAKE:
             if not tunnel.answering and data[:1] == b"{":
                 self._tunnel = None  # it is turned away by a server that has not read anything
-                return super()._receive_early(data, now)
+                super()._receive_early(data, now)
+                return
             try:
                 behind = tunnel.receive_data(data)
             except HandshakeError as error:
                 self._fail_handshake(error, now)
-                return self._take_events()
+                return
             if behind is None:
-                return []
+                return
             self._tunnel = None
             self._send_line(self._options)
             data = behind
-        return super()._receive_early(data, now)
+        super()._receive_early(data, now)
 
     def _receive_line(self, line: bytes, now: float) -> None:
         answer = parse_answer(line)

@@ -63,19 +63,20 @@ class Connection(ABC):
     Times are absolute seconds of one monotonic clock, which the embedder reads and passes in as
     `now`. The kinds of method, and the order of calling them:
 
-    - inputs: `receive_data`, `receive_eof`, `connection_lost`, `handle_timeout`. Each returns the
-      events that it caused, in order, and never raises, whatever the peer sent.
-    - commands: `shutdown` and those of the subclass.
-    - outputs: after any input or command, write what `data_to_send` or `next_buffer` returns
-      and arrange to be woken at `next_timeout`. In state CLOSING close the transport once all is
-      written; in state CLOSED drop it at once.
+    - inputs: `receive_data`, `receive_eof`, `connection_lost`, `handle_timeout`. They return
+      nothing and never raise, whatever the peer sent.
+    - commands: `shutdown` and those of the subclass. They return what they create, if anything,
+      and raise LocalProtocolError before anything is changed when they are used wrongly.
+    - outputs: after any input or command, act on `events()`, write what `data_to_send` or
+      `next_buffer` returns and arrange to be woken at `next_timeout`. In state CLOSING close the
+      transport once all is written; in state CLOSED drop it at once.
     - getters: `state`, `wants_data`, `outbound`, `high_water`, `agreed`, `ignored`, `received`,
-      `sent`; and `changed`, which the embedder may set to False: as long as it stays so, `state`
-      and `wants_data` are what they were and `next_timeout` has not come nearer.
+      `sent`; and `version`, a number: as long as it stays the same, no events wait but for those
+      of an input, `state` and `wants_data` are what they were, and `next_timeout` has not come
+      nearer.
     - `unsent`, for the embedder to set: bytes that it took and could not write yet.
 
-    Inputs return events; commands raise LocalProtocolError before anything is changed when they
-    are used wrongly. Calling `handle_timeout` too early is harmless.
+    `now` comes first in every input and command. Calling `handle_timeout` too early is harmless.
     """
 
     __slots__ = (
@@ -101,7 +102,6 @@ class Connection(ABC):
         "_watched",
         "agreed",
         "calls",
-        "changed",
         "codec",
         "high_water",
         "ignored",
@@ -110,6 +110,7 @@ class Connection(ABC):
         "sent",
         "state",
         "unsent",
+        "version",
     )
 
     _config: _Config
@@ -120,7 +121,7 @@ class Connection(ABC):
     def __init__(self, config: _Config, now: float) -> None:
         self._config = config
         self.state = State.HANDSHAKE  # for looking; a plain attribute, as are the other getters
-        self.changed = True
+        self.version = 0
         self._now = now
         self._received_at = now
         self._events: list[Event] = []
@@ -163,13 +164,14 @@ class Connection(ABC):
 
     # Inputs
 
-    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+    def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
         """Take bytes from the peer; the buffer may be reused when this returns."""
         self._now = self._received_at = now
         self.received += len(data)
         reader = self._reader
         if reader is None:
-            return self._receive_early(data, now)
+            self._receive_early(data, now)
+            return
         for frame in reader.feed(data):
             self._receive_frame(frame, now)
             if self.state is not _OPEN:
@@ -184,11 +186,8 @@ class Connection(ABC):
             self._settle(now)
         elif self._queue or self.outbound >= self._room or self.state is not _OPEN:
             self._settle(now)
-        events = self._events
-        self._events = []
-        return events
 
-    def receive_eof(self, now: float) -> list[Event]:
+    def receive_eof(self, now: float) -> None:
         """Record that the peer sends nothing more; it may still read."""
         self._now = now
         if self.state is State.HANDSHAKE:
@@ -200,33 +199,31 @@ class Connection(ABC):
             else:
                 self._receive_half_close(now)
         self._settle(now)
-        return self._take_events()
 
-    def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
         """Take note that the transport is gone in both directions; nothing more can be sent."""
         self._now = now
         if self.state is State.HANDSHAKE:
-            return self.receive_eof(now)
+            self.receive_eof(now)
+            return
         if self._reader is not None and self._reader.mid_frame:
             reason = f"{reason}, inside a frame"
         self._end(Trigger.LOST, Unavailable(reason), now)
-        return self._take_events()
 
-    def handle_timeout(self, now: float) -> list[Event]:
+    def handle_timeout(self, now: float) -> None:
         """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
         self._now = now
-        self.changed = True
+        self.version += 1
         for timer in self._timers.pop_due(now):
             self._handle_timer(timer, now)
         if self.state is not State.CLOSED:
             for call in self.calls.expire(now):
                 self._expire(call, now)
             self._settle(now)
-        return self._take_events()
 
     # Commands
 
-    def shutdown(self, now: float, grace: float = 0.0) -> list[Event]:
+    def shutdown(self, now: float, grace: float = 0.0) -> None:
         """End the connection in order: no new calls; those in flight get `grace` seconds."""
         if not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
@@ -243,7 +240,6 @@ class Connection(ABC):
                 self._timers.clear(Timer.GRACE)
                 self._expire_grace(now)
             self._settle(now)
-        return self._take_events()
 
     def check_encoded(self, body: bytes, weight: int = 1) -> int:
         """Return an upper bound of the memory that decoding the body takes, in bytes.
@@ -269,6 +265,13 @@ class Connection(ABC):
         return growth
 
     # Outputs
+
+    def events(self) -> list[Event]:
+        """Return what has happened since the last call of this, in order."""
+        events = self._events
+        if events:
+            self._events = []
+        return events
 
     def data_to_send(self) -> bytes:
         """Return all that is to be written now; b"" when there is nothing."""
@@ -297,15 +300,17 @@ class Connection(ABC):
         return self._take_out(len(out))
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
-        if self._events or (self._queue and self._has_room()):
-            return self._now  # events that a command caused, or calls that can be sent by now
-        timer = self._timers.earliest
+        """Return when to call `handle_timeout`, in absolute seconds, or None for never.
+
+        It is never before the `now` of the last input or command.
+        """
+        if self._queue and self._has_room():
+            return self._now  # what waits can be sent by now
+        at = self._timers.earliest
         deadlines = self.calls.deadlines
-        if deadlines and (timer is None or deadlines[0][0] < timer):
-            deadline: float = deadlines[0][0]
-            return deadline
-        return timer
+        if deadlines and (at is None or deadlines[0][0] < at):
+            at = deadlines[0][0]
+        return at if at is None or at > self._now else self._now
 
     def _has_room(self) -> bool:
         return False
@@ -313,7 +318,7 @@ class Connection(ABC):
     def _drained(self) -> None:
         """Let what waited for the outbound bytes to sink below the high-water mark go on."""
         self._timers.clear(Timer.WRITE)
-        self.changed = True
+        self.version += 1
 
     # What the two ends do differently
 
@@ -358,11 +363,11 @@ class Connection(ABC):
 
     def _move(self, trigger: Trigger) -> None:
         self.state = TRANSITIONS[self.state, trigger]
-        self.changed = True
+        self.version += 1
 
     def _set_timer(self, timer: Timer, at: float) -> None:
         self._timers.set(timer, at)
-        self.changed = True
+        self.version += 1
 
     def _time_frame(self, reader: FrameReader, now: float) -> None:
         """Limit how long a frame takes to arrive: what there is of it is held for so long."""
@@ -374,7 +379,7 @@ class Connection(ABC):
             seconds = self._config.frame_timeout + reader.missing / _SLOWEST
             self._set_timer(Timer.FRAME, now + seconds)
 
-    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> None:
         """Take bytes while there is no reader for frames: in the handshake, or after the end."""
         if self._line is not None:
             try:
@@ -384,15 +389,9 @@ class Connection(ABC):
                     self._receive_line(line, now)
                     self._settle(now)  # before the frames behind the line, as if they came alone
                     self.received -= len(rest)  # which are counted again
-                    return self.receive_data(rest, now)
+                    self.receive_data(now, rest)
             except HandshakeError as error:
                 self._fail_handshake(error, now)
-        return self._take_events()
-
-    def _take_events(self) -> list[Event]:
-        events = self._events
-        self._events = []
-        return events
 
     def _take_out(self, count: int) -> bytes | memoryview:
         out = self._out

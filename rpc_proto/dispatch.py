@@ -187,13 +187,13 @@ class Dispatcher:
         again, after the call has been answered.
         """
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
-            connection.conclude(call, self._clock())
+            connection.conclude(self._clock(), call)
             return False
         try:
             method = self.methods[call.method]
         except KeyError:
-            error = Unimplemented(f"no method {call.method!r:.100} is registered here")
-            connection.refuse(call, error, self._clock())
+            unknown = Unimplemented(f"no method {call.method!r:.100} is registered here")
+            connection.refuse(self._clock(), call, unknown)
             return False
         try:
             body = call.body
@@ -202,11 +202,11 @@ class Dispatcher:
             call.args, call.kwargs = method.decode(connection.codec, call.flags, body)
         except CallError as wrong:
             wrong.maybe_executed = False
-            connection.refuse(call, wrong, self._clock())
+            connection.refuse(self._clock(), call, wrong)
             return False
         except BaseException:  # of a codec or of a type, and more than an Exception
             text = f"the arguments of {method.name} could not be decoded"
-            connection.send_error(call, Internal(text, maybe_executed=False), self._clock())
+            connection.send_error(self._clock(), call, Internal(text, maybe_executed=False))
             raise
         call.body = b""
         call.target = method
@@ -229,13 +229,10 @@ class Dispatcher:
             if lock is not None:
                 lock.release()
         call.target = None
-        connection.send_error(
-            call,
-            ResourceExhausted(
-                f"{lane.running} handlers run and {self.queued} calls wait", maybe_executed=False
-            ),
-            self._clock(),
+        error = ResourceExhausted(
+            f"{lane.running} handlers run and {self.queued} calls wait", maybe_executed=False
         )
+        connection.send_error(self._clock(), call, error)
         return False
 
     def postpone(self, call: ServerCall) -> None:
@@ -290,7 +287,7 @@ class Dispatcher:
         finally:
             if waits:
                 call.target = None
-                call.connection.conclude(call, self._clock())
+                call.connection.conclude(self._clock(), call)
         return not waits
 
     def finish(self, call: ServerCall, result: Any, error: BaseException | None = None) -> bool:
@@ -323,12 +320,12 @@ class Dispatcher:
                 lock.release()
         try:
             if error is None:
-                waited_for = call.connection.send_response(call, result, now)
+                call.connection.send_response(now, call, result)
             else:
-                waited_for = call.connection.send_error(call, self._to_call_error(error), now)
-            if not waited_for:
-                self._outliving.discard(call)
+                call.connection.send_error(now, call, self._to_call_error(error))
         finally:
+            if call.error is not None:
+                self._outliving.discard(call)
             call.target = None
         stats = self.stats
         if latency > stats.slow_from or now >= stats.turns_at:

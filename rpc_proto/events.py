@@ -1,4 +1,4 @@
-"""What an input of a connection may cause; each input returns its events in order."""
+"""What may happen in a connection; its `events()` returns these in order."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -21,7 +21,6 @@ from .errors import (
 )
 from .events import (
     CallCancelled,
-    Event,
     HandshakeCompleted,
     HttpServed,
     RequestReceived,
@@ -160,7 +159,7 @@ class ServerConnection(Connection):
 
     # Commands
 
-    def turn_away(self, code: str, message: str, now: float) -> list[Event]:
+    def turn_away(self, now: float, code: str, message: str) -> None:
         """Refuse the peer before it has shown its options: when there are too many, say.
 
         What it says tells whether it hears so in JSON or as a 503; it has a second for that.
@@ -173,19 +172,17 @@ class ServerConnection(Connection):
             self._turn_away(self._refusal, now)
         else:
             self._set_timer(Timer.HANDSHAKE, now + _PATIENCE)
-        return self._take_events()
 
-    def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
-        """Answer a call; False if it had ended already, which is no error.
+    def send_response(self, now: float, call: ServerCall, value: Any) -> None:
+        """Answer a call; one that has ended already is no error, and nothing is sent.
 
         A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
         What a codec raises that is no Exception is raised again, after that answer.
         """
         if call.ended or call.one_way:
-            ended = self._conclude(call, now)
-            if ended and self.state is not State.OPEN:
+            if self._conclude(call, now) and self.state is not State.OPEN:
                 self._settle(now)
-            return ended
+            return
         del self.calls.by_id[call.id]  # one that has not ended is there
         call.ended = True
         if call.cost:
@@ -242,29 +239,25 @@ class ServerConnection(Connection):
                 self.outbound += size
         if self.state is not _OPEN or self.outbound >= self._room:
             self._settle(now)
-        return True
 
-    def send_error(self, call: ServerCall, error: CallError, now: float) -> bool:
-        """Answer a call with an error; False if it had ended already, which is no error.
+    def send_error(self, now: float, call: ServerCall, error: CallError) -> None:
+        """Answer a call with an error, as `send_response` does with a value.
 
         The caller gets code, message (1 KiB) and details, and `maybe_executed` if it is False.
         """
-        if not self._conclude(call, now):
-            return False
-        self._fail(call, error)
-        self._settle(now)
-        return True
+        if self._conclude(call, now):
+            self._fail(call, error)
+            self._settle(now)
 
-    def refuse(self, call: ServerCall, error: CallError, now: float) -> bool:
+    def refuse(self, now: float, call: ServerCall, error: CallError) -> None:
         """Answer with an error a call that no handler will see; too many end the connection."""
         error.maybe_executed = False
-        sent = self.send_error(call, error, now)
+        self.send_error(now, call, error)
         self._count_refusal(call, now)
-        return sent
 
-    def conclude(self, call: ServerCall, now: float) -> None:
+    def conclude(self, now: float, call: ServerCall) -> None:
         """Free the slot of a call whose handler has ended; one without an answer gets an error."""
-        self.send_error(call, Internal("the handler ended without an answer"), now)
+        self.send_error(now, call, Internal("the handler ended without an answer"))
 
     def reserve(self, call: ServerCall, decoded: int) -> None:
         """Count a call at what its arguments take when they are decoded, in bytes.
@@ -355,7 +348,7 @@ class ServerConnection(Connection):
                 waits = not self._give_something_up(now)
         if waits is not self._waits:
             self._waits = waits
-            self.changed = True
+            self.version += 1
 
     def _give_something_up(self, now: float) -> bool:
         """Hold less; whether it is little enough to go on reading."""
@@ -398,7 +391,7 @@ class ServerConnection(Connection):
         self._now = self._idle_since = now
         if call.one_way:
             self._one_way -= 1
-            self.changed = True
+            self.version += 1
         if call.ended:
             self._given_up -= 1
             return False
@@ -552,10 +545,10 @@ class ServerConnection(Connection):
         self._last_id = call_id
         self._idle_since = now
         if self.calls.insert(call):
-            self.changed = True
+            self.version += 1
         if call.one_way:
             self._one_way += 1
-            self.changed = True
+            self.version += 1
         event = _new(RequestReceived)  # in half the time, since no __init__ is called
         event.call = call
         self._events.append(event)
@@ -612,25 +605,25 @@ class ServerConnection(Connection):
 
     # HTTP, before the option handshake
 
-    def receive_eof(self, now: float) -> list[Event]:
+    def receive_eof(self, now: float) -> None:
         """Take note that the peer sends nothing more; it may still read."""
         if not self._http:
-            return super().receive_eof(now)
+            super().receive_eof(now)
+            return
         self._now = now
         self._http.eof = True
         self._note_exchange(self._http.abandon(), now)  # whoever asked has probably gone
         self._settle(now)
-        return self._take_events()
 
-    def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
         """Take note that the transport is gone in both directions; nothing more can be sent."""
         if not self._http:
-            return super().connection_lost(now, reason)
+            super().connection_lost(now, reason)
+            return
         self._now = now
         self._end(Trigger.LOST, None, now)
-        return self._take_events()
 
-    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+    def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> None:
         if (
             self._http is None
             and self._line is not None
@@ -650,10 +643,10 @@ class ServerConnection(Connection):
         if self._http:
             self._http.receive_data(data)
             self._settle(now)
-            return self._take_events()
+            return
         if self._refusal is not None and self._line is not None and len(data):
             self._fail_handshake(self._refusal, now)
-        return super()._receive_early(data, now)
+        super()._receive_early(data, now)
 
     def _has_room(self) -> bool:
         """Whether requests that wait can be served now."""
@@ -668,7 +661,7 @@ class ServerConnection(Connection):
 
     def _serve_http(self, now: float) -> None:
         http = self._http
-        self.changed = True
+        self.version += 1
         if self._response is not None:
             self._balance(now)
         if self._has_room():
@@ -677,9 +670,9 @@ class ServerConnection(Connection):
             self._leave_http()
             if self._refusal is not None:
                 self._fail_handshake(self._refusal, now)
-            self._events = self._receive_early(http.tunnel, now) + self._events
+            self._receive_early(http.tunnel, now)
             if http.eof and self.state is not State.CLOSED:
-                self._events = self.receive_eof(now) + self._events
+                self.receive_eof(now)
         elif http.closing or (http.eof and not http.ready):
             error = http.refusal
             if error is not None:

@@ -97,9 +97,7 @@ class _Traced(Connection):
             raise
         finally:
             self._busy = False
-        if isinstance(result, list):
-            step["events"] = [self._describe(event) for event in result]
-        elif isinstance(result, Call):
+        if isinstance(result, Call):
             step["started"] = [self._place(result), result.sent]
         elif result is not None:
             step["result"] = _pack(result) if isinstance(result, (bytes, memoryview)) else result
@@ -148,20 +146,27 @@ class _Traced(Connection):
 
     # Inputs, outputs, and the command of both ends
 
-    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
-        return self._step(super().receive_data, (data, now), data=_pack(data), now=now)
+    def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
+        self._step(super().receive_data, (now, data), now=now, data=_pack(data))
 
-    def receive_eof(self, now: float) -> list[Event]:
-        return self._step(super().receive_eof, (now,), now=now)
+    def receive_eof(self, now: float) -> None:
+        self._step(super().receive_eof, (now,), now=now)
 
-    def connection_lost(self, now: float, reason: str = "the connection was lost") -> list[Event]:
-        return self._step(super().connection_lost, (now, reason), now=now, reason=reason)
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
+        self._step(super().connection_lost, (now, reason), now=now, reason=reason)
 
-    def handle_timeout(self, now: float) -> list[Event]:
-        return self._step(super().handle_timeout, (now,), now=now)
+    def handle_timeout(self, now: float) -> None:
+        self._step(super().handle_timeout, (now,), now=now)
 
-    def shutdown(self, now: float, grace: float = 0.0) -> list[Event]:
-        return self._step(super().shutdown, (now, grace), now=now, grace=grace)
+    def shutdown(self, now: float, grace: float = 0.0) -> None:
+        self._step(super().shutdown, (now, grace), now=now, grace=grace)
+
+    def events(self) -> list[Event]:
+        events = super().events()
+        if events:
+            described = [self._describe(event) for event in events]
+            self.trace.steps.append({"do": "events", "events": described})
+        return events
 
     def data_to_send(self) -> bytes:
         return self._step(super().data_to_send, ())
@@ -184,24 +189,24 @@ class TracedServerConnection(_Traced, ServerConnection):
         super().__init__(config, now=now, peer=peer, application=application)
         self._begin("server", self._config, now, address=self.peer.address)
 
-    def turn_away(self, code: str, message: str, now: float) -> list[Event]:
+    def turn_away(self, now: float, code: str, message: str) -> None:
         told = {"code": code, "message": message}
-        return self._step(super().turn_away, (code, message, now), **told, now=now)
+        self._step(super().turn_away, (now, code, message), now=now, **told)
 
-    def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
+    def send_response(self, now: float, call: ServerCall, value: Any) -> None:
         told = {} if self._busy else {**self._name(call), "value": self._note(value)}
-        return self._step(super().send_response, (call, value, now), **told, now=now)
+        self._step(super().send_response, (now, call, value), now=now, **told)
 
-    def send_error(self, call: ServerCall, error: CallError, now: float) -> bool:
+    def send_error(self, now: float, call: ServerCall, error: CallError) -> None:
         told = {} if self._busy else {**self._name(call), "error": self._explain(error)}
-        return self._step(super().send_error, (call, error, now), **told, now=now)
+        self._step(super().send_error, (now, call, error), now=now, **told)
 
-    def refuse(self, call: ServerCall, error: CallError, now: float) -> bool:
+    def refuse(self, now: float, call: ServerCall, error: CallError) -> None:
         told = {**self._name(call), "error": self._explain(error)}
-        return self._step(super().refuse, (call, error, now), **told, now=now)
+        self._step(super().refuse, (now, call, error), now=now, **told)
 
-    def conclude(self, call: ServerCall, now: float) -> None:
-        return self._step(super().conclude, (call, now), **self._name(call), now=now)
+    def conclude(self, now: float, call: ServerCall) -> None:
+        self._step(super().conclude, (now, call), now=now, **self._name(call))
 
     def _name(self, call: ServerCall) -> dict[str, Any]:
         return {"call": self._place(call), "reply_metadata": dict(call.reply_metadata)}
@@ -218,12 +223,13 @@ class TracedClientConnection(_Traced, ClientConnection):
 
     def start_call(
         self,
+        now: float,
         method: str,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Call:
-        saved = ("now", "deadline", "one_way")
+        saved = ("deadline", "one_way")
         told: dict[str, Any] = {name: options[name] for name in saved if name in options}
         if options.get("metadata"):
             told["metadata"] = dict(options["metadata"])
@@ -232,13 +238,13 @@ class TracedClientConnection(_Traced, ClientConnection):
         start = super().start_call
 
         def start_call() -> Call:
-            return start(method, args, kwargs, **options)
+            return start(now, method, args, kwargs, **options)
 
-        return self._step(start_call, (), method=method, **told)
+        return self._step(start_call, (), now=now, method=method, **told)
 
-    def cancel(self, call: Call, now: float, error: CallError | None = None) -> list[Event]:
+    def cancel(self, now: float, call: Call, error: CallError | None = None) -> None:
         told = {"call": self._place(call), "error": error and self._explain(error)}
-        return self._step(super().cancel, (call, now, error), **told, now=now)
+        self._step(super().cancel, (now, call, error), now=now, **told)
 
 
 def replay(trace: Trace, config: Any = None, application: "Application | None" = None) -> Trace:

@@ -325,7 +325,8 @@ class Client:
         if get_ident() != self._thread or self._forks != Forks.count or not self._is_running():
             self._refuse_stranger()
         protocol = self._protocol
-        protocol.handle_events(self._connection.shutdown(monotonic(), grace))
+        self._connection.shutdown(monotonic(), grace)
+        protocol.react()
         protocol.flush()
         await asyncio.shield(protocol.lost)
 
@@ -353,10 +354,10 @@ class Client:
         protocol = self._protocol
         deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
         call = self._connection.start_call(
+            now,
             method,
             args,
             kwargs,
-            now=now,
             deadline=deadline,
             metadata=metadata,
             returns=returns,
@@ -380,6 +381,6 @@ class Client:
         return event
 
     def _give_up(self, call: Call) -> None:
-        # The events are about the calls that waited for this one's slot, too.
-        self._protocol.handle_events(self._connection.cancel(call, monotonic()))
+        self._connection.cancel(monotonic(), call)
+        self._protocol.react()
         self._protocol.flush_soon()

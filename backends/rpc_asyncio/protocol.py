@@ -50,6 +50,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         "_loop",
         "_read_size",
         "_reading",
+        "_seen",
         "_timer",
         "_timer_at",
         "_tls",
@@ -81,12 +82,13 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._writable = True
         self._eof = False  # the peer sends nothing more
         self._finished = False  # nor does this end
+        self._seen = -1  # the version of the connection that `_follow` has looked at
         self.flush_scheduled = False
         self.closed = False
 
     @abstractmethod
     def handle_events(self, events: list[Event]) -> None:
-        """Act on what an input caused."""
+        """Act on what has happened."""
 
     def established(self, tls: Tls) -> None:
         """Take note that the TLS handshake is over."""
@@ -111,7 +113,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         data: Any = self._large_buffer[:nbytes]
         if self._tls is not None:
             data = self._decrypt(self._tls, data)
-        events = connection.receive_data(data, began)
+        connection.receive_data(began, data)
+        events = connection.events()
         if events:
             self.flush_scheduled = True  # by the flush below
             self.handle_events(events)
@@ -130,7 +133,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             return b""
         self._write_own(tls)
         if tls.established and not was_established:
-            self.connection.changed = True  # one that is closing had to wait for this
+            self._seen = -1  # one that is closing had to wait for this
             self.established(tls)
         return plain
 
@@ -181,8 +184,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         if self._tls is not None and not self._tls.established:
             self.fail(ConnectionResetError("the peer hung up during the TLS handshake"))
             return False
-        self.handle_events(self.connection.receive_eof(monotonic()))
-        self.connection.changed = True  # one that is closing waited for this
+        self.connection.receive_eof(monotonic())
+        self.react()
+        self._seen = -1  # one that is closing waited for this
         self.flush()
         return self._tls is None  # TLS knows no connection in one direction
 
@@ -193,7 +197,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     def resume_writing(self) -> None:
         self._writable = True
         self.connection.unsent = 0
-        self.connection.changed = True  # one that is closing may be closed once it is written out
+        self._seen = -1  # one that is closing may be closed once it is written out
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -201,7 +205,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._write = self._transport.write  # and no method of its own, which would keep it
         exc = self._failure or exc
         reason = f"the connection was lost: {exc}" if exc else "the connection was closed"
-        self.handle_events(self.connection.connection_lost(monotonic(), reason))
+        self.connection.connection_lost(monotonic(), reason)
+        self.react()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -212,18 +217,35 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """Close the transport, whatever has not been written yet."""
         self._transport.abort()
 
+    def react(self) -> bool:
+        """Act on what has happened by now; whether anything had."""
+        events = self.connection.events()
+        if events:
+            self.handle_events(events)
+            return True
+        return False
+
     def flush(self) -> None:
         """Write what there is to write and bring timer and back-pressure up to date."""
         self.flush_scheduled = False
         connection = self.connection
         while connection.outbound and self._writable:
             self._write(connection.next_buffer())
-        if connection.changed:
+        if connection.version != self._seen:
             self._follow()
+
+    def look_again(self) -> None:
+        """Flush soon, and look at the connection even if it says that nothing is new."""
+        self._seen = -1
+        self.flush_soon()
 
     def _follow(self) -> None:
         connection = self.connection
-        connection.changed = False
+        self._seen = connection.version
+        if self.react():  # to what a command caused
+            self._seen = -1
+            self.flush()
+            return
         if connection.state is not State.OPEN:
             self._follow_state()
             if self.closed:
@@ -299,5 +321,6 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._timer = None
         # A loop may fire a little early by this clock; the connection must not see that.
         now = max(self._timer_at, monotonic())
-        self.handle_events(self.connection.handle_timeout(now))
+        self.connection.handle_timeout(now)
+        self.react()
         self.flush()

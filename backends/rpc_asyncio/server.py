@@ -90,8 +90,7 @@ class _ServerProtocol(ConnectionProtocol):
         self._server._handle_events(self, events)
 
     def wake(self) -> None:
-        self.connection.changed = True
-        self.flush_soon()
+        self.look_again()
 
 
 class _Acceptor:
@@ -308,7 +307,8 @@ class Server(ServerBase):
         now = monotonic()
         for protocol in list(self._links):
             if protocol.connection is not None:
-                protocol.handle_events(protocol.connection.shutdown(now, grace))
+                protocol.connection.shutdown(now, grace)
+                protocol.react()
                 protocol.flush()
             else:
                 protocol.opening.cancel()

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
-from rpc_proto import Event, State
+from rpc_proto import State
 from rpc_proto.connection import Connection
 
 __all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
@@ -102,22 +102,23 @@ class Channel:
                 return ready & ~POLLOUT != 0
         return False
 
-    def take(self, data: memoryview | bytes) -> list[Event]:
+    def take(self, data: memoryview | bytes) -> None:
         """Hand what `receive` returned to the connection."""
         connection = self.connection
         now = monotonic()
         if not data:
-            return connection.receive_eof(now)
+            connection.receive_eof(now)
+            return
         if self.tls is not None:
             try:
                 data = self.tls.decrypt(data)
             except OSError as error:
                 self.failure = self.failure or error
-                return self.lose(error)
-        events = connection.receive_data(data, now)
+                self.lose(error)
+                return
+        connection.receive_data(now, data)
         if (connection.missing > _SMALL_READ_SIZE) is (self._buffer is self._small_buffer):
             self._change_buffer()
-        return events
 
     def pace(self, size: int) -> None:
         """Read no more than that at a time until the next large body arrives."""
@@ -147,10 +148,10 @@ class Channel:
             self._buffer = self._small_buffer
         self.sock.close()
 
-    def lose(self, error: OSError | None) -> list[Event]:
+    def lose(self, error: OSError | None) -> None:
         """Tell the connection that the transport is gone."""
         reason = f"the connection was lost: {error}" if error else "the connection was closed"
-        return self.connection.connection_lost(monotonic(), reason)
+        self.connection.connection_lost(monotonic(), reason)
 
     def send(self, lock: Any = None, regain: Callable[[], None] | None = None) -> None:
         """Write as much as the kernel takes.

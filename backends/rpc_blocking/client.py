@@ -89,6 +89,7 @@ class Client(SyncClient):
         self._sending = False
         self._polling = 0  # what it polls for, if it can be woken
         self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes it; made when needed
+        self._seen = -1  # the version of the connection that `_flush` has looked at
         self._outside = 0  # threads that wait for the kernel to take bytes
         self._sleepers: dict[_Waiter, None] = {}
         self._handshake = _Waiter()
@@ -145,7 +146,8 @@ class Client(SyncClient):
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
         with self._lock:
-            self._deliver(self._connection.shutdown(monotonic(), grace))
+            self._connection.shutdown(monotonic(), grace)
+            self._deliver()
             self._flush()
         with self._closing:
             self._await(self._ended)
@@ -180,9 +182,9 @@ class Client(SyncClient):
             for args in calls:
                 waiter = _Waiter()
                 call = connection.start_call(
+                    now,
                     method,
                     args,
-                    now=now,
                     deadline=deadline,
                     metadata=metadata,
                     returns=returns,
@@ -218,7 +220,8 @@ class Client(SyncClient):
         self._check_owner()
         nested = self._has_lock()  # where a generator is collected, of `call_many`
         with self._lock:
-            self._deliver(self._connection.cancel(call, monotonic()))
+            self._connection.cancel(monotonic(), call)
+            self._deliver()
             if not nested:  # writing lets the lock go once, which would not do
                 self._flush()
 
@@ -304,18 +307,19 @@ class Client(SyncClient):
                     self._polling = 0
                 waited = data is None
                 if failure is not None:
-                    self._deliver(channel.lose(channel.failure or failure))
+                    channel.lose(channel.failure or failure)
                 elif data is not None:
                     self._heard_at = monotonic()
                     if not len(data) and channel.failure is not None:
-                        self._deliver(channel.lose(channel.failure))
+                        channel.lose(channel.failure)
                     else:
-                        self._deliver(channel.take(data))
+                        channel.take(data)
+                self._deliver()
                 if interruption is not None:  # but what was read is not lost
                     raise interruption
                 if waited and failure is None and until is not None and monotonic() >= until:
                     return
-                if data is None or connection.outbound or connection.changed or channel.tls:
+                if data is None or connection.outbound or channel.tls or self._has_news():
                     self._turn()
         finally:
             self._reader = None
@@ -399,7 +403,8 @@ class Client(SyncClient):
         now = monotonic()
         at = self._connection.next_timeout()
         if at is not None and at <= now:
-            self._deliver(self._connection.handle_timeout(now))
+            self._connection.handle_timeout(now)
+            self._deliver()
         self._flush()
 
     def _time_left(self, until: float | None = None) -> float:
@@ -427,11 +432,13 @@ class Client(SyncClient):
         if channel.unsent and self._polling == POLLIN:
             self._ring()  # so that the reader looks when the kernel takes bytes again
         connection = self._connection
-        if connection.changed or connection.state is State.CLOSING:
-            connection.changed = False
+        if self._has_news() or connection.state is State.CLOSING:
+            self._seen = connection.version
+            self._deliver()
             channel.follow_end()
             if connection.state is State.CLOSING and not channel.unsent:
-                self._deliver(channel.lose(None))
+                channel.lose(None)
+                self._deliver()
                 channel.follow_end()
             if connection.state is State.CLOSED and self._ended.event is None:
                 self._ended.event = ConnectionTerminated(None)
@@ -450,15 +457,19 @@ class Client(SyncClient):
         self._heard_at = now
         try:
             while (data := self._channel.receive(socket.MSG_DONTWAIT)) is not None:
-                self._deliver(self._channel.take(data))
+                self._channel.take(data)
                 if not len(data):
                     break
         except OSError as error:
-            self._deliver(self._channel.lose(error))
+            self._channel.lose(error)
+        self._deliver()
         self._turn()
 
-    def _deliver(self, events: list[Event]) -> None:
-        for event in events:
+    def _has_news(self) -> bool:
+        return self._connection.version != self._seen
+
+    def _deliver(self) -> None:
+        for event in self._connection.events():
             kind = type(event)
             if kind is CallCompleted or kind is CallFailed:
                 waiter: _Waiter = event.call.waiter  # type: ignore[attr-defined]

@@ -18,7 +18,6 @@ from rpc_common.threads import HelperThread, Threads, end_at_exit
 from rpc_common.tls import Tls
 from rpc_common.turns import FIRST_READ, SHORT, next_read
 from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
-from rpc_proto import Event as ConnectionEvent
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
 
@@ -57,6 +56,7 @@ class _Link:
         self.busy = False  # what reads will write, too, when it is through with what it read
         self.timer_at: float | None = None  # when the keeper looks after this connection
         self.timer: Appointment | None = None
+        self._seen = -1  # the version of the connection that `flush` has looked at
         self._watched = False
         self._last_words: Appointment | None = None
         self._read_size = FIRST_READ
@@ -84,7 +84,8 @@ class _Link:
                 with self.lock:  # a handler that ends now must not write to what is being closed
                     try:
                         if self.connection is not None:
-                            self.handle(self.channel.lose(None))
+                            self.channel.lose(None)
+                            self.react()
                     finally:
                         self._close()
             finally:
@@ -129,7 +130,8 @@ class _Link:
             self.connection = self._server._make_connection(self._peername, certificate, now)
             channel.connection = self.connection
             self._server._admit(self, now)
-            self.handle(self.connection.receive_data(early, now))
+            self.connection.receive_data(now, early)
+            self.react()
             self.flush()
         return True
 
@@ -167,13 +169,12 @@ class _Link:
         # How long it waits for the interpreter's lock is the doing of others.
         began = thread_time() if paced else 0.0
         if failure is not None or (not count and channel.failure is not None):
-            events = channel.lose(channel.failure or failure)
+            channel.lose(channel.failure or failure)
         else:
-            events = channel.take(data or b"")
-        if events:
-            self.busy = True
-            self.handle(events)
-            self.busy = False
+            channel.take(data or b"")
+        self.busy = True
+        self.react()
+        self.busy = False
         self.flush()
         if paced:
             seconds = thread_time() - began
@@ -198,9 +199,13 @@ class _Link:
 
     # For everybody who holds the lock
 
-    def handle(self, events: list[ConnectionEvent]) -> None:
-        """Act on what an input caused."""
-        self._server._handle_events(self, events)
+    def react(self) -> bool:
+        """Act on what has happened by now; whether anything had."""
+        events = self.connection.events()
+        if events:
+            self._server._handle_events(self, events)
+            return True
+        return False
 
     def wrote(self) -> None:
         """See to it that what a command wrote leaves."""
@@ -218,8 +223,12 @@ class _Link:
             keeper.watch(channel.sock.fileno(), lambda: self._visit(self.flush))
         elif channel.failure is not None:
             self._may_read.notify()  # to take note of it
-        if connection.changed or connection.state is State.CLOSING:
-            connection.changed = False
+        if connection.version != self._seen or connection.state is State.CLOSING:
+            self._seen = connection.version
+            if self.react():  # to what a command caused
+                self._seen = -1
+                self.flush()
+                return
             if connection.state is not State.OPEN:
                 channel.follow_end()
                 self._wait_for_end()
@@ -256,7 +265,8 @@ class _Link:
     def _due(self, at: float) -> None:
         if at == self.timer_at:  # otherwise an earlier one has taken its place
             self.timer_at = self.timer = None
-            self.handle(self.connection.handle_timeout(max(at, monotonic())))
+            self.connection.handle_timeout(max(at, monotonic()))
+            self.react()
             self.flush()
 
     def wake(self) -> None:
@@ -264,7 +274,7 @@ class _Link:
         self._server._keeper.call_at(monotonic(), lambda: self._visit(self._woken))
 
     def _woken(self) -> None:
-        self.connection.changed = True
+        self._seen = -1
         self.flush()
 
     def _leave(self) -> None:
@@ -278,7 +288,8 @@ class _Link:
         """Begin to end the connection."""
         with self.lock:
             if self.connection is not None:
-                self.handle(self.connection.shutdown(monotonic(), grace))
+                self.connection.shutdown(monotonic(), grace)
+                self.react()
                 self.flush()
             else:
                 self.channel.shut(socket.SHUT_RDWR)

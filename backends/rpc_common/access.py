@@ -42,12 +42,11 @@ class LoggedConnection(ServerConnection):
         self._access = access
         self._arrived: dict[ServerCall, float] = {}  # calls that have no line yet
 
-    def send_response(self, call: ServerCall, value: Any, now: float) -> bool:
+    def send_response(self, now: float, call: ServerCall, value: Any) -> None:
         before = self.outbound
-        ended = super().send_response(call, value, now)
-        if ended and call in self._arrived:  # otherwise the result could not be sent
+        super().send_response(now, call, value)
+        if call in self._arrived:  # otherwise it ended before, or the result could not be sent
             self._log_end(call, "ok", self.outbound - before)
-        return ended
 
     def _receive_frame(self, frame: Frame, now: float) -> None:
         super()._receive_frame(frame, now)

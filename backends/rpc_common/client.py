@@ -496,10 +496,10 @@ class SyncClient(ABC):
     ) -> Call:
         deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
         return self._connection.start_call(
+            now,
             method,
             args,
             kwargs,
-            now=now,
             deadline=deadline,
             metadata=metadata,
             returns=returns,

@@ -180,6 +180,7 @@ class ConnectionWithSpans(ClientConnection):
 
     def start_call(
         self,
+        now: float,
         method: str,
         *arguments: Any,
         metadata: Mapping[str, str] | None = None,
@@ -188,7 +189,7 @@ class ConnectionWithSpans(ClientConnection):
         carrier = dict(metadata or ())
         span = self._start(_name(str(method)), carrier)
         try:
-            call = super().start_call(method, *arguments, metadata=carrier, **options)
+            call = super().start_call(now, method, *arguments, metadata=carrier, **options)
         except Exception as error:
             _end(span, error)
             raise
@@ -212,13 +213,8 @@ class ConnectionWithSpans(ClientConnection):
             return None
         return span
 
-    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
-        return self._end_spans(super().receive_data(data, now))
-
-    def _take_events(self) -> list[Event]:
-        return self._end_spans(super()._take_events())
-
-    def _end_spans(self, events: list[Event]) -> list[Event]:
+    def events(self) -> list[Event]:
+        events = super().events()
         for event in events:
             if isinstance(event, (CallCompleted, CallFailed)) and event.call in self._spans:
                 _end(self._spans.pop(event.call), getattr(event, "error", None))

@@ -491,7 +491,8 @@ class ServerBase(ABC):
             )
         else:
             return
-        self._handle_events(link, link.connection.turn_away(*refusal, now))
+        link.connection.turn_away(now, *refusal)
+        self._handle_events(link, link.connection.events())
 
     def _handle_events(self, link: Link, events: list[Event]) -> None:
         dispatcher = self._dispatcher

@@ -151,7 +151,8 @@ class Client(SyncClient):
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
         link = self._link
-        link.handle_events(self._connection.shutdown(monotonic(), grace))
+        self._connection.shutdown(monotonic(), grace)
+        link.react()
         link.flush()
         link.lost.wait()
 
@@ -204,6 +205,6 @@ class Client(SyncClient):
 
     def _give_up(self, call: Call) -> None:
         self._check_owner(waits=False)
-        # The events are about the calls that waited for this one's slot, too.
-        self._link.handle_events(self._connection.cancel(call, monotonic()))
+        self._connection.cancel(monotonic(), call)
+        self._link.react()
         self._link.flush_soon()

@@ -53,6 +53,7 @@ class Link(ABC):
         "_large_buffer",
         "_read_size",
         "_reader",
+        "_seen",
         "_sock",
         "_timer",
         "_timer_at",
@@ -91,12 +92,13 @@ class Link(ABC):
         self._writable = True
         self._eof = False  # the peer sends nothing more
         self._finished = False  # nor does this end
+        self._seen = -1  # the version of the connection that `_follow` has looked at
         self.flush_scheduled = False
         self.closed = False
 
     @abstractmethod
     def handle_events(self, events: list[Event]) -> None:
-        """Act on what an input caused."""
+        """Act on what has happened."""
 
     def established(self, tls: Tls) -> None:  # noqa: B027 - most have nothing to do
         """Take note that the TLS handshake is over."""
@@ -119,7 +121,21 @@ class Link(ABC):
         self._let_go()
         self._sock.close()
         reason = f"the connection was lost: {error}" if error else "the connection was closed"
-        self.handle_events(self.connection.connection_lost(monotonic(), reason))
+        self.connection.connection_lost(monotonic(), reason)
+        self.react()
+
+    def react(self) -> bool:
+        """Act on what has happened by now; whether anything had."""
+        events = self.connection.events()
+        if events:
+            self.handle_events(events)
+            return True
+        return False
+
+    def look_again(self) -> None:
+        """Flush soon, and look at the connection even if it says that nothing is new."""
+        self._seen = -1
+        self.flush_soon()
 
     def flush(self) -> None:
         """Write while the kernel takes it; then do what follows from the connection's state."""
@@ -128,7 +144,7 @@ class Link(ABC):
         while connection.outbound and self._writable:
             data = connection.next_buffer()
             self._push(data if self._tls is None else self._tls.encrypt(data))
-        if connection.changed and not self.closed:
+        if connection.version != self._seen and not self.closed:
             self._follow()
 
     def wrote(self) -> None:
@@ -168,7 +184,8 @@ class Link(ABC):
         if self._tls is not None:
             data = self._decrypt(self._tls, data)
         try:
-            events = connection.receive_data(data, began)
+            connection.receive_data(began, data)
+            events = connection.events()
         except BaseException as error:  # of a codec; the hub would just not call here again
             self.lose(ConnectionAbortedError(f"{type(error).__name__} while reading"))
             raise
@@ -230,7 +247,7 @@ class Link(ABC):
         if own:  # to send nothing fails, too, once this end has sent its last
             self._push(own)
         if tls.established and not was_established:
-            self.connection.changed = True  # one that is closing had to wait for this
+            self._seen = -1  # one that is closing had to wait for this
             self.established(tls)
         return plain
 
@@ -240,8 +257,9 @@ class Link(ABC):
         if self._tls is not None and not self._tls.established:
             self.lose(ConnectionResetError("the peer hung up during the TLS handshake"))
             return
-        self.handle_events(self.connection.receive_eof(monotonic()))
-        self.connection.changed = True  # one that is closing waited for this
+        self.connection.receive_eof(monotonic())
+        self.react()
+        self._seen = -1  # one that is closing waited for this
         self.flush()
 
     def _go_on_writing(self) -> None:
@@ -254,7 +272,7 @@ class Link(ABC):
         self._push(unsent)
         if self._writable:
             self._writer.stop()
-            self.connection.changed = True  # one that is closing may be closed now
+            self._seen = -1  # one that is closing may be closed now
             self.flush()
 
     def _timer_fired(self) -> None:
@@ -264,7 +282,8 @@ class Link(ABC):
             return
         # A loop may fire a little early by this clock; the connection must not see that.
         now = max(self._timer_at, monotonic())
-        self.handle_events(self.connection.handle_timeout(now))
+        self.connection.handle_timeout(now)
+        self.react()
         tls = self._tls
         if tls is not None and not tls.established and self.connection.state is State.CLOSING:
             self.lose(TimeoutError("it took too long"))  # it cannot even be told so
@@ -303,7 +322,11 @@ class Link(ABC):
 
     def _follow(self) -> None:
         connection = self.connection
-        connection.changed = False
+        self._seen = connection.version
+        if self.react():  # to what a command caused
+            self._seen = -1
+            self.flush()
+            return
         if connection.state is not State.OPEN and self._is_over():
             self.lose()
             return

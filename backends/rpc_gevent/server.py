@@ -60,8 +60,7 @@ class _ServerLink(Link):
             server._run_ready()
 
     def wake(self) -> None:
-        self.connection.changed = True
-        self.flush_soon()
+        self.look_again()
 
     def established(self, tls: Tls) -> None:
         certificate: Any = tls.certificate or None
@@ -235,7 +234,8 @@ class Server(SyncServer):
         self._close_listeners()
         now = monotonic()
         for link in list(self._links):
-            link.handle_events(link.connection.shutdown(now, grace))
+            link.connection.shutdown(now, grace)
+            link.react()
             link.flush()
         if not self._links:
             self._gone.set()

@@ -17,6 +17,7 @@ from rpc_proto import (
     Unimplemented,
 )
 from rpc_proto.states import mermaid
+from support.driving import caused
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 VECTORS = {
@@ -34,16 +35,16 @@ class Wire:
         self.seen: set[str] = set()
 
     def shake_hands(self) -> None:
-        self.server.receive_data(self.client.data_to_send(), 0.0)
-        self.client.receive_data(self.server.data_to_send(), 0.0)
+        self.server.receive_data(0.0, self.client.data_to_send())
+        self.client.receive_data(0.0, self.server.data_to_send())
 
     def to_server(self, name: str):
         assert self.client.data_to_send().hex() == VECTORS[name].hex(), name
-        return self.server.receive_data(VECTORS[name], 0.0)
+        return caused(self.server.receive_data, 0.0, VECTORS[name])
 
     def to_client(self, name: str):
         assert self.server.data_to_send().hex() == VECTORS[name].hex(), name
-        return self.client.receive_data(VECTORS[name], 0.0)
+        return caused(self.client.receive_data, 0.0, VECTORS[name])
 
 
 def test_the_handshake_is_as_written():
@@ -56,14 +57,14 @@ def test_the_handshake_is_as_written():
 
 def test_the_options_with_features_are_as_written():
     server = ServerConnection(now=0.0)
-    (event,) = server.receive_data(VECTORS["client options with features"], 0.0)
+    (event,) = caused(server.receive_data, 0.0, VECTORS["client options with features"])
     assert event.agreed.features == frozenset()
     assert server.data_to_send() == VECTORS["server accepts"]
 
 
 def test_the_refusal_is_as_written():
     server = ServerConnection(now=0.0)
-    server.receive_data(b'{"magic":1}\n', 0.0)
+    server.receive_data(0.0, b'{"magic":1}\n')
     assert server.data_to_send() == VECTORS["server refuses"]
 
 
@@ -73,16 +74,18 @@ def test_connect_is_as_written(name):
     if name == "http connect":
         assert client.data_to_send() == VECTORS[name]
     server = ServerConnection(now=0.0)
-    server.receive_data(VECTORS[name], 0.0)
+    server.receive_data(0.0, VECTORS[name])
     assert server.data_to_send() == VECTORS["http connected"]
-    client.receive_data(VECTORS["http connected"], 0.0)
-    (event,) = server.receive_data(client.data_to_send().removeprefix(VECTORS["http connect"]), 0.0)
+    client.receive_data(0.0, VECTORS["http connected"])
+    (event,) = caused(
+        server.receive_data, 0.0, client.data_to_send().removeprefix(VECTORS["http connect"])
+    )
     assert isinstance(event, HandshakeCompleted)
 
 
 def test_a_connect_that_is_refused_is_as_written():
     server = ServerConnection(now=0.0)
-    server.receive_data(b"CONNECT /other HTTP/1.0\r\n\r\n", 0.0)
+    server.receive_data(0.0, b"CONNECT /other HTTP/1.0\r\n\r\n")
     assert server.data_to_send() == VECTORS["http not found"]
 
 
@@ -91,48 +94,48 @@ def test_the_calls_in_msgpack_are_as_written():
     wire.shake_hands()
     client, server = wire.client, wire.server
 
-    client.start_call("Arith.add", (1, 2), now=0.0, deadline=1.5)
+    client.start_call(0.0, "Arith.add", (1, 2), deadline=1.5)
     (request,) = wire.to_server("msgpack request")
-    server.send_response(request.call, 3, 0.0)
+    server.send_response(0.0, request.call, 3)
     (answer,) = wire.to_client("msgpack response")
     assert answer.value == 3
 
-    client.start_call("Arith.add", (), {"a": 1, "b": 2}, now=0.0, metadata={"k": "v"})
+    client.start_call(0.0, "Arith.add", (), {"a": 1, "b": 2}, metadata={"k": "v"})
     (request,) = wire.to_server("msgpack named")
     assert request.call.metadata == {"k": "v"}
     request.call.reply_metadata = {"t": "1"}
-    server.send_response(request.call, None, 0.0)
+    server.send_response(0.0, request.call, None)
     (answer,) = wire.to_client("msgpack null with metadata")
     assert (answer.value, answer.metadata) == (None, {"t": "1"})
 
-    client.start_call("Blob.put", (b"\x00\xff",), now=0.0)
+    client.start_call(0.0, "Blob.put", (b"\x00\xff",))
     (request,) = wire.to_server("msgpack raw request")
-    server.send_response(request.call, b"\x01\x02", 0.0)
+    server.send_response(0.0, request.call, b"\x01\x02")
     (answer,) = wire.to_client("msgpack raw response")
     assert answer.value == b"\x01\x02"
 
-    client.start_call("Log.line", ("hi",), now=0.0, one_way=True)
+    client.start_call(0.0, "Log.line", ("hi",), one_way=True)
     (request,) = wire.to_server("msgpack one way")
-    server.send_response(request.call, "unheard", 0.0)
+    server.send_response(0.0, request.call, "unheard")
     assert server.data_to_send() == b""
 
-    client.start_call("Kv.get", ("x",), now=0.0)
+    client.start_call(0.0, "Kv.get", ("x",))
     (request,) = wire.to_server("msgpack call")
-    server.send_error(request.call, NotFound("no x"), 0.0)
+    server.send_error(0.0, request.call, NotFound("no x"))
     (failure,) = wire.to_client("msgpack error")
     assert isinstance(failure.error, NotFound)
     assert failure.error.maybe_executed
 
-    client.start_call("Nope.x", now=0.0)
+    client.start_call(0.0, "Nope.x")
     (request,) = wire.to_server("msgpack no arguments")
-    server.refuse(request.call, Unimplemented("no such"), 0.0)
+    server.refuse(0.0, request.call, Unimplemented("no such"))
     (failure,) = wire.to_client("msgpack refusal")
     assert isinstance(failure, CallFailed)
     assert not failure.error.maybe_executed
 
-    call = client.start_call("Slow.nap", (9,), now=0.0)
+    call = client.start_call(0.0, "Slow.nap", (9,))
     (request,) = wire.to_server("msgpack slow call")
-    client.cancel(call, 0.0)
+    client.cancel(0.0, call)
     (cancelled,) = wire.to_server("cancel")
     assert cancelled.call is request.call
     server.shutdown(0.0, grace=5.0)
@@ -142,9 +145,9 @@ def test_the_calls_in_msgpack_are_as_written():
 def test_the_calls_in_json_are_as_written():
     wire = Wire("json")
     wire.shake_hands()
-    wire.client.start_call("Arith.add", (1, 2), now=0.0, deadline=1.5)
+    wire.client.start_call(0.0, "Arith.add", (1, 2), deadline=1.5)
     (request,) = wire.to_server("json request")
-    wire.server.send_response(request.call, 3, 0.0)
+    wire.server.send_response(0.0, request.call, 3)
     (answer,) = wire.to_client("json response")
     assert isinstance(answer, CallCompleted)
     assert answer.value == 3
@@ -170,14 +173,14 @@ def test_ping_and_pong_are_as_written():
 def test_violations_are_answered_as_written(sent, goaway):
     wire = Wire("msgpack")
     wire.shake_hands()
-    wire.server.receive_data(VECTORS[sent], 0.0)
+    wire.server.receive_data(0.0, VECTORS[sent])
     wire.server.receive_eof(0.0)
     assert wire.server.data_to_send().hex() == VECTORS[goaway].hex()
-    wire.client.start_call("Kv.get", ("x",), now=0.0)
-    wire.client.start_call("Kv.get", ("x",), now=0.0)
+    wire.client.start_call(0.0, "Kv.get", ("x",))
+    wire.client.start_call(0.0, "Kv.get", ("x",))
     if sent == "calls and a violation":
         assert VECTORS[sent].startswith(wire.client.data_to_send())
-    wire.client.receive_data(VECTORS[goaway], 0.0)
+    wire.client.receive_data(0.0, VECTORS[goaway])
     wire.client.receive_eof(0.0)
     assert wire.client.calls_in_flight == 0
 

@@ -26,7 +26,7 @@ async def main() -> None:
 
     async def serve() -> None:
         async for data in far:
-            server.receive_data(data, trio.current_time())
+            server.receive_data(trio.current_time(), data)
             if server.calls_in_flight:
                 started.set()
             await far.send_all(server.data_to_send())

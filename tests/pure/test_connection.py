@@ -16,6 +16,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
+from support.driving import caused
 from support.memory import Pair, termination
 from support.wire import (
     CODECS,
@@ -38,7 +39,7 @@ ENDS = pytest.mark.parametrize("make", [open_client, open_server], ids=["client"
 @ENDS
 def test_data_to_send_is_given_once(make: Any) -> None:
     end = make()
-    end.receive_data(frame(5, 1), START)
+    end.receive_data(START, frame(5, 1))
     assert end.outbound == 16
     assert len(end.data_to_send()) == 16
     assert end.outbound == 0
@@ -50,7 +51,7 @@ def test_large_buffers_stay_apart_and_small_ones_are_joined() -> None:
     client = open_client()
     large = bytes(70_000)
     for body in (b"a", large, b"b"):
-        client.start_call("S.m", (body,), now=START)
+        client.start_call(START, "S.m", (body,))
     buffers = []
     while client.outbound:
         buffers.append(client.next_buffer())
@@ -62,19 +63,21 @@ def test_large_buffers_stay_apart_and_small_ones_are_joined() -> None:
 def test_missing_tells_how_much_of_a_frame_is_to_come(make: Any) -> None:
     end = make()
     assert end.missing == 0
-    end.receive_data(frame(0x80, 0, b"", bytes(1000))[:100], START)
+    end.receive_data(START, frame(0x80, 0, b"", bytes(1000))[:100])
     assert end.missing == 916
     assert ClientConnection(now=START).missing == 0
 
 
-def test_events_of_a_command_come_with_the_next_input_which_is_due_at_once() -> None:
+def test_what_a_command_causes_is_told_at_once() -> None:
     pair = Pair().open()
     _, served = pair.request("S.m")
     pair.shut_server(60.0)
-    pair.server.send_response(served, 1, pair.now)
+    version = pair.server.version
+    pair.server.send_response(pair.now, served, 1)
     assert pair.server.state is State.CLOSING
-    assert pair.server.next_timeout() <= pair.now
-    assert termination(pair.server.handle_timeout(pair.now)) is None
+    assert pair.server.version > version
+    assert termination(pair.server.events()) is None
+    assert pair.server.events() == []
 
 
 @pytest.mark.parametrize(
@@ -86,15 +89,15 @@ def test_goaway_that_does_not_say_code_and_message_is_a_violation(
     make: Any, body: Any, codec: str
 ) -> None:
     end = make(codec=codec)
-    events = end.receive_data(frame(GOAWAY, 0, b"", Wire(codec).encode(body)), START)
+    events = caused(end.receive_data, START, frame(GOAWAY, 0, b"", Wire(codec).encode(body)))
     assert isinstance(termination(events), RemoteProtocolError)
 
 
 @pytest.mark.parametrize("body", [[1, "m", None], ["c", 1, None], ["c", "m"], [], 5, None])
 def test_error_that_does_not_say_code_and_message_is_data_loss(body: Any) -> None:
     client = open_client()
-    call = client.start_call("S.m", now=START)
-    [event] = client.receive_data(frame(ERROR, call.id, b"", Wire().encode(body)), START)
+    call = client.start_call(START, "S.m")
+    [event] = caused(client.receive_data, START, frame(ERROR, call.id, b"", Wire().encode(body)))
     assert isinstance(event, CallFailed)
     assert type(event.error) is DataLoss
 
@@ -111,15 +114,15 @@ def test_codec_that_raises_whatever_it_likes_lets_nothing_escape() -> None:
 
     odd = Codec("odd", encode, fail)
     server = ServerConnection(ServerConfig(codecs=(odd,)), now=START)
-    server.receive_data(line(options(codec="odd")), START)
-    events = server.receive_data(frame(1, 1, b"['S.m']"), START)
+    server.receive_data(START, line(options(codec="odd")))
+    events = caused(server.receive_data, START, frame(1, 1, b"['S.m']"))
     assert isinstance(termination(events), RemoteProtocolError)
 
 
 @ENDS
 def test_pong_that_nobody_asked_for_changes_nothing(make: Any) -> None:
     end = make()
-    assert end.receive_data(frame(PONG, 99), START) == []
+    assert caused(end.receive_data, START, frame(PONG, 99)) == []
     assert end.ignored == 0
 
 
@@ -128,8 +131,8 @@ def test_ends_compare_no_clocks_with_each_other(seconds: float) -> None:
     # Each end has a clock of its own: what travels is how long, never when.
     client = open_client(ClientConfig(ping_interval=None))
     server = open_server(ServerConfig(ping_interval=None), now=START + seconds)
-    client.start_call("S.m", now=START, deadline=START + 2.0)
-    [event] = server.receive_data(client.data_to_send(), START + seconds)
+    client.start_call(START, "S.m", deadline=START + 2.0)
+    [event] = caused(server.receive_data, START + seconds, client.data_to_send())
     assert event.call.deadline == START + seconds + 2.0
 
 
@@ -138,7 +141,7 @@ def test_next_timeout_is_later_after_every_wake_up_of_a_busy_pair() -> None:
         ClientConfig(ping_interval=1.0), ServerConfig(ping_interval=1.5, idle_timeout=40.0)
     ).open()
     pair.on_server_event = lambda event: (
-        pair.server.conclude(event.call, pair.now) if isinstance(event, CallCancelled) else None
+        pair.server.conclude(pair.now, event.call) if isinstance(event, CallCancelled) else None
     )
     calls = [pair.call("S.m", timeout=0.25 * (number + 1)) for number in range(50)]
     steps = 0

@@ -122,7 +122,8 @@ def test_cancelled_call_raises_its_reason_where_the_handler_asks() -> None:
     call = pair.call("Seen.wait")
     running = host.running[0]
     running.raise_if_cancelled()
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     pair.pump()
     assert running.cancelled
     with pytest.raises(Cancelled):
@@ -234,7 +235,7 @@ def test_deadline_passes_down_a_chain_of_calls() -> None:
     class Front:
         def ask(self) -> float:
             deadline, _ = inherit(None, 60.0, second.now, None)
-            call = second.client.start_call("Seen.all", now=second.now, deadline=deadline)
+            call = second.client.start_call(second.now, "Seen.all", deadline=deadline)
             second.pump()
             return second.outcome(call)[2]
 

@@ -28,6 +28,7 @@ from rpc_proto.frames import Flag
 from rpc_proto.headers import HeaderError, Headers
 from rpc_proto.services import Method
 from rpc_proto.typed import decoder
+from support.driving import caused
 from support.memory import Host, Pair, only
 from support.wire import ERROR, GOAWAY, START, Wire, frame, open_client
 
@@ -280,8 +281,8 @@ def test_arguments_over_the_limits_cost_the_call_only(codec: Codec) -> None:
 def test_a_result_over_the_limits_costs_the_call_only() -> None:
     client = open_client(ClientConfig(max_encoded=100_000, max_decoded=2**20))
     for value in ("x" * 100_000, [[]] * 10_000):
-        call = client.start_call("S.m", now=START)
-        events = client.receive_data(Wire().response(call.id, value), START)
+        call = client.start_call(START, "S.m")
+        events = caused(client.receive_data, START, Wire().response(call.id, value))
         error = only(events, CallFailed).error
         assert type(error) is ResourceExhausted
         assert "the limit is" in error.message
@@ -291,9 +292,11 @@ def test_a_result_over_the_limits_costs_the_call_only() -> None:
 @pytest.mark.fault(93)
 def test_details_with_keys_whose_hashes_the_server_chose_are_refused() -> None:
     client = open_client()
-    call = client.start_call("S.m", now=START)
+    call = client.start_call(START, "S.m")
     body = b"\x93\xa1c\xa1m" + flood(1000)
-    error = only(client.receive_data(frame(ERROR, call.id, b"", body), START), CallFailed).error
+    error = only(
+        caused(client.receive_data, START, frame(ERROR, call.id, b"", body)), CallFailed
+    ).error
     assert error.code == "data_loss"
     assert "malformed" in error.message
 
@@ -301,16 +304,18 @@ def test_details_with_keys_whose_hashes_the_server_chose_are_refused() -> None:
 @pytest.mark.fault(103)
 def test_the_texts_of_a_peer_are_cut_when_they_arrive() -> None:
     client = open_client()
-    call = client.start_call("S.m", now=START)
-    events = client.receive_data(Wire().error(call.id, "c" * 9000, "m" * 100_000), START)
+    call = client.start_call(START, "S.m")
+    events = caused(client.receive_data, START, Wire().error(call.id, "c" * 9000, "m" * 100_000))
     error: CallError = only(events, CallFailed).error
     assert (error.code, error.message) == ("c" * 64, "m" * 1024)
-    goaway = only(client.receive_data(Wire().goaway(1, "x", "m" * 8000), START), GoAwayReceived)
+    goaway = only(
+        caused(client.receive_data, START, Wire().goaway(1, "x", "m" * 8000)), GoAwayReceived
+    )
     assert goaway.message == "m" * 1024
 
 
 @pytest.mark.fault(93, 103)
 def test_a_goaway_over_8_kib_is_not_decoded() -> None:
     client = open_client()
-    client.receive_data(frame(GOAWAY, 0, b"", b"\x92\xa1a" + flood(1000)), START)
+    client.receive_data(START, frame(GOAWAY, 0, b"", b"\x92\xa1a" + flood(1000)))
     assert client.state is State.CLOSING

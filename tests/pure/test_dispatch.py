@@ -205,7 +205,8 @@ def test_queued_call_that_is_cancelled_leaves_without_being_run() -> None:
     pair, host = hosted(slow=SLOW, max_concurrency=1)
     pair.call("Arith.add", 1, 2)
     queued = pair.call("Arith.add", 3, 4)
-    pair.report(pair.client, pair.client.cancel(queued, pair.now))
+    pair.client.cancel(pair.now, queued)
+    pair.report(pair.client)
     pair.pump()
     assert host.dispatcher.queued == 0
     assert host.stopped == []
@@ -217,7 +218,8 @@ def test_running_call_that_is_cancelled_is_to_be_stopped_and_holds_its_place() -
     pair, host = hosted(slow=SLOW, max_concurrency=1)
     call = pair.call("Arith.add", 1, 2)
     [running] = host.running
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     pair.pump()
     assert host.stopped == [running]
     assert running.cancelled
@@ -232,7 +234,8 @@ def test_running_call_is_counted_though_a_callback_of_its_cancellation_raises() 
     call = pair.call("Arith.add", 1, 2)
     [running] = host.running
     running.on_cancel(lambda: 1 / 0)
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     with pytest.raises(ZeroDivisionError):
         pair.pump()
     assert host.dispatcher.snapshot(pair.now)["calls"]["in_flight"] == 1
@@ -254,8 +257,9 @@ def test_calls_of_a_connection_that_is_lost_are_stopped_and_taken_from_the_queue
 
 def test_call_that_ended_by_the_bytes_that_brought_it_is_not_run() -> None:
     pair, host = hosted()
-    call = pair.client.start_call("Arith.add", (1, 2), now=pair.now)
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    call = pair.client.start_call(pair.now, "Arith.add", (1, 2))
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     pair.pump()
     assert host.ran == []
     assert pair.server.calls_in_flight == 0

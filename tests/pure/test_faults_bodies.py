@@ -16,6 +16,7 @@ from rpc_proto import (
     State,
     Unknown,
 )
+from support.driving import caused
 from support.memory import Host, Pair, only
 from support.wire import (
     CODECS,
@@ -139,7 +140,7 @@ def test_bad_arguments_cost_the_call_and_the_next_one_decodes_well(codec: str, b
     pair = Pair(codec=codec).open()
     thing = Thing()
     Host(pair, thing)
-    bad = pair.client.start_call("Thing.take", now=pair.now)
+    bad = pair.client.start_call(pair.now, "Thing.take")
     pair.client.data_to_send()
     pair.up.data += Wire(codec).request(bad.id, "Thing.take", body=body)
     pair.pump()
@@ -158,9 +159,9 @@ def test_bad_result_costs_the_call_and_the_next_one_decodes_well(
     if body in (b"\x01", b'{"value":1}'):
         body += b"\x01"  # a value by itself is no fault in a result
     client = open_client(codec=codec)
-    bad, good = (client.start_call("Thing.take", returns=returns, now=START) for _ in range(2))
+    bad, good = (client.start_call(START, "Thing.take", returns=returns) for _ in range(2))
     data = frame(RESPONSE, bad.id, body=body) + Wire(codec).error(good.id, "aborted", "next")
-    first, second = client.receive_data(data, START)
+    first, second = caused(client.receive_data, START, data)
     assert isinstance(first, CallFailed)
     assert type(first.error) is DataLoss
     assert second.error.message == "next"
@@ -170,8 +171,8 @@ def test_bad_result_costs_the_call_and_the_next_one_decodes_well(
 @pytest.mark.parametrize(("codec", "body"), CASES)
 def test_bad_error_is_reported_as_data_loss(codec: str, body: bytes) -> None:
     client = open_client(codec=codec)
-    call = client.start_call("Thing.take", now=START)
-    event = only(client.receive_data(frame(ERROR, call.id, body=body), START), CallFailed)
+    call = client.start_call(START, "Thing.take")
+    event = only(caused(client.receive_data, START, frame(ERROR, call.id, body=body)), CallFailed)
     assert type(event.error) is DataLoss
     assert client.state is State.OPEN
 
@@ -179,7 +180,7 @@ def test_bad_error_is_reported_as_data_loss(codec: str, body: bytes) -> None:
 @pytest.mark.parametrize(("codec", "body"), CASES)
 def test_bad_goaway_is_a_violation(codec: str, body: bytes) -> None:
     client = open_client(codec=codec)
-    client.receive_data(frame(GOAWAY, 0, body=body), START)
+    client.receive_data(START, frame(GOAWAY, 0, body=body))
     assert client.state is State.CLOSING
 
 
@@ -189,7 +190,7 @@ def test_nesting_around_the_limit_of_the_decoder_lets_nothing_escape(codec: str)
     pair = Pair(codec=codec).open()
     Host(pair, Thing())
     for depth in range(900, 1020):
-        bad = pair.client.start_call("Thing.take", now=pair.now)
+        bad = pair.client.start_call(pair.now, "Thing.take")
         pair.client.data_to_send()
         pair.up.data += Wire(codec).request(bad.id, "Thing.take", body=bomb(codec, depth))
         pair.pump()
@@ -227,7 +228,8 @@ def test_declared_lengths_allocate_no_more_than_the_frame_holds(body: bytes) -> 
     pair.server.data_to_send()
     tracemalloc.start()
     try:
-        pair.report(pair.server, pair.server.receive_data(data, pair.now))
+        pair.server.receive_data(pair.now, data)
+        pair.report(pair.server)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -251,7 +253,7 @@ def test_declared_lengths_allocate_no_more_than_the_frame_holds(body: bytes) -> 
 def test_map_key_that_is_no_string_costs_the_call(method: str, flags: int, body: bytes) -> None:
     pair = Pair().open()
     Host(pair, Thing())
-    bad = pair.client.start_call(method, now=pair.now)
+    bad = pair.client.start_call(pair.now, method)
     pair.client.data_to_send()
     pair.up.data += Wire().request(bad.id, method, body=body, flags=flags)
     pair.pump()
@@ -265,7 +267,7 @@ def test_decoder_is_fresh_after_each_error(codec: str) -> None:
     pair = Pair(codec=codec).open()
     Host(pair, Thing())
     for _, body in [case for case in BAD_BODIES.values() if case[0] == codec]:
-        bad = pair.client.start_call("Thing.table", now=pair.now)
+        bad = pair.client.start_call(pair.now, "Thing.table")
         pair.client.data_to_send()
         good = Wire(codec).request(bad.id + 1, "Thing.table", [{"a": 1, "b": 2}])
         pair.up.data += Wire(codec).request(bad.id, "Thing.table", body=body) + good
@@ -358,8 +360,8 @@ def test_error_whose_details_cannot_travel_arrives_without_them(details: Any, co
 def test_error_with_the_longest_text_fits_into_the_smallest_body(codec: str) -> None:
     pair = Pair(ClientConfig(codec=codec, max_body=8 * KIB)).open()
     call, served = pair.request("Thing.take", 1)
-    pair.server.send_error(served, Unknown("\0" * 5000), pair.now)
+    pair.server.send_error(pair.now, served, Unknown("\0" * 5000))
     [sent] = frames_in(pair.server.data_to_send())
     assert len(sent.body) <= 8 * KIB
-    [event] = pair.client.receive_data(frame(ERROR, call.id, body=sent.body), pair.now)
+    [event] = caused(pair.client.receive_data, pair.now, frame(ERROR, call.id, body=sent.body))
     assert event.error.message == "\0" * 1024

@@ -15,6 +15,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.frames import FrameReader
+from support.driving import caused
 from support.memory import Pair, only, outcome, termination
 from support.wire import (
     CODECS,
@@ -65,15 +66,17 @@ def test_largest_length_ends_the_connection_at_the_prefix_without_an_allocation(
     server = open_server()
     events: list = []
     data = prefix(REQUEST, call_id=1, **sizes)
-    assert peak_of(lambda: events.extend(server.receive_data(data, START))) < 64 * KIB
+    assert peak_of(lambda: events.extend(caused(server.receive_data, START, data))) < 64 * KIB
     violation(events)
 
 
 @pytest.mark.fault(10)
 def test_largest_length_from_a_server_ends_the_connection_at_the_prefix() -> None:
     client = open_client()
-    call = client.start_call("Arith.add", now=START)
-    events = client.receive_data(prefix(RESPONSE, body_size=2**32 - 1, call_id=call.id), START)
+    call = client.start_call(START, "Arith.add")
+    events = caused(
+        client.receive_data, START, prefix(RESPONSE, body_size=2**32 - 1, call_id=call.id)
+    )
     violation(events)
 
 
@@ -81,7 +84,7 @@ def test_largest_length_from_a_server_ends_the_connection_at_the_prefix() -> Non
 def test_announced_body_costs_only_what_has_arrived() -> None:
     server = open_server(ServerConfig(max_body=2**32 - 1))
     data = prefix(REQUEST, body_size=2**32 - 1, call_id=1) + bytes(KIB)
-    assert peak_of(lambda: server.receive_data(data, START)) < 64 * KIB
+    assert peak_of(lambda: caused(server.receive_data, START, data)) < 64 * KIB
     assert server.state is State.OPEN
     assert server.missing == 2**32 - 1 - KIB
 
@@ -91,7 +94,7 @@ def test_announced_body_costs_only_what_has_arrived() -> None:
 def test_body_of_exactly_the_limit_is_accepted(codec: str) -> None:
     server = open_server(ServerConfig(max_body=8 * KIB), codec)
     data = Wire(codec).request(1, body=bytes(8 * KIB), flags=RAW)
-    assert len(only(server.receive_data(data, START), RequestReceived).call.body) == 8 * KIB
+    assert len(only(caused(server.receive_data, START, data), RequestReceived).call.body) == 8 * KIB
 
 
 @pytest.mark.fault(11)
@@ -99,30 +102,32 @@ def test_body_of_exactly_the_limit_is_accepted(codec: str) -> None:
 def test_body_one_byte_over_the_limit_ends_the_connection(codec: str) -> None:
     server = open_server(ServerConfig(max_body=8 * KIB), codec)
     data = Wire(codec).request(1, body=bytes(8 * KIB + 1), flags=RAW)
-    error = violation(server.receive_data(data[:16], START))
+    error = violation(caused(server.receive_data, START, data[:16]))
     assert "8193" in str(error)
 
 
 @pytest.mark.fault(11)
 def test_limits_of_the_client_bound_answers_in_the_same_way() -> None:
     client = open_client(ClientConfig(max_body=8 * KIB))
-    exact, over = (client.start_call("Arith.add", now=START) for _ in range(2))
+    exact, over = (client.start_call(START, "Arith.add") for _ in range(2))
     body = bytes(8 * KIB)
-    [event] = client.receive_data(frame(RESPONSE, exact.id, body=body, flags=RAW), START)
+    [event] = caused(client.receive_data, START, frame(RESPONSE, exact.id, body=body, flags=RAW))
     assert event.value == body
-    violation(client.receive_data(frame(RESPONSE, over.id, body=body + b"x", flags=RAW), START))
+    violation(
+        caused(client.receive_data, START, frame(RESPONSE, over.id, body=body + b"x", flags=RAW))
+    )
 
 
 @pytest.mark.fault(12)
 def test_request_without_header_is_a_violation() -> None:
-    violation(open_server().receive_data(frame(REQUEST, 1), START))
+    violation(caused(open_server().receive_data, START, frame(REQUEST, 1)))
 
 
 @pytest.mark.fault(12)
 @pytest.mark.parametrize("codec", CODECS)
 def test_request_without_body_has_no_arguments(codec: str) -> None:
     server = open_server(codec=codec)
-    call = only(server.receive_data(Wire(codec).request(1), START), RequestReceived).call
+    call = only(caused(server.receive_data, START, Wire(codec).request(1)), RequestReceived).call
     assert call.body == b""
 
 
@@ -130,22 +135,25 @@ def test_request_without_body_has_no_arguments(codec: str) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_response_without_body_is_none(codec: str) -> None:
     client = open_client(codec=codec)
-    call = client.start_call("Arith.add", now=START)
-    assert only(client.receive_data(frame(RESPONSE, call.id), START), CallCompleted).value is None
+    call = client.start_call(START, "Arith.add")
+    assert (
+        only(caused(client.receive_data, START, frame(RESPONSE, call.id)), CallCompleted).value
+        is None
+    )
 
 
 @pytest.mark.fault(12)
 def test_raw_request_without_body_is_one_empty_argument() -> None:
     server = open_server()
     data = Wire().request(1, body=b"", flags=RAW)
-    call = only(server.receive_data(data, START), RequestReceived).call
+    call = only(caused(server.receive_data, START, data), RequestReceived).call
     assert (call.flags, call.body) == (RAW, b"")
 
 
 @pytest.mark.fault(12)
 def test_frames_of_zero_lengths_each_consume_their_prefix() -> None:
     server = open_server()
-    assert server.receive_data(frame(PONG) * 1000, START) == []
+    assert caused(server.receive_data, START, frame(PONG) * 1000) == []
     assert server.state is State.OPEN
     assert server.missing == 0
 
@@ -156,15 +164,17 @@ def test_empty_reads_change_nothing() -> None:
     data = Wire().request(1, args=[1, 2])
     events = []
     for byte in data:
-        events += server.receive_data(b"", START)
-        events += server.receive_data(bytes([byte]), START)
+        events += caused(server.receive_data, START, b"")
+        events += caused(server.receive_data, START, bytes([byte]))
     only(events, RequestReceived)
 
 
 @pytest.mark.fault(13)
 def test_header_longer_than_its_cap_ends_the_connection_at_the_prefix() -> None:
     server = open_server(ServerConfig(max_header=256))
-    error = violation(server.receive_data(prefix(REQUEST, header_size=257, call_id=1), START))
+    error = violation(
+        caused(server.receive_data, START, prefix(REQUEST, header_size=257, call_id=1))
+    )
     assert "257" in str(error)
 
 
@@ -175,7 +185,7 @@ def test_header_of_exactly_its_cap_is_accepted() -> None:
     data = wire.request(1, "S.m", metadata={"k": "x" * size})
     assert Frame(*FrameReader(256, 0).feed(data)[0]).header
     server = open_server(ServerConfig(max_header=256))
-    only(server.receive_data(data, START), RequestReceived)
+    only(caused(server.receive_data, START, data), RequestReceived)
 
 
 @pytest.mark.fault(14)
@@ -183,7 +193,7 @@ def test_header_of_exactly_its_cap_is_accepted() -> None:
 @pytest.mark.parametrize("end", ["server", "client"])
 def test_unknown_frame_type_is_a_violation(kind: int, end: str) -> None:
     connection = open_server() if end == "server" else open_client()
-    violation(connection.receive_data(prefix(kind), START))
+    violation(caused(connection.receive_data, START, prefix(kind)))
 
 
 @pytest.mark.fault(14)
@@ -194,7 +204,7 @@ def test_frame_type_of_the_ignorable_range_is_ignored_whole_and_counted(
 ) -> None:
     connection = open_server() if end == "server" else open_client()
     data = frame(kind, 7, b"header", b"body", flags=0xFF)
-    assert connection.receive_data(data + frame(PING, 3), START) == []
+    assert caused(connection.receive_data, START, data + frame(PING, 3)) == []
     assert connection.ignored == 1
     assert frames_in(connection.data_to_send()) == [Frame(PONG, 0, 3, b"", b"")]
 
@@ -217,7 +227,7 @@ def test_frame_type_of_the_ignorable_range_is_ignored_whole_and_counted(
 @pytest.mark.parametrize("end", ["server", "client"])
 def test_flag_or_part_that_a_frame_type_does_not_have_is_a_violation(data: bytes, end: str) -> None:
     connection = open_server() if end == "server" else open_client()
-    violation(connection.receive_data(data, START))
+    violation(caused(connection.receive_data, START, data))
 
 
 @pytest.mark.fault(15)
@@ -226,8 +236,8 @@ def test_end_inside_a_frame_is_a_violation_and_delivers_nothing_partial(codec: s
     data = Wire(codec).request(1, args=[1, 2])
     for cut in range(1, len(data)):
         server = open_server(codec=codec)
-        assert server.receive_data(data[:cut], START) == []
-        events = server.receive_eof(START)
+        assert caused(server.receive_data, START, data[:cut]) == []
+        events = caused(server.receive_eof, START)
         violation(events)
         assert len(events) == 1
         [goaway] = frames_in(server.data_to_send())
@@ -239,8 +249,8 @@ def test_end_inside_a_frame_is_a_violation_and_delivers_nothing_partial(codec: s
 def test_end_inside_a_frame_comes_behind_the_events_before_it() -> None:
     server = open_server()
     wire = Wire()
-    events = server.receive_data(wire.request(1) + wire.request(2)[:20], START)
-    events += server.receive_eof(START)
+    events = caused(server.receive_data, START, wire.request(1) + wire.request(2)[:20])
+    events += caused(server.receive_eof, START)
     assert [type(event) for event in events[:2]] == [RequestReceived, CallCancelled]
     violation(events)
 
@@ -248,9 +258,9 @@ def test_end_inside_a_frame_comes_behind_the_events_before_it() -> None:
 @pytest.mark.fault(15)
 def test_reset_inside_an_answer_fails_the_call_as_maybe_executed() -> None:
     client = open_client()
-    call = client.start_call("Arith.add", now=START)
-    client.receive_data(Wire().response(call.id, "x" * 100)[:50], START)
-    events = client.connection_lost(START, "reset by peer")
+    call = client.start_call(START, "Arith.add")
+    client.receive_data(START, Wire().response(call.id, "x" * 100)[:50])
+    events = caused(client.connection_lost, START, "reset by peer")
     error = outcome(events)
     assert (error.code, error.maybe_executed) == ("unavailable", True)
     assert "inside a frame" in str(termination(events))
@@ -260,11 +270,11 @@ def test_reset_inside_an_answer_fails_the_call_as_maybe_executed() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_mebibyte_a_byte_at_a_time_gives_the_same_event(codec: str) -> None:
     data = Wire(codec).request(1, body=bytes(range(256)) * (4 * KIB), flags=RAW, timeout=5000)
-    whole = only(open_server(codec=codec).receive_data(data, START), RequestReceived).call
+    whole = only(caused(open_server(codec=codec).receive_data, START, data), RequestReceived).call
     server = open_server(codec=codec)
     events = []
     for start in range(len(data)):
-        events += server.receive_data(data[start : start + 1], START)
+        events += caused(server.receive_data, START, data[start : start + 1])
     bitwise = only(events, RequestReceived).call
     assert (bitwise.method, bitwise.deadline, bitwise.body) == (
         whole.method,
@@ -303,24 +313,24 @@ def test_memory_while_a_body_trickles_in_is_its_own_size() -> None:
 def test_endless_body_is_capped_as_a_whole() -> None:
     # The only message of several pieces is a frame whose length was checked at its prefix.
     server = open_server(ServerConfig(max_body=64 * KIB))
-    server.receive_data(prefix(REQUEST, RAW, 0, 64 * KIB, 1), START)
+    server.receive_data(START, prefix(REQUEST, RAW, 0, 64 * KIB, 1))
     for _ in range(63):
-        assert server.receive_data(bytes(KIB), START) == []
+        assert caused(server.receive_data, START, bytes(KIB)) == []
     assert server.missing == KIB
     # What comes behind the announced length is another frame, here one of an unknown type.
-    violation(server.receive_data(bytes(2 * KIB), START))
+    violation(caused(server.receive_data, START, bytes(2 * KIB)))
 
 
 @pytest.mark.fault(17)
 @pytest.mark.parametrize("kind", [0x08, 0x09])
 def test_frame_types_reserved_for_streams_are_violations_until_they_exist(kind: int) -> None:
-    violation(open_server().receive_data(prefix(kind, call_id=1), START))
+    violation(caused(open_server().receive_data, START, prefix(kind, call_id=1)))
 
 
 @pytest.mark.fault(18)
 def test_flood_of_tiny_frames_leaves_a_bounded_answer() -> None:
     server = open_server(ServerConfig(high_water=64 * KIB, ping_interval=None))
-    server.receive_data(frame(PING) * 100_000, START)
+    server.receive_data(START, frame(PING) * 100_000)
     # Those over the high-water mark are not answered: the peer would have to read first.
     assert len(server.data_to_send()) <= 64 * KIB + 16
     assert server.ignored == 100_000 - 64 * KIB // 16
@@ -330,14 +340,14 @@ def test_flood_of_tiny_frames_leaves_a_bounded_answer() -> None:
 def test_flood_of_tiny_requests_leaves_a_bounded_table() -> None:
     server = open_server(ServerConfig(max_calls=16, refusals=10_000))
     data = b"".join(Wire().request(number, "S.m") for number in range(1, 5001))
-    server.receive_data(data, START)
+    server.receive_data(START, data)
     assert server.calls_in_flight == 16
 
 
 @pytest.mark.fault(18)
 def test_connections_share_no_state_so_a_flood_on_one_leaves_another_alone() -> None:
     flooded, other = Pair().open(), Pair().open()
-    flooded.server.receive_data(frame(PONG) * 100_000, flooded.now)
+    flooded.server.receive_data(flooded.now, frame(PONG) * 100_000)
     call, served = other.request("Arith.add", 1, 2)
     other.respond(served, 3)
     assert other.outcome(call) == 3

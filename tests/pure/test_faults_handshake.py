@@ -18,6 +18,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.handshake import MAX_LINE, _unique
+from support.driving import caused
 from support.memory import Pair, only, outcome, termination
 from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
 
@@ -81,7 +82,7 @@ BAD_LINES = {
 def refused(data: bytes, config: ServerConfig | None = None) -> tuple[HandshakeError, dict]:
     """What a server reports, and the line that it sends, when a client's first bytes are bad."""
     server = ServerConnection(config, now=START)
-    error = termination(server.receive_data(data, START))
+    error = termination(caused(server.receive_data, START, data))
     assert isinstance(error, HandshakeError)
     assert server.state is State.CLOSING
     return error, server_line(server.data_to_send())
@@ -90,7 +91,7 @@ def refused(data: bytes, config: ServerConfig | None = None) -> tuple[HandshakeE
 @pytest.mark.fault(1)
 def test_end_at_once_is_a_quiet_end_of_the_server() -> None:
     server = ServerConnection(now=START)
-    assert termination(server.receive_eof(START)) is None
+    assert termination(caused(server.receive_eof, START)) is None
     assert server.state is State.CLOSED
     assert server.data_to_send() == b""
 
@@ -98,16 +99,16 @@ def test_end_at_once_is_a_quiet_end_of_the_server() -> None:
 @pytest.mark.fault(1)
 def test_end_at_once_fails_the_calls_of_the_client_as_safe_to_retry() -> None:
     client = ClientConnection(now=START)
-    client.start_call("Arith.add", (1, 2), now=START)
-    error = outcome(client.receive_eof(START))
+    client.start_call(START, "Arith.add", (1, 2))
+    error = outcome(caused(client.receive_eof, START))
     assert (error.code, error.maybe_executed) == ("unavailable", False)
 
 
 @pytest.mark.fault(1)
 def test_end_inside_the_option_line_is_a_handshake_error() -> None:
     server = ServerConnection(now=START)
-    server.receive_data(b'{"magic"', START)
-    assert isinstance(termination(server.receive_eof(START)), HandshakeError)
+    server.receive_data(START, b'{"magic"')
+    assert isinstance(termination(caused(server.receive_eof, START)), HandshakeError)
     assert server.state is State.CLOSED
 
 
@@ -124,8 +125,8 @@ def test_garbage_is_refused_with_one_line_at_its_first_byte(data: bytes) -> None
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_from_a_server_fails_the_handshake_of_the_client(data: bytes) -> None:
     client = ClientConnection(now=START)
-    client.start_call("Arith.add", (1, 2), now=START)
-    events = client.receive_data(data, START)
+    client.start_call(START, "Arith.add", (1, 2))
+    events = caused(client.receive_data, START, data)
     assert isinstance(termination(events), HandshakeError)
     assert only(events, CallFailed).error.maybe_executed is False
 
@@ -136,7 +137,7 @@ def test_error_of_a_refused_handshake_does_not_keep_its_connection(data: bytes) 
     gc.disable()
     try:
         server = ServerConnection(now=START)
-        error = termination(server.receive_data(data, START))
+        error = termination(caused(server.receive_data, START, data))
         before = sum(type(what) is ServerConnection for what in gc.get_objects())
         del server
         assert sum(type(what) is ServerConnection for what in gc.get_objects()) == before - 1
@@ -154,9 +155,9 @@ def test_the_refusal_of_a_tls_hello_says_so() -> None:
 @pytest.mark.fault(2)
 def test_nothing_that_follows_garbage_is_parsed() -> None:
     server = ServerConnection(now=START)
-    server.receive_data(b"garbage", START)
+    server.receive_data(START, b"garbage")
     server.data_to_send()
-    assert server.receive_data(line(options()) + Wire().request(1), START) == []
+    assert caused(server.receive_data, START, line(options()) + Wire().request(1)) == []
     assert server.data_to_send() == b""
 
 
@@ -180,7 +181,7 @@ def test_version_that_is_no_whole_number_is_malformed(version: object) -> None:
 @pytest.mark.parametrize("version", [2, True, 1.0, "1", None])
 def test_client_refuses_an_answer_in_another_version(version: object) -> None:
     client = ClientConnection(now=START)
-    error = termination(client.receive_data(line(answer(version=version)), START))
+    error = termination(caused(client.receive_data, START, line(answer(version=version))))
     assert isinstance(error, HandshakeError)
 
 
@@ -201,7 +202,7 @@ def test_built_in_codec_that_the_server_does_not_list_is_refused() -> None:
 @pytest.mark.fault(4)
 def test_client_refuses_an_answer_in_another_codec() -> None:
     client = ClientConnection(ClientConfig(codec="json"), now=START)
-    error = termination(client.receive_data(line(answer(codec="msgpack")), START))
+    error = termination(caused(client.receive_data, START, line(answer(codec="msgpack"))))
     assert isinstance(error, HandshakeError)
 
 
@@ -212,7 +213,7 @@ def test_option_line_of_exactly_the_limit_is_accepted() -> None:
     data = line(fields)
     assert len(data) == MAX_LINE
     server = ServerConnection(now=START)
-    only(server.receive_data(data, START), HandshakeCompleted)
+    only(caused(server.receive_data, START, data), HandshakeCompleted)
 
 
 @pytest.mark.fault(5)
@@ -257,7 +258,7 @@ def test_malformed_option_line_is_refused(data: bytes) -> None:
 )
 def test_malformed_answer_fails_the_handshake_of_the_client(data: bytes) -> None:
     client = ClientConnection(now=START)
-    error = termination(client.receive_data(data, START))
+    error = termination(caused(client.receive_data, START, data))
     assert isinstance(error, HandshakeError)
     assert error.code == "invalid_argument"
 
@@ -266,7 +267,7 @@ def test_malformed_answer_fails_the_handshake_of_the_client(data: bytes) -> None
 @pytest.mark.parametrize("ping", [0, 1, 500, 999, -1, 2**40 + 1, True, 1000.0])
 def test_ping_interval_in_force_under_a_second_is_malformed(ping: object) -> None:
     client = ClientConnection(now=START)
-    error = termination(client.receive_data(line(answer(timeouts={"ping": ping})), START))
+    error = termination(caused(client.receive_data, START, line(answer(timeouts={"ping": ping}))))
     assert isinstance(error, HandshakeError)
     assert error.code == "invalid_argument"
     assert "timeouts.ping" in error.message
@@ -277,7 +278,8 @@ def test_ping_interval_in_force_under_a_second_is_malformed(ping: object) -> Non
 def test_ping_interval_in_force_may_be_none_or_from_a_second_on(ping: int | None) -> None:
     client = ClientConnection(now=START)
     agreed = only(
-        client.receive_data(line(answer(timeouts={"ping": ping})), START), HandshakeCompleted
+        caused(client.receive_data, START, line(answer(timeouts={"ping": ping}))),
+        HandshakeCompleted,
     ).agreed
     assert agreed.ping == ping
 
@@ -309,11 +311,11 @@ def test_one_byte_a_second_does_not_put_the_handshake_deadline_off(end: type) ->
     while connection.state is State.HANDSHAKE:
         seconds += 1
         now = START + seconds
-        events = connection.receive_data(b"{" if seconds == 1 else b" ", now)
+        connection.receive_data(now, b"{" if seconds == 1 else b" ")
         if connection.next_timeout() <= now:
-            events += connection.handle_timeout(now)
+            connection.handle_timeout(now)
     assert seconds == 10
-    error = termination(events)
+    error = termination(connection.events())
     assert isinstance(error, HandshakeError)
     assert error.code == "deadline_exceeded"
 
@@ -333,14 +335,16 @@ def test_options_and_frames_in_one_segment_are_all_processed(codec: str) -> None
     wire = Wire(codec)
     server = ServerConnection(now=START)
     requests = b"".join(wire.request(number, args=[number, 2]) for number in (1, 2, 3))
-    events = server.receive_data(line(options(codec=codec)) + requests + wire.request(4)[:9], START)
+    events = caused(
+        server.receive_data, START, line(options(codec=codec)) + requests + wire.request(4)[:9]
+    )
     assert isinstance(events[0], HandshakeCompleted)
     assert [event.call.id for event in events[1:] if isinstance(event, RequestReceived)] == [
         1,
         2,
         3,
     ]
-    [last] = server.receive_data(wire.request(4)[9:], START)
+    [last] = caused(server.receive_data, START, wire.request(4)[9:])
     assert last.call.id == 4
 
 
@@ -350,16 +354,16 @@ def test_answer_and_frames_in_one_segment_are_all_processed(codec: str) -> None:
     wire = Wire(codec)
     client = ClientConnection(ClientConfig(codec=codec), now=START)
     first, second = wire.goaway(0)[:20], wire.goaway(0)[20:]
-    events = client.receive_data(line(answer(codec=codec)) + first, START)
+    events = caused(client.receive_data, START, line(answer(codec=codec)) + first)
     assert [type(event).__name__ for event in events] == ["HandshakeCompleted"]
-    events = client.receive_data(second, START)
+    events = caused(client.receive_data, START, second)
     assert type(events[0]).__name__ == "GoAwayReceived"
 
 
 @pytest.mark.fault(8)
 def test_second_handshake_on_an_open_connection_is_a_violation() -> None:
     server = open_server()
-    error = termination(server.receive_data(line(options()), START))
+    error = termination(caused(server.receive_data, START, line(options())))
     assert isinstance(error, RemoteProtocolError)
     assert "second option handshake" in str(error)
 
@@ -368,7 +372,7 @@ def test_second_handshake_on_an_open_connection_is_a_violation() -> None:
 def test_second_answer_on_an_open_connection_is_a_violation() -> None:
     pair = Pair().open()
     call = pair.call("Arith.add", 1, 2)
-    error = termination(pair.client.receive_data(line(answer()), pair.now)[1:])
+    error = termination(caused(pair.client.receive_data, pair.now, line(answer()))[1:])
     assert isinstance(error, RemoteProtocolError)
     assert not pair.client.calls_in_flight
     assert call.sent
@@ -382,7 +386,7 @@ def test_client_reports_what_the_server_supports() -> None:
         "error": {"code": "unimplemented", "message": "no"},
         "supported": {"versions": [9], "codecs": ["cbor"]},
     }
-    error = termination(client.receive_data(json.dumps(refusal).encode() + b"\n", START))
+    error = termination(caused(client.receive_data, START, json.dumps(refusal).encode() + b"\n"))
     assert error.code == "unimplemented"
     assert error.supported == {"versions": [9], "codecs": ["cbor"]}
 

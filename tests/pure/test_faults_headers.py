@@ -20,6 +20,7 @@ from rpc_proto import (
     Unimplemented,
 )
 from rpc_proto.config import MAX_TIMEOUT
+from support.driving import caused
 from support.memory import Host, Pair, only, outcome, termination
 from support.wire import (
     CODECS,
@@ -147,14 +148,14 @@ def test_long_method_name_is_quoted_in_part(codec: str) -> None:
 
 @pytest.mark.fault(22)
 def test_id_zero_is_a_violation() -> None:
-    violation(open_server().receive_data(Wire().request(0), START))
+    violation(caused(open_server().receive_data, START, Wire().request(0)))
 
 
 @pytest.mark.fault(22)
 def test_largest_id_is_accepted() -> None:
     server = open_server()
-    event = only(server.receive_data(Wire().request(2**64 - 1), START), RequestReceived)
-    server.send_response(event.call, 1, START)
+    event = only(caused(server.receive_data, START, Wire().request(2**64 - 1)), RequestReceived)
+    server.send_response(START, event.call, 1)
     assert frames_in(server.data_to_send())[0].call_id == 2**64 - 1
 
 
@@ -171,8 +172,8 @@ def test_ids_that_are_no_unsigned_64_bit_numbers_cannot_be_written() -> None:
 @pytest.mark.parametrize("flags", [0, ONE_WAY])
 def test_request_with_an_id_in_flight_is_a_violation_and_overwrites_nothing(flags: int) -> None:
     server = open_server()
-    [first] = server.receive_data(Wire().request(1, args=["first"]), START)
-    events = server.receive_data(Wire().request(1, args=["second"], flags=flags), START)
+    [first] = caused(server.receive_data, START, Wire().request(1, args=["first"]))
+    events = caused(server.receive_data, START, Wire().request(1, args=["second"], flags=flags))
     violation(events)
     assert only(events, CallCancelled).call is first.call
     assert not [event for event in events if isinstance(event, RequestReceived)]
@@ -182,12 +183,12 @@ def test_request_with_an_id_in_flight_is_a_violation_and_overwrites_nothing(flag
 def test_id_of_a_cancelled_call_is_in_flight_until_its_handler_has_ended() -> None:
     server = open_server()
     wire = Wire()
-    [request] = server.receive_data(wire.request(1), START)
-    server.receive_data(wire.cancel(1), START)
-    server.conclude(request.call, START)
-    [request] = server.receive_data(wire.request(1), START)
-    server.receive_data(wire.cancel(1), START)
-    violation(server.receive_data(wire.request(1), START))
+    [request] = caused(server.receive_data, START, wire.request(1))
+    server.receive_data(START, wire.cancel(1))
+    server.conclude(START, request.call)
+    [request] = caused(server.receive_data, START, wire.request(1))
+    server.receive_data(START, wire.cancel(1))
+    violation(caused(server.receive_data, START, wire.request(1)))
 
 
 @pytest.mark.fault(24)
@@ -208,9 +209,9 @@ def test_ids_wrap_and_leave_out_zero_and_those_in_flight() -> None:
 def test_goaway_after_the_wrap_fails_the_calls_that_came_later() -> None:
     client = open_client()
     client._serial = 2**64 - 2
-    before, after, last = (client.start_call("Arith.add", now=START) for _ in range(3))
+    before, after, last = (client.start_call(START, "Arith.add") for _ in range(3))
     assert (before.id, after.id, last.id) == (2**64 - 1, 1, 2)
-    events = client.receive_data(Wire().goaway(1), START)
+    events = caused(client.receive_data, START, Wire().goaway(1))
     assert only(events, CallFailed).call is last
 
 
@@ -218,11 +219,11 @@ def test_goaway_after_the_wrap_fails_the_calls_that_came_later() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_answer_to_a_call_that_ended_is_ignored_and_counted(codec: str) -> None:
     client = open_client(codec=codec)
-    call = client.start_call("Arith.add", now=START)
-    client.cancel(call, START)
+    call = client.start_call(START, "Arith.add")
+    client.cancel(START, call)
     wire = Wire(codec)
-    assert client.receive_data(wire.response(call.id, 3), START) == []
-    assert client.receive_data(wire.error(call.id, "aborted"), START) == []
+    assert caused(client.receive_data, START, wire.response(call.id, 3)) == []
+    assert caused(client.receive_data, START, wire.error(call.id, "aborted")) == []
     assert client.ignored == 2
     assert client.state is State.OPEN
 
@@ -231,9 +232,11 @@ def test_answer_to_a_call_that_ended_is_ignored_and_counted(codec: str) -> None:
 @pytest.mark.parametrize("call_id", [0, 3, 2**63, 2**64 - 1])
 def test_answer_to_an_id_that_was_never_used_ends_the_connection(call_id: int) -> None:
     client = open_client()
-    first, second = (client.start_call("Arith.add", now=START) for _ in range(2))
+    first, second = (client.start_call(START, "Arith.add") for _ in range(2))
     wire = Wire()
-    events = client.receive_data(wire.response(first.id, 1) + wire.response(call_id, 3), START)
+    events = caused(
+        client.receive_data, START, wire.response(first.id, 1) + wire.response(call_id, 3)
+    )
     assert isinstance(events[0], CallCompleted)
     assert events[0].call is first
     failed = only(events, CallFailed)
@@ -245,17 +248,17 @@ def test_answer_to_an_id_that_was_never_used_ends_the_connection(call_id: int) -
 @pytest.mark.fault(25)
 def test_answer_to_a_call_that_still_waits_to_be_sent_ends_the_connection() -> None:
     client = open_client(limits={"header": 16384, "body": 65536, "calls": 1})
-    client.start_call("Arith.add", now=START)
-    waiting = client.start_call("Arith.add", now=START)
+    client.start_call(START, "Arith.add")
+    waiting = client.start_call(START, "Arith.add")
     assert not waiting.sent
-    violation(client.receive_data(Wire().response(waiting.id, 1), START))
+    violation(caused(client.receive_data, START, Wire().response(waiting.id, 1)))
 
 
 @pytest.mark.fault(25)
 def test_answer_to_a_one_way_call_is_ignored() -> None:
     client = open_client()
-    call = client.start_call("Log.line", one_way=True, now=START)
-    assert client.receive_data(Wire().response(call.id, 1), START) == []
+    call = client.start_call(START, "Log.line", one_way=True)
+    assert caused(client.receive_data, START, Wire().response(call.id, 1)) == []
     assert client.ignored == 1
 
 
@@ -264,9 +267,9 @@ def test_answer_to_a_one_way_call_is_ignored() -> None:
 def test_second_answer_to_a_call_is_ignored(second: str) -> None:
     client = open_client()
     wire = Wire()
-    call = client.start_call("Arith.add", now=START)
+    call = client.start_call(START, "Arith.add")
     again = wire.response(call.id, 4) if second == "response" else wire.error(call.id, "aborted")
-    events = client.receive_data(wire.response(call.id, 3) + again, START)
+    events = caused(client.receive_data, START, wire.response(call.id, 3) + again)
     assert outcome(events) == 3
     assert client.ignored == 1
     assert client.state is State.OPEN
@@ -275,32 +278,32 @@ def test_second_answer_to_a_call_is_ignored(second: str) -> None:
 @pytest.mark.fault(26)
 def test_server_answers_a_call_once_whatever_the_handler_does() -> None:
     server = open_server()
-    [request] = server.receive_data(Wire().request(1), START)
-    assert server.send_response(request.call, 1, START) is True
-    assert server.send_response(request.call, 2, START) is False
-    assert server.send_error(request.call, CallError("aborted"), START) is False
-    server.conclude(request.call, START)
+    [request] = caused(server.receive_data, START, Wire().request(1))
+    server.send_response(START, request.call, 1)
+    server.send_response(START, request.call, 2)
+    server.send_error(START, request.call, CallError("aborted"))
+    server.conclude(START, request.call)
     assert len(frames_in(server.data_to_send())) == 1
 
 
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("kind", [RESPONSE, ERROR])
 def test_answer_from_a_client_is_a_violation(kind: int) -> None:
-    error = violation(open_server().receive_data(frame(kind, 1), START))
+    error = violation(caused(open_server().receive_data, START, frame(kind, 1)))
     assert "direction" in str(error)
 
 
 @pytest.mark.fault(27)
 def test_request_from_a_server_is_a_violation() -> None:
-    error = violation(open_client().receive_data(Wire().request(1), START))
+    error = violation(caused(open_client().receive_data, START, Wire().request(1)))
     assert "direction" in str(error)
 
 
 @pytest.mark.fault(27)
 def test_cancel_from_a_server_is_a_violation() -> None:
     client = open_client()
-    call = client.start_call("Arith.add", now=START)
-    violation(client.receive_data(Wire().cancel(call.id), START))
+    call = client.start_call(START, "Arith.add")
+    violation(caused(client.receive_data, START, Wire().cancel(call.id)))
 
 
 @pytest.mark.fault(28)
@@ -310,7 +313,7 @@ def test_deadline_at_or_under_zero_is_exceeded_and_no_handler_runs(
     timeout: float, codec: str
 ) -> None:
     server = open_server(codec=codec)
-    assert server.receive_data(Wire(codec).request(1, timeout=timeout), START) == []
+    assert caused(server.receive_data, START, Wire(codec).request(1, timeout=timeout)) == []
     [answer] = frames_in(server.data_to_send())
     code, _, _ = Wire(codec).decode(answer.body)
     assert (answer.type, answer.call_id, code) == (ERROR, 1, "deadline_exceeded")
@@ -322,7 +325,7 @@ def test_deadline_at_or_under_zero_is_exceeded_and_no_handler_runs(
 @pytest.mark.parametrize("timeout", [2**63, 2**64 - 1, 1e300])
 def test_huge_deadline_is_clipped(timeout: float, codec: str) -> None:
     server = open_server(codec=codec)
-    [request] = server.receive_data(Wire(codec).request(1, timeout=timeout), START)
+    [request] = caused(server.receive_data, START, Wire(codec).request(1, timeout=timeout))
     assert request.call.deadline == START + MAX_TIMEOUT
 
 
@@ -330,7 +333,7 @@ def test_huge_deadline_is_clipped(timeout: float, codec: str) -> None:
 def test_deadline_of_a_thousand_digits_is_clipped() -> None:
     server = open_server(codec="json")
     header = b'["Arith.add",' + b"9" * 1000 + b"]"
-    [request] = server.receive_data(frame(REQUEST, 1, header), START)
+    [request] = caused(server.receive_data, START, frame(REQUEST, 1, header))
     assert request.call.deadline == START + MAX_TIMEOUT
 
 
@@ -338,7 +341,7 @@ def test_deadline_of_a_thousand_digits_is_clipped() -> None:
 def test_deadline_of_as_many_digits_as_a_header_holds_is_a_violation() -> None:
     server = open_server(ServerConfig(max_header=65535, ping_interval=None), codec="json")
     header = b'["Arith.add",' + b"9" * 65_000 + b"]"
-    violation(server.receive_data(frame(REQUEST, 1, header), START))
+    violation(caused(server.receive_data, START, frame(REQUEST, 1, header)))
 
 
 def _headers(field: str) -> dict[str, tuple[str, bytes]]:
@@ -366,7 +369,7 @@ TIMEOUTS = _headers("timeout")
 @pytest.mark.fault(28)
 @pytest.mark.parametrize(("codec", "header"), TIMEOUTS.values(), ids=TIMEOUTS)
 def test_timeout_that_is_no_finite_number_is_a_violation(codec: str, header: bytes) -> None:
-    violation(open_server(codec=codec).receive_data(frame(REQUEST, 1, header), START))
+    violation(caused(open_server(codec=codec).receive_data, START, frame(REQUEST, 1, header)))
 
 
 @pytest.mark.fault(28)
@@ -412,7 +415,7 @@ BAD_HEADERS = {
 @pytest.mark.fault(28)
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
 def test_malformed_request_header_is_a_violation(header: bytes) -> None:
-    violation(open_server().receive_data(frame(REQUEST, 1, header), START))
+    violation(caused(open_server().receive_data, START, frame(REQUEST, 1, header)))
 
 
 @pytest.mark.parametrize(
@@ -420,11 +423,13 @@ def test_malformed_request_header_is_a_violation(header: bytes) -> None:
 )
 def test_malformed_answer_header_is_a_violation(header: bytes) -> None:
     client = open_client()
-    call = client.start_call("Arith.add", now=START)
-    events = client.receive_data(frame(RESPONSE, call.id, header), START)
+    call = client.start_call(START, "Arith.add")
+    events = caused(client.receive_data, START, frame(RESPONSE, call.id, header))
     violation(events)
     assert only(events, CallFailed).call is call
 
 
 def test_request_with_both_raw_and_named_is_a_violation() -> None:
-    violation(open_server().receive_data(Wire().request(1, body=b"x", flags=RAW | NAMED), START))
+    violation(
+        caused(open_server().receive_data, START, Wire().request(1, body=b"x", flags=RAW | NAMED))
+    )

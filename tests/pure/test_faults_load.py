@@ -18,6 +18,7 @@ from rpc_proto import (
     State,
     Unavailable,
 )
+from support.driving import caused
 from support.memory import Host, Pair, only, outcome, termination
 from support.wire import (
     CANCEL,
@@ -60,20 +61,20 @@ def codes_in(data: bytes, codec: str = "msgpack") -> list[str]:
 def test_cancelled_call_holds_its_slot_until_its_handler_has_ended() -> None:
     server = open_server(ServerConfig(max_calls=1))
     wire = Wire()
-    [request] = server.receive_data(wire.request(1), START)
-    [cancelled] = server.receive_data(wire.cancel(1), START)
+    [request] = caused(server.receive_data, START, wire.request(1))
+    [cancelled] = caused(server.receive_data, START, wire.cancel(1))
     assert cancelled.call is request.call
-    assert server.receive_data(wire.request(2), START) == []
+    assert caused(server.receive_data, START, wire.request(2)) == []
     assert codes_in(server.data_to_send()) == ["resource_exhausted"]
-    server.conclude(request.call, START)
-    only(server.receive_data(wire.request(3), START), RequestReceived)
+    server.conclude(START, request.call)
+    only(caused(server.receive_data, START, wire.request(3)), RequestReceived)
 
 
 @pytest.mark.fault(43)
 def test_refusal_of_a_call_over_the_limit_says_that_a_retry_is_safe() -> None:
     pair = Pair(server=ServerConfig(max_calls=1)).open()
     first = pair.call("Slow.wait")
-    pair.client.cancel(first, pair.now)
+    pair.client.cancel(pair.now, first)
     second = pair.call("Slow.wait")
     error = pair.outcome(second)
     assert type(error) is ResourceExhausted
@@ -88,7 +89,7 @@ def test_flood_of_opens_and_cancels_ends_the_connection() -> None:
     number = 0
     while server.state is State.OPEN:
         number += 1
-        events += server.receive_data(wire.request(number) + wire.cancel(number), START)
+        events += caused(server.receive_data, START, wire.request(number) + wire.cancel(number))
         assert server.calls_in_flight <= 10
     assert number == 10 + 100 + 1
     assert isinstance(termination(events), RemoteProtocolError)
@@ -101,9 +102,9 @@ def test_flood_of_opens_and_cancels_ends_the_connection() -> None:
 def test_refusals_are_forgiven_with_time() -> None:
     server = open_server(ServerConfig(max_calls=1, refusals=10))
     wire = Wire()
-    server.receive_data(wire.request(1), START)
+    server.receive_data(START, wire.request(1))
     for number in range(2, 102):
-        server.receive_data(wire.request(number), START + number)
+        server.receive_data(START + number, wire.request(number))
     assert server.state is State.OPEN
 
 
@@ -128,10 +129,13 @@ def test_flood_of_requests_that_provoke_errors_ends_the_connection(request_bytes
     pair = Pair(server=ServerConfig(refusals=100, ping_interval=None)).open()
     Host(pair, Slow())
     for _ in range(100):
-        pair.report(pair.server, pair.server.receive_data(request_bytes, pair.now))
+        pair.server.receive_data(pair.now, request_bytes)
+        pair.report(pair.server)
     assert pair.server.state is State.OPEN
-    pair.report(pair.server, pair.server.receive_data(request_bytes, pair.now))
-    pair.report(pair.server, pair.server.handle_timeout(pair.now))
+    pair.server.receive_data(pair.now, request_bytes)
+    pair.report(pair.server)
+    pair.server.handle_timeout(pair.now)
+    pair.report(pair.server)
     assert pair.server.state is State.CLOSING
     assert isinstance(termination(pair.server_events), RemoteProtocolError)
 
@@ -140,7 +144,7 @@ def test_flood_of_requests_that_provoke_errors_ends_the_connection(request_bytes
 def test_answer_to_each_refused_call_comes_before_the_end() -> None:
     server = open_server(ServerConfig(max_calls=1, refusals=3))
     wire = Wire()
-    server.receive_data(b"".join(wire.request(number) for number in range(1, 10)), START)
+    server.receive_data(START, b"".join(wire.request(number) for number in range(1, 10)))
     sent = frames_in(server.data_to_send())
     assert [(one.type, one.call_id) for one in sent] == [
         (ERROR, 2),
@@ -158,7 +162,7 @@ def test_answer_to_each_refused_call_comes_before_the_end() -> None:
 @pytest.mark.parametrize("call_id", [0, 1, 99, 2**64 - 1])
 def test_cancel_of_an_unknown_id_is_ignored_and_counted(call_id: int) -> None:
     server = open_server()
-    assert server.receive_data(Wire().cancel(call_id), START) == []
+    assert caused(server.receive_data, START, Wire().cancel(call_id)) == []
     assert server.ignored == 1
     assert server.state is State.OPEN
 
@@ -166,17 +170,17 @@ def test_cancel_of_an_unknown_id_is_ignored_and_counted(call_id: int) -> None:
 @pytest.mark.fault(45)
 def test_cancel_behind_the_answer_is_ignored() -> None:
     server = open_server()
-    [request] = server.receive_data(Wire().request(1), START)
-    server.send_response(request.call, 1, START)
-    assert server.receive_data(Wire().cancel(1), START) == []
+    [request] = caused(server.receive_data, START, Wire().request(1))
+    server.send_response(START, request.call, 1)
+    assert caused(server.receive_data, START, Wire().cancel(1)) == []
     assert len(frames_in(server.data_to_send())) == 1
 
 
 @pytest.mark.fault(45)
 def test_second_cancel_is_ignored() -> None:
     server = open_server()
-    server.receive_data(Wire().request(1), START)
-    assert len(server.receive_data(Wire().cancel(1) * 3, START)) == 1
+    server.receive_data(START, Wire().request(1))
+    assert len(caused(server.receive_data, START, Wire().cancel(1) * 3)) == 1
     assert server.ignored == 2
 
 
@@ -184,8 +188,9 @@ def test_second_cancel_is_ignored() -> None:
 def test_cancel_that_crosses_the_answer_gives_one_outcome_at_each_end() -> None:
     pair = Pair().open()
     call, served = pair.request("Slow.wait")
-    assert pair.server.send_response(served, "done", pair.now)
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    pair.server.send_response(pair.now, served, "done")
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     pair.pump()
     assert type(pair.outcome(call)) is Cancelled
     assert not [event for event in pair.server_events if isinstance(event, CallCancelled)]
@@ -197,10 +202,11 @@ def test_cancel_that_crosses_the_answer_gives_one_outcome_at_each_end() -> None:
 def test_cancel_before_the_answer_gives_one_outcome_at_each_end() -> None:
     pair = Pair().open()
     call, served = pair.request("Slow.wait")
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     pair.pump()
     assert only(pair.server_events, CallCancelled).call is served
-    assert pair.server.send_response(served, "done", pair.now) is False
+    pair.server.send_response(pair.now, served, "done")
     assert pair.server.data_to_send() == b""
     assert type(pair.outcome(call)) is Cancelled
 
@@ -247,11 +253,13 @@ def test_what_waits_for_a_peer_that_never_reads_is_bounded() -> None:
     wire = Wire()
     requests = [
         event.call
-        for event in server.receive_data(b"".join(wire.request(n) for n in range(1, 9)), START)
+        for event in caused(
+            server.receive_data, START, b"".join(wire.request(n) for n in range(1, 9))
+        )
     ]
     for call in requests:
-        server.send_response(call, b"x" * 32 * KIB, START)
-    server.receive_data(frame(PING) * 1000, START)
+        server.send_response(START, call, b"x" * 32 * KIB)
+    server.receive_data(START, frame(PING) * 1000)
     # Beyond the mark only what the capped table of calls still owed is added.
     assert len(server.data_to_send()) <= 64 * KIB + 8 * (32 * KIB + 16)
 
@@ -260,10 +268,10 @@ def test_what_waits_for_a_peer_that_never_reads_is_bounded() -> None:
 def test_client_stops_sending_calls_at_the_high_water_mark_and_bounds_its_queue() -> None:
     config = ClientConfig(high_water=64 * KIB, max_queued_calls=3, ping_interval=None)
     client = open_client(config)
-    sent = [client.start_call("Log.line", (b"x" * 32 * KIB,), now=START) for _ in range(5)]
+    sent = [client.start_call(START, "Log.line", (b"x" * 32 * KIB,)) for _ in range(5)]
     assert [call.sent for call in sent] == [True, True, False, False, False]
     with pytest.raises(ResourceExhausted):
-        client.start_call("Log.line", now=START)
+        client.start_call(START, "Log.line")
     assert client.calls_in_flight == 5
     client.data_to_send()
     assert client.next_timeout() <= START
@@ -275,9 +283,9 @@ def test_client_stops_sending_calls_at_the_high_water_mark_and_bounds_its_queue(
 def test_client_ends_the_connection_of_a_server_that_never_reads() -> None:
     config = ClientConfig(high_water=64 * KIB, write_timeout=3.0, ping_interval=None)
     client = open_client(config)
-    call = client.start_call("Log.line", (b"x" * 64 * KIB,), now=START)
+    call = client.start_call(START, "Log.line", (b"x" * 64 * KIB,))
     client.handle_timeout(START)
-    events = client.handle_timeout(START + 3.0)
+    events = caused(client.handle_timeout, START + 3.0)
     assert only(events, ConnectionTerminated)
     error = outcome(events)
     assert (error.code, error.maybe_executed) == ("unavailable", call.sent)
@@ -288,9 +296,11 @@ def test_client_ends_the_connection_of_a_server_that_never_reads() -> None:
 def test_one_way_calls_that_pile_up_stop_the_reading() -> None:
     server = open_server(ServerConfig(max_calls=2))
     wire = Wire()
-    events = server.receive_data(b"".join(wire.request(n, flags=ONE_WAY) for n in (1, 2)), START)
+    events = caused(
+        server.receive_data, START, b"".join(wire.request(n, flags=ONE_WAY) for n in (1, 2))
+    )
     assert server.wants_data is False
-    server.send_response(events[0].call, None, START)
+    server.send_response(START, events[0].call, None)
     assert server.wants_data is True
     assert server.data_to_send() == b""
 
@@ -346,29 +356,30 @@ def test_calls_of_a_half_closed_client_finish_and_are_flushed_before_the_end(cod
     server = open_server(codec=codec)
     wire = Wire(codec)
     first, second = (
-        event.call for event in server.receive_data(wire.request(1) + wire.request(2), START)
+        event.call
+        for event in caused(server.receive_data, START, wire.request(1) + wire.request(2))
     )
-    assert server.receive_eof(START) == []
+    assert caused(server.receive_eof, START) == []
     assert server.state is State.DRAINING
-    server.send_response(first, 1, START)
-    server.send_response(second, 2, START)
+    server.send_response(START, first, 1)
+    server.send_response(START, second, 2)
     assert server.state is State.CLOSING
     answers = [one for one in frames_in(server.data_to_send()) if one.type == RESPONSE]
     assert [one.call_id for one in answers] == [1, 2]
-    assert termination(server.handle_timeout(START)) is None
+    assert termination(server.events()) is None
 
 
 @pytest.mark.fault(48)
 def test_half_closed_client_without_calls_is_closed_at_once() -> None:
     server = open_server()
-    assert termination(server.receive_eof(START)) is None
+    assert termination(caused(server.receive_eof, START)) is None
     assert server.state is State.CLOSING
 
 
 @pytest.mark.fault(48)
 def test_server_probes_a_half_closed_client_to_learn_whether_it_still_reads() -> None:
     server = open_server()
-    server.receive_data(Wire().request(1), START)
+    server.receive_data(START, Wire().request(1))
     server.receive_eof(START)
     for second in range(3):
         assert frames_in(server.data_to_send()) == [Frame(PING, 0, 0, b"", b"")]
@@ -379,8 +390,8 @@ def test_server_probes_a_half_closed_client_to_learn_whether_it_still_reads() ->
 @pytest.mark.fault(48)
 def test_calls_pending_at_a_server_that_half_closes_fail() -> None:
     client = open_client()
-    sent = client.start_call("Slow.wait", now=START)
-    error = outcome(client.receive_eof(START))
+    sent = client.start_call(START, "Slow.wait")
+    error = outcome(caused(client.receive_eof, START))
     assert (type(error), error.maybe_executed) == (Unavailable, True)
     assert sent.sent
     assert client.state is State.CLOSED
@@ -408,28 +419,28 @@ def test_handler_that_outlives_its_deadline_leaves_one_reply_and_no_call() -> No
 @pytest.mark.fault(49)
 def test_deadline_at_the_server_sends_one_reply_at_that_moment() -> None:
     server = open_server()
-    [request] = server.receive_data(Wire().request(1, timeout=1000), START)
+    [request] = caused(server.receive_data, START, Wire().request(1, timeout=1000))
     assert server.next_timeout() == START + 1.0
-    [cancelled] = server.handle_timeout(START + 1.0)
+    [cancelled] = caused(server.handle_timeout, START + 1.0)
     assert cancelled.call is request.call
     [reply] = frames_in(server.data_to_send())
     assert (reply.type, reply.call_id) == (ERROR, 1)
-    assert server.send_error(request.call, CallError("aborted"), START + 2.0) is False
+    server.send_error(START + 2.0, request.call, CallError("aborted"))
     assert server.data_to_send() == b""
 
 
 def test_deadline_at_the_client_tells_the_server_to_stop() -> None:
     client = open_client()
-    call = client.start_call("Slow.wait", now=START, deadline=START + 1.0)
+    call = client.start_call(START, "Slow.wait", deadline=START + 1.0)
     client.data_to_send()
-    assert type(outcome(client.handle_timeout(START + 1.0))) is DeadlineExceeded
+    assert type(outcome(caused(client.handle_timeout, START + 1.0))) is DeadlineExceeded
     assert frames_in(client.data_to_send()) == [Frame(CANCEL, 0, call.id, b"", b"")]
 
 
 def test_raw_flag_of_a_response_is_the_bytes_themselves() -> None:
     server = open_server(codec="json")
-    [request] = server.receive_data(Wire("json").request(1), START)
-    server.send_response(request.call, b"\xff\x00", START)
+    [request] = caused(server.receive_data, START, Wire("json").request(1))
+    server.send_response(START, request.call, b"\xff\x00")
     [answer] = frames_in(server.data_to_send())
     assert (answer.flags, answer.body) == (RAW, b"\xff\x00")
 
@@ -438,12 +449,12 @@ def test_raw_flag_of_a_response_is_the_bytes_themselves() -> None:
 def test_bodies_of_refused_calls_count_too() -> None:
     server = open_server(ServerConfig(max_calls=1, refusals=1000))
     wire = Wire()
-    server.receive_data(wire.request(1), START)
+    server.receive_data(START, wire.request(1))
     body = bytes(16 * 1024 * 1024)
     number = 1
     while server.state is State.OPEN:
         number += 1
-        server.receive_data(frame(REQUEST, number, wire.encode(["m"]), body, RAW), START)
+        server.receive_data(START, frame(REQUEST, number, wire.encode(["m"]), body, RAW))
         server.data_to_send()
     assert number == 1 + 16  # 65 each
 
@@ -457,16 +468,19 @@ def _half_open(**config: Any) -> tuple[Pair, bytes]:
     pair = Pair(ClientConfig(ping_interval=None), server).open()
     data = frame(REQUEST, 1, Wire().encode(["m"]), bytes(64 * 1024), RAW)
     half = len(data) // 2
-    pair.report(pair.server, pair.server.receive_data(data[:half], pair.now))
+    pair.server.receive_data(pair.now, data[:half])
+    pair.report(pair.server)
     return pair, data[half:]
 
 
 @pytest.mark.fault(101)
 def test_frame_that_takes_too_long_to_arrive_ends_the_connection() -> None:
     pair, rest = _half_open()
-    pair.report(pair.server, pair.server.receive_data(rest[:1], pair.now))
+    pair.server.receive_data(pair.now, rest[:1])
+    pair.report(pair.server)
     pair.advance(30.4)  # and half a second for the 32 KiB that were missing
-    pair.report(pair.server, pair.server.receive_data(rest[1:2], pair.now))
+    pair.server.receive_data(pair.now, rest[1:2])
+    pair.report(pair.server)
     assert pair.server.state is State.OPEN
     pair.advance(0.2)
     error = termination(pair.server_events)
@@ -478,7 +492,8 @@ def test_frame_that_takes_too_long_to_arrive_ends_the_connection() -> None:
 def test_frame_that_arrives_in_time_leaves_no_limit_behind() -> None:
     pair, rest = _half_open()
     pair.advance(29.0)
-    pair.report(pair.server, pair.server.receive_data(rest, pair.now))
+    pair.server.receive_data(pair.now, rest)
+    pair.report(pair.server)
     pair.advance(100.0)
     assert pair.server.state is State.OPEN
 
@@ -488,7 +503,8 @@ def test_each_frame_has_its_own_time() -> None:
     pair, rest = _half_open(max_calls=2)
     pair.advance(29.0)
     both = rest + frame(REQUEST, 2, Wire().encode(["m"]), bytes(64 * 1024), RAW)
-    pair.report(pair.server, pair.server.receive_data(both[: len(rest) + 100], pair.now))
+    pair.server.receive_data(pair.now, both[: len(rest) + 100])
+    pair.report(pair.server)
     pair.advance(29.0)
     assert pair.server.state is State.OPEN
     pair.advance(3.0)
@@ -501,9 +517,10 @@ def test_frame_that_we_do_not_read_is_not_late() -> None:
     pair = Pair(ClientConfig(ping_interval=None), server).open()
     _, served = pair.request("Slow.wait")
     begun = frame(REQUEST, 9, Wire().encode(["m"]), bytes(64 * 1024), RAW)[:1000]
-    pair.report(pair.server, pair.server.receive_data(begun, pair.now))
+    pair.server.receive_data(pair.now, begun)
+    pair.report(pair.server)
     pair.down.held = True
-    pair.server.send_response(served, bytes(4096), pair.now)
+    pair.server.send_response(pair.now, served, bytes(4096))
     assert not pair.server.wants_data
     pair.advance(100.0)
     assert pair.server.state is State.OPEN

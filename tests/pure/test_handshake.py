@@ -20,6 +20,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.handshake import MAGIC, LineReader, agree_ping, parse_answer, parse_options
+from support.driving import caused
 from support.memory import Pair, only, termination
 from support.wire import CODECS, START, answer, line, open_client, options, server_line
 
@@ -83,7 +84,7 @@ def test_features_that_both_lines_name_are_in_force(
     monkeypatch.setattr("rpc_proto.handshake.FEATURES", frozenset(["streams", "other"]))
     server = ServerConnection(now=START)
     agreed = only(
-        server.receive_data(line(options(features=named)), START), HandshakeCompleted
+        caused(server.receive_data, START, line(options(features=named))), HandshakeCompleted
     ).agreed
     assert agreed.features == {"streams"}
     assert server_line(server.data_to_send())["features"] == ["streams"]
@@ -102,7 +103,7 @@ def test_ends_without_features_name_none_and_have_none_in_force() -> None:
     pair = Pair()
     assert b"features" not in pair.client.data_to_send()
     server = ServerConnection(now=START)
-    [event] = server.receive_data(line(options(features=["streams"])), START)
+    [event] = caused(server.receive_data, START, line(options(features=["streams"])))
     assert isinstance(event, HandshakeCompleted)
     assert event.agreed.features == frozenset()
     assert "features" not in server_line(server.data_to_send())
@@ -111,21 +112,21 @@ def test_ends_without_features_name_none_and_have_none_in_force() -> None:
 def test_client_sends_no_frame_before_it_is_accepted() -> None:
     client = ClientConnection(now=START)
     client.data_to_send()
-    call = client.start_call("Arith.add", (1, 2), now=START)
+    call = client.start_call(START, "Arith.add", (1, 2))
     assert client.data_to_send() == b""
     assert not call.sent
 
 
 def test_calls_that_were_started_early_are_sent_in_order() -> None:
     pair = Pair()
-    calls = [pair.client.start_call(f"S.m{number}", now=pair.now) for number in range(5)]
+    calls = [pair.client.start_call(pair.now, f"S.m{number}") for number in range(5)]
     pair.open()
     assert [served.method for served in pair.requests()] == [call.method for call in calls]
 
 
 def test_early_one_way_call_ends_when_it_is_sent() -> None:
     pair = Pair()
-    call = pair.client.start_call("Log.line", one_way=True, now=pair.now)
+    call = pair.client.start_call(pair.now, "Log.line", one_way=True)
     assert pair.ends(call) == []
     pair.open()
     assert isinstance(pair.ends(call)[0], CallCompleted)
@@ -134,17 +135,17 @@ def test_early_one_way_call_ends_when_it_is_sent() -> None:
 def test_queue_of_early_calls_is_bounded() -> None:
     client = ClientConnection(ClientConfig(max_queued_calls=2), now=START)
     for _ in range(2):
-        client.start_call("S.m", now=START)
+        client.start_call(START, "S.m")
     with pytest.raises(Exception, match="max_queued_calls") as caught:
-        client.start_call("S.m", now=START)
+        client.start_call(START, "S.m")
     assert caught.value.maybe_executed is False
 
 
 def test_early_call_that_cannot_be_sent_fails_by_itself() -> None:
     pair = Pair(server=ServerConfig(max_body=8192))
-    large = pair.client.start_call("S.m", ("x" * 9000,), now=pair.now)
-    odd = pair.client.start_call("S.\ud800", now=pair.now)
-    small = pair.client.start_call("S.m", now=pair.now)
+    large = pair.client.start_call(pair.now, "S.m", ("x" * 9000,))
+    odd = pair.client.start_call(pair.now, "S.\ud800")
+    small = pair.client.start_call(pair.now, "S.m")
     pair.open()
     assert pair.outcome(large).code == "resource_exhausted"
     assert pair.outcome(odd).code == "invalid_argument"
@@ -157,7 +158,7 @@ def test_early_call_that_cannot_be_sent_fails_by_itself() -> None:
 @pytest.mark.parametrize("shown", [None, "", "wrong", "secret\0", "Secret"])
 def test_wrong_token_is_refused(shown: str | None) -> None:
     server = ServerConnection(ServerConfig(token="secret"), now=START)
-    error = termination(server.receive_data(line(options(token=shown)), START))
+    error = termination(caused(server.receive_data, START, line(options(token=shown))))
     assert error.code == "unauthenticated"
     assert server_line(server.data_to_send())["error"]["code"] == "unauthenticated"
 
@@ -168,7 +169,7 @@ def test_right_token_is_accepted() -> None:
 
 def test_client_learns_that_its_token_was_refused() -> None:
     pair = Pair(server=ServerConfig(token="secret"))
-    call = pair.client.start_call("S.m", now=pair.now)
+    call = pair.client.start_call(pair.now, "S.m")
     pair.pump()
     error = termination(pair.client_events)
     assert isinstance(error, HandshakeError)
@@ -194,7 +195,7 @@ def test_authenticate_sees_token_and_peer_and_names_the_identity() -> None:
 @pytest.mark.parametrize("answer_of", [False, None, "", 0])
 def test_falsy_answer_of_authenticate_refuses(answer_of: Any) -> None:
     server = ServerConnection(ServerConfig(authenticate=lambda *_: answer_of), now=START)
-    error = termination(server.receive_data(line(options()), START))
+    error = termination(caused(server.receive_data, START, line(options())))
     assert error.code == "unauthenticated"
 
 
@@ -203,7 +204,7 @@ def test_failure_of_authenticate_refuses_without_its_text() -> None:
         raise RuntimeError("the password file is at /etc")
 
     server = ServerConnection(ServerConfig(authenticate=authenticate), now=START)
-    error = termination(server.receive_data(line(options()), START))
+    error = termination(caused(server.receive_data, START, line(options())))
     assert error.code == "internal"
     assert isinstance(error.__cause__, RuntimeError)
     assert b"password" not in server.data_to_send()
@@ -215,7 +216,7 @@ def test_coroutine_function_as_authenticate_lets_nobody_in() -> None:
             return iter(())
 
     server = ServerConnection(ServerConfig(authenticate=lambda *_: Later()), now=START)
-    assert termination(server.receive_data(line(options()), START)).code == "internal"
+    assert termination(caused(server.receive_data, START, line(options()))).code == "internal"
 
 
 def test_token_that_is_too_long_is_refused_before_anything_is_sent() -> None:
@@ -242,8 +243,8 @@ def test_codec_of_the_user_is_agreed_by_its_name() -> None:
 
 def test_peer_is_turned_away_before_its_options() -> None:
     server = ServerConnection(now=START)
-    assert server.turn_away("resource_exhausted", "too many connections", START) == []
-    events = server.receive_data(line(options()), START)
+    assert caused(server.turn_away, START, "resource_exhausted", "too many connections") == []
+    events = caused(server.receive_data, START, line(options()))
     assert isinstance(termination(events), HandshakeError)
     assert server_line(server.data_to_send())["error"]["code"] == "resource_exhausted"
     assert server.state is State.CLOSING
@@ -251,22 +252,24 @@ def test_peer_is_turned_away_before_its_options() -> None:
 
 def test_silent_peer_that_is_turned_away_is_told_so_after_a_second() -> None:
     server = ServerConnection(now=START)
-    server.turn_away("resource_exhausted", "too many connections", START)
+    server.turn_away(START, "resource_exhausted", "too many connections")
     assert server.next_timeout() == START + 1
-    assert isinstance(termination(server.handle_timeout(START + 1)), HandshakeError)
+    assert isinstance(termination(caused(server.handle_timeout, START + 1)), HandshakeError)
     assert server_line(server.data_to_send())["error"]["code"] == "resource_exhausted"
 
 
 def test_peer_that_has_begun_is_turned_away_at_once() -> None:
     server = ServerConnection(now=START)
-    server.receive_data(b"{", START)
-    assert isinstance(termination(server.turn_away("unavailable", "full", START)), HandshakeError)
+    server.receive_data(START, b"{")
+    assert isinstance(
+        termination(caused(server.turn_away, START, "unavailable", "full")), HandshakeError
+    )
 
 
 def test_peer_that_is_in_cannot_be_turned_away() -> None:
     pair = Pair().open()
     with pytest.raises(LocalProtocolError):
-        pair.server.turn_away("unavailable", "", pair.now)
+        pair.server.turn_away(pair.now, "unavailable", "")
     assert pair.server.state is State.OPEN
 
 
@@ -278,8 +281,8 @@ def test_server_that_shuts_down_refuses_those_in_the_handshake() -> None:
 
 def test_client_that_shuts_down_in_the_handshake_fails_its_calls() -> None:
     client = ClientConnection(now=START)
-    call = client.start_call("S.m", now=START)
-    events = client.shutdown(START)
+    call = client.start_call(START, "S.m")
+    events = caused(client.shutdown, START)
     assert only(events, CallFailed).call is call
     assert termination(events) is None
     assert client.state is State.CLOSING
@@ -287,8 +290,8 @@ def test_client_that_shuts_down_in_the_handshake_fails_its_calls() -> None:
 
 def test_loss_in_the_handshake_is_a_handshake_error() -> None:
     client = ClientConnection(now=START)
-    client.receive_data(b"{", START)
-    assert isinstance(termination(client.connection_lost(START)), HandshakeError)
+    client.receive_data(START, b"{")
+    assert isinstance(termination(caused(client.connection_lost, START)), HandshakeError)
     assert client.state is State.CLOSED
 
 

@@ -14,6 +14,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.http import HttpError, Promise, Request, Response, Router
+from support.driving import caused
 from support.wire import line, options
 
 HOST = b"Host: x\r\n\r\n"
@@ -54,7 +55,7 @@ def exchanges(events: list[Any]) -> list[tuple[str, int]]:
 
 def test_a_request_is_answered_by_the_application_with_the_time():
     connection, pages = serve()
-    events = connection.receive_data(get("/a%20b?x=1&y=%26", "X-A: 1", "x-a: 2"), 3.0)
+    events = caused(connection.receive_data, 3.0, get("/a%20b?x=1&y=%26", "X-A: 1", "x-a: 2"))
     assert exchanges(events) == [("GET /a%20b?x=1&y=%26", 200)]
     assert connection.data_to_send() == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -71,7 +72,7 @@ def test_bytes_one_at_a_time_give_the_same():
     connection, pages = serve()
     events = []
     for byte in b"POST /a HTTP/1.1\r\nContent-Length: 3\r\n" + HOST + b"abc" + get("/b"):
-        events += connection.receive_data(bytes([byte]), 0.0)
+        events += caused(connection.receive_data, 0.0, bytes([byte]))
     assert exchanges(events) == [("POST /a", 200), ("GET /b", 200)]
     assert [request.body for request in pages.requests] == [b"abc", b""]
 
@@ -79,14 +80,14 @@ def test_bytes_one_at_a_time_give_the_same():
 def test_a_chunked_body_arrives_whole():
     connection, pages = serve()
     head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST
-    assert exchanges(connection.receive_data(head + b"3\r\nabc\r\n2\r\nde\r\n", 0.0)) == []
-    assert exchanges(connection.receive_data(b"0\r\n\r\n", 0.0)) == [("POST /", 200)]
+    assert exchanges(caused(connection.receive_data, 0.0, head + b"3\r\nabc\r\n2\r\nde\r\n")) == []
+    assert exchanges(caused(connection.receive_data, 0.0, b"0\r\n\r\n")) == [("POST /", 200)]
     assert pages.requests[0].body == b"abcde"
 
 
 def test_head_has_the_length_and_no_body():
     connection, _ = serve()
-    connection.receive_data(b"HEAD / HTTP/1.1\r\n" + HOST, 0.0)
+    connection.receive_data(0.0, b"HEAD / HTTP/1.1\r\n" + HOST)
     sent = connection.data_to_send()
     assert b"Content-Length: 7\r\n" in sent
     assert sent.endswith(b"\r\n\r\n")
@@ -95,14 +96,14 @@ def test_head_has_the_length_and_no_body():
 def test_who_has_it_already_gets_304_without_a_body():
     page = Response.text("x", headers=[("ETag", '"1"')])
     connection, _ = serve(lambda request, now: page)
-    connection.receive_data(get("/", 'If-None-Match: "0", W/"1"') + get("/", "If-None-Match: 7"), 0)
+    connection.receive_data(0, get("/", 'If-None-Match: "0", W/"1"') + get("/", "If-None-Match: 7"))
     assert statuses(connection) == [304, 200]
 
 
 def test_close_and_http_1_0_end_the_connection_behind_the_response():
     for request in (get("/", "Connection: close"), b"GET / HTTP/1.0\r\n\r\n"):
         connection, _ = serve()
-        events = connection.receive_data(request + get("/never"), 0.0)
+        events = caused(connection.receive_data, 0.0, request + get("/never"))
         assert exchanges(events) == [("GET /", 200)]
         assert isinstance(events[-1], ConnectionTerminated)
         assert events[-1].error is None
@@ -112,13 +113,13 @@ def test_close_and_http_1_0_end_the_connection_behind_the_response():
 
 def test_an_absolute_target_is_a_path():
     connection, pages = serve()
-    connection.receive_data(get("http://x:80/a?b=1") + get("HTTP://x"), 0.0)
+    connection.receive_data(0.0, get("http://x:80/a?b=1") + get("HTTP://x"))
     assert [request.path for request in pages.requests] == ["/a", "/"]
 
 
 def test_pages_without_an_application_do_not_exist():
     connection = ServerConnection(now=0.0)
-    connection.receive_data(get("/"), 0.0)
+    connection.receive_data(0.0, get("/"))
     assert statuses(connection) == [404]
 
 
@@ -127,14 +128,16 @@ def test_other_methods_at_the_path_of_the_calls_get_405_and_unknown_paths_404():
     router = Router()
     router.add("/known", lambda request, now: Response.text("x"), ["POST"])
     connection, _ = serve(router)
-    events = connection.receive_data(
-        get("/rpc") + b"POST /rpc HTTP/1.1\r\n" + HOST + get("/other") + get("/known"), 0.0
+    events = caused(
+        connection.receive_data,
+        0.0,
+        get("/rpc") + b"POST /rpc HTTP/1.1\r\n" + HOST + get("/other") + get("/known"),
     )
     assert [status for _, status in exchanges(events)] == [405, 405, 404, 405]
     sent = connection.data_to_send()
     assert sent.count(b"\r\nAllow: CONNECT\r\n") == 2
     assert b"\r\nAllow: POST\r\n" in sent
-    connection.receive_data(b"CONNECT /other HTTP/1.1\r\n" + HOST, 0.0)
+    connection.receive_data(0.0, b"CONNECT /other HTTP/1.1\r\n" + HOST)
     assert statuses(connection) == [404]
     assert connection.state is State.CLOSING
 
@@ -151,7 +154,7 @@ def test_other_methods_at_the_path_of_the_calls_get_405_and_unknown_paths_404():
 @pytest.mark.fault(41)
 def test_bytes_behind_a_connect_that_is_accepted_are_those_of_a_call(head):
     connection, _ = serve()
-    events = connection.receive_data(get("/page") + head + line(options(codec="json")), 0.0)
+    events = caused(connection.receive_data, 0.0, get("/page") + head + line(options(codec="json")))
     assert exchanges(events)[1][1] == 200
     assert isinstance(events[-1], HandshakeCompleted)
     sent = connection.data_to_send()
@@ -164,15 +167,15 @@ def test_the_end_behind_the_bytes_of_a_connect_is_kept():
     connection, _ = serve(high_water=1024)
     head = b"CONNECT x:1 HTTP/1.1\r\n" + HOST
     pages = b"".join(get("/" + "x" * 500) for _ in range(5))
-    events = connection.receive_data(pages + head + line(options()), 0.0)
+    events = caused(connection.receive_data, 0.0, pages + head + line(options()))
     assert len(exchanges(events)) < 5
-    events = connection.receive_eof(0.0)
+    events = caused(connection.receive_eof, 0.0)
     for _ in range(10):
         connection.data_to_send()
         now = connection.next_timeout()
         if now is None:
             break
-        events += connection.handle_timeout(now)
+        events += caused(connection.handle_timeout, now)
         if connection.state is not State.HANDSHAKE:
             break
     assert any(isinstance(event, HandshakeCompleted) for event in events)
@@ -183,18 +186,20 @@ def test_the_end_behind_the_bytes_of_a_connect_is_kept():
 @pytest.mark.fault(41)
 def test_bytes_behind_a_connect_that_is_refused_are_not_parsed():
     connection, _ = serve()
-    events = connection.receive_data(
-        b"CONNECT /no HTTP/1.1\r\n" + HOST + line(options()) + get("/"), 0.0
+    events = caused(
+        connection.receive_data,
+        0.0,
+        b"CONNECT /no HTTP/1.1\r\n" + HOST + line(options()) + get("/"),
     )
     assert [status for _, status in exchanges(events)] == [404]
-    events = connection.receive_data(get("/"), 0.0)
+    events = caused(connection.receive_data, 0.0, get("/"))
     assert events == []
     assert statuses(connection) == [404]
 
 
 def test_a_tunnel_leads_to_calls_and_not_to_http_again():
     connection, _ = serve()
-    events = connection.receive_data(b"CONNECT x:1 HTTP/1.1\r\n" + HOST + get("/"), 0.0)
+    events = caused(connection.receive_data, 0.0, b"CONNECT x:1 HTTP/1.1\r\n" + HOST + get("/"))
     assert exchanges(events) == [("CONNECT x:1", 200)]
     assert isinstance(events[-1], ConnectionTerminated)
     assert b'"error"' in connection.data_to_send()
@@ -203,7 +208,7 @@ def test_a_tunnel_leads_to_calls_and_not_to_http_again():
 @pytest.mark.parametrize("field", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
 def test_connect_with_a_body_is_refused(field):
     connection, _ = serve()
-    connection.receive_data(b"CONNECT x:1 HTTP/1.1\r\n" + field + HOST, 0.0)
+    connection.receive_data(0.0, b"CONNECT x:1 HTTP/1.1\r\n" + field + HOST)
     assert statuses(connection) == [400]
 
 
@@ -213,7 +218,7 @@ def test_connect_with_a_body_is_refused(field):
 @pytest.mark.fault(40)
 def test_a_request_line_over_8_kib_gets_414():
     connection, _ = serve()
-    events = connection.receive_data(b"GET /" + b"x" * 8192, 0.0)
+    events = caused(connection.receive_data, 0.0, b"GET /" + b"x" * 8192)
     assert exchanges(events) == [("-", 414)]
     assert statuses(connection) == [414]
     assert connection.state is State.CLOSING
@@ -228,7 +233,7 @@ def test_over_100_fields_or_over_32_kib_of_head_get_431():
         b"GET / HTTP/1.1\r\nX: " + b"x" * 32 * 1024 + b"\r\n" + HOST,
     ):
         connection, _ = serve()
-        connection.receive_data(head, 0.0)
+        connection.receive_data(0.0, head)
         assert statuses(connection) == [431]
         assert connection.state is State.CLOSING
 
@@ -237,9 +242,9 @@ def test_over_100_fields_or_over_32_kib_of_head_get_431():
 def test_a_head_that_dribbles_in_ends_at_the_deadline():
     connection, _ = serve(handshake_timeout=5.0)
     for second in range(5):
-        connection.receive_data(b"GET"[second : second + 1] or b"x", float(second))
+        connection.receive_data(float(second), b"GET"[second : second + 1] or b"x")
     assert connection.next_timeout() == 5.0
-    events = connection.handle_timeout(5.0)
+    events = caused(connection.handle_timeout, 5.0)
     assert exchanges(events) == [("-", 408)]
     assert isinstance(events[-1], ConnectionTerminated)
     assert statuses(connection) == [408]
@@ -248,10 +253,10 @@ def test_a_head_that_dribbles_in_ends_at_the_deadline():
 
 def test_a_connection_that_idles_between_requests_is_closed_without_a_word():
     connection, _ = serve(handshake_timeout=5.0)
-    connection.receive_data(get("/"), 3.0)
+    connection.receive_data(3.0, get("/"))
     connection.data_to_send()
     assert connection.next_timeout() == 8.0
-    events = connection.handle_timeout(8.0)
+    events = caused(connection.handle_timeout, 8.0)
     assert [type(event) for event in events] == [ConnectionTerminated]
     assert connection.data_to_send() == b""
 
@@ -261,7 +266,7 @@ def test_a_body_over_the_limit_gets_413():
     chunked = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST
     for request in (length, chunked + b"8\r\n12345678\r\n3\r\nabc\r\n"):
         connection, pages = serve(max_http_body=10)
-        connection.receive_data(request, 0.0)
+        connection.receive_data(0.0, request)
         assert statuses(connection) == [413]
         assert pages.requests == []
         assert connection.state is State.CLOSING
@@ -270,17 +275,17 @@ def test_a_body_over_the_limit_gets_413():
 def test_a_client_that_asks_first_may_send_its_body():
     connection, pages = serve()
     connection.receive_data(
-        b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n" + HOST, 0.0
+        0.0, b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n" + HOST
     )
     assert statuses(connection) == [100]
-    connection.receive_data(b"ab", 0.0)
+    connection.receive_data(0.0, b"ab")
     assert pages.requests[0].body == b"ab"
     assert statuses(connection) == [200]
 
 
 def test_many_requests_at_once_are_served_in_parts_and_wait_for_a_peer_that_does_not_read():
     connection, _ = serve(lambda request, now: Response.text("x" * 100_000), high_water=1024 * 1024)
-    count = len(exchanges(connection.receive_data(get("/") * 40, 0.0)))
+    count = len(exchanges(caused(connection.receive_data, 0.0, get("/") * 40)))
     assert connection.outbound < 1024 * 1024 + 101_000
     assert connection.next_timeout() > 0.0
     assert connection.wants_data is (connection.outbound < 1024 * 1024)
@@ -288,7 +293,7 @@ def test_many_requests_at_once_are_served_in_parts_and_wait_for_a_peer_that_does
     while count < 40:
         connection.data_to_send()
         now = max(now, connection.next_timeout())
-        count += len(exchanges(connection.handle_timeout(now)))
+        count += len(exchanges(caused(connection.handle_timeout, now)))
         assert connection.next_timeout() > now
     assert now < 0.1
 
@@ -301,11 +306,11 @@ def test_a_peer_that_asks_and_never_reads_is_dropped_at_the_write_timeout():
         handshake_timeout=2.0,
         write_timeout=30.0,
     )
-    events = connection.receive_data(get("/") * 2000, 0.0)
+    events = caused(connection.receive_data, 0.0, get("/") * 2000)
     while connection.state is not State.CLOSED:
         now = connection.next_timeout()
         assert connection.outbound < 1024 * 1024 + 101_000
-        events += connection.handle_timeout(now)
+        events += caused(connection.handle_timeout, now)
     assert not connection.wants_data or connection.outbound == 0
     assert 30.0 <= now < 31.0
     assert len(pages.requests) == 1
@@ -316,10 +321,10 @@ def test_a_peer_that_reads_slowly_gets_every_response():
     connection, _ = serve(
         lambda request, now: Response.text("x" * 100_000), high_water=1024, handshake_timeout=2.0
     )
-    events = connection.receive_data(get("/") * 10, 0.0)
+    events = caused(connection.receive_data, 0.0, get("/") * 10)
     for second in range(0, 100, 10):
         for at in range(second, second + 10):
-            events += connection.handle_timeout(float(at))
+            events += caused(connection.handle_timeout, float(at))
         connection.data_to_send()
     assert [status for _, status in exchanges(events)] == [200] * 10
 
@@ -328,17 +333,17 @@ def test_one_byte_chunks_take_no_more_memory_than_their_body():
     from tracemalloc import get_traced_memory, start, stop
 
     connection, pages = serve()
-    connection.receive_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST, 0.0)
+    connection.receive_data(0.0, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST)
     now = 0.0
     start()
     for _ in range(100):
-        connection.receive_data(b"1\r\na\r\n" * 1000, now)
+        connection.receive_data(now, b"1\r\na\r\n" * 1000)
         while (at := connection.next_timeout()) < now + 0.2:
             now = max(now, at)
             connection.handle_timeout(now)
     _, most = get_traced_memory()
     stop()
-    connection.receive_data(b"0\r\n\r\n", now)
+    connection.receive_data(now, b"0\r\n\r\n")
     assert pages.requests[0].body == b"a" * 100_000
     assert most < 400_000
 
@@ -346,16 +351,16 @@ def test_one_byte_chunks_take_no_more_memory_than_their_body():
 def test_tiny_chunks_are_read_in_parts():
     connection, _ = serve()
     connection.receive_data(
-        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST + b"1\r\na\r\n" * 5000, 0.0
+        0.0, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST + b"1\r\na\r\n" * 5000
     )
     assert 0.0 < connection.next_timeout() < 0.1
 
 
 def test_requests_that_wait_for_an_earlier_one_are_bounded():
     connection, _ = serve(lambda request, now: Promise(9.0, lambda now: Response.text("late")))
-    connection.receive_data(get("/"), 0.0)
+    connection.receive_data(0.0, get("/"))
     assert connection.wants_data
-    connection.receive_data(get("/") * 2000, 0.0)
+    connection.receive_data(0.0, get("/") * 2000)
     assert not connection.wants_data
 
 
@@ -364,8 +369,8 @@ def test_requests_that_wait_for_an_earlier_one_are_bounded():
 
 def test_a_peer_that_is_turned_away_hears_it_in_its_own_language():
     connection, pages = serve()
-    connection.turn_away("resource_exhausted", "9 connections are the limit here", 0.0)
-    events = connection.receive_data(get("/") * 2, 0.5)
+    connection.turn_away(0.0, "resource_exhausted", "9 connections are the limit here")
+    events = caused(connection.receive_data, 0.5, get("/") * 2)
     assert exchanges(events) == [("GET /", 503)]
     assert pages.requests == []
     assert connection.data_to_send().endswith(b"\r\n\r\n9 connections are the limit here\n")
@@ -374,8 +379,8 @@ def test_a_peer_that_is_turned_away_hears_it_in_its_own_language():
 
 def test_a_peer_that_connects_is_turned_away_as_a_caller():
     connection, _ = serve()
-    connection.turn_away("resource_exhausted", "full", 0.0)
-    events = connection.receive_data(b"CONNECT x:1 HTTP/1.1\r\n" + HOST, 0.5)
+    connection.turn_away(0.0, "resource_exhausted", "full")
+    events = caused(connection.receive_data, 0.5, b"CONNECT x:1 HTTP/1.1\r\n" + HOST)
     assert exchanges(events) == [("CONNECT x:1", 200)]
     assert b'\r\n\r\n{"magic":1380991824,"error":{"code":"resource_exhausted"' in (
         connection.data_to_send()
@@ -386,16 +391,16 @@ def test_a_peer_that_connects_is_turned_away_as_a_caller():
 @pytest.mark.fault(40)
 def test_a_peer_that_is_turned_away_and_dribbles_has_a_second():
     connection, _ = serve()
-    connection.turn_away("unavailable", "full", 0.0)
-    connection.receive_data(b"GET / HTTP/1.1\r\n", 0.5)
-    assert exchanges(connection.handle_timeout(1.0)) == [("-", 503)]
+    connection.turn_away(0.0, "unavailable", "full")
+    connection.receive_data(0.5, b"GET / HTTP/1.1\r\n")
+    assert exchanges(caused(connection.handle_timeout, 1.0)) == [("-", 503)]
     assert connection.state is State.CLOSING
 
 
 def test_a_peer_that_speaks_already_is_turned_away_at_once():
     connection, _ = serve()
-    connection.receive_data(b"GET", 0.0)
-    assert exchanges(connection.turn_away("unavailable", "full", 0.0)) == [("-", 503)]
+    connection.receive_data(0.0, b"GET")
+    assert exchanges(caused(connection.turn_away, 0.0, "unavailable", "full")) == [("-", 503)]
 
 
 # Promises
@@ -414,7 +419,7 @@ def promised(**config: Any) -> tuple[ServerConnection, Promise, list[Any]]:
         return promises[0]
 
     connection, _ = serve(answer, **config)
-    events = connection.receive_data(get("/"), 0.0)
+    events = caused(connection.receive_data, 0.0, get("/"))
     assert [type(event) for event in events] == [ResponsePromised]
     assert events[0].promise is promises[0]
     assert connection.next_timeout() == 20.0
@@ -429,7 +434,7 @@ def test_a_promise_is_sent_when_it_is_settled():
     promise.settle(Response.text("again"))
     assert woken == [1]
     assert connection.next_timeout() == 0.0
-    assert exchanges(connection.handle_timeout(1.0)) == [("GET /", 200)]
+    assert exchanges(caused(connection.handle_timeout, 1.0)) == [("GET /", 200)]
     assert connection.data_to_send().endswith(b"\r\n\r\nnow\n")
     assert connection.next_timeout() == 11.0
 
@@ -444,7 +449,7 @@ def test_a_promise_that_was_settled_already_wakes_at_once():
 
 def test_a_promise_is_answered_at_its_deadline():
     connection, _, told = promised()
-    assert exchanges(connection.handle_timeout(20.0)) == [("GET /", 200)]
+    assert exchanges(caused(connection.handle_timeout, 20.0)) == [("GET /", 200)]
     assert connection.data_to_send().endswith(b"\r\n\r\nlate at 20\n")
     assert told == []
 
@@ -452,7 +457,7 @@ def test_a_promise_is_answered_at_its_deadline():
 @pytest.mark.parametrize("end", ["receive_eof", "connection_lost"])
 def test_a_promise_is_given_back_when_the_client_goes(end):
     connection, promise, told = promised()
-    events = getattr(connection, end)(1.0)
+    events = caused(getattr(connection, end), 1.0)
     assert exchanges(events) == [("GET /", 499)]
     assert isinstance(events[-1], ConnectionTerminated)
     assert promise.abandoned
@@ -463,8 +468,8 @@ def test_a_promise_is_given_back_when_the_client_goes(end):
 
 def test_requests_behind_a_promise_are_not_served_when_the_client_has_gone():
     connection, _, told = promised()
-    connection.receive_data(get("/never"), 0.0)
-    events = connection.receive_eof(1.0)
+    connection.receive_data(0.0, get("/never"))
+    events = caused(connection.receive_eof, 1.0)
     assert exchanges(events) == [("GET /", 499)]
     assert told == [1]
     assert connection.state is State.CLOSING
@@ -474,12 +479,12 @@ def test_requests_behind_a_promise_are_not_served_when_the_client_has_gone():
 def test_a_promise_that_is_settled_when_the_client_half_closes_is_sent():
     connection, promise, _ = promised()
     promise.settle(Response.text("now"))
-    assert exchanges(connection.receive_eof(1.0)) == [("GET /", 200)]
+    assert exchanges(caused(connection.receive_eof, 1.0)) == [("GET /", 200)]
 
 
 def test_promises_that_are_due_at_once_are_answered_at_once():
     connection, _ = serve(lambda request, now: Promise(now, lambda now: Response.text("x")))
-    events = connection.receive_data(get("/") * 3, 7.0)
+    events = caused(connection.receive_data, 7.0, get("/") * 3)
     assert [status for _, status in exchanges(events)] == [200, 200, 200]
     assert connection.next_timeout() > 7.0
 
@@ -499,7 +504,7 @@ def test_an_application_that_raises_gets_500_and_its_error_is_told_here_only():
         raise RuntimeError("secret")
 
     connection, _ = serve(fail)
-    (event,) = connection.receive_data(get("/"), 0.0)
+    (event,) = caused(connection.receive_data, 0.0, get("/"))
     assert (event.status, str(event.error)) == (500, "secret")
     sent = connection.data_to_send()
     assert b"secret" not in sent
@@ -527,7 +532,7 @@ def test_an_application_that_raises_gets_500_and_its_error_is_told_here_only():
 )
 def test_an_application_that_answers_nonsense_gets_500(answer):
     connection, _ = serve(answer)
-    *_, event = connection.receive_data(get("/"), 0.0)
+    *_, event = caused(connection.receive_data, 0.0, get("/"))
     assert event.status == 500
     assert event.error is not None
     sent = connection.data_to_send()
@@ -541,7 +546,7 @@ def test_an_application_says_what_is_wrong_by_raising():
         raise HttpError(403, "not for you", [("X-Why", "because")])
 
     connection, _ = serve(refuse)
-    (event,) = connection.receive_data(get("/"), 0.0)
+    (event,) = caused(connection.receive_data, 0.0, get("/"))
     assert (event.status, event.error) == (403, None)
     assert b"\r\nX-Why: because\r\n" in connection.data_to_send()
 
@@ -551,8 +556,8 @@ def test_a_promise_whose_end_fails_gets_500():
         raise RuntimeError("late")
 
     connection, _ = serve(lambda request, now: Promise(now + 1.0, fail))
-    connection.receive_data(get("/"), 0.0)
-    (event,) = connection.handle_timeout(1.0)
+    connection.receive_data(0.0, get("/"))
+    (event,) = caused(connection.handle_timeout, 1.0)
     assert (event.status, str(event.error)) == (500, "late")
 
 

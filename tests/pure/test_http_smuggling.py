@@ -11,6 +11,7 @@ import pytest
 
 from rpc_proto import HttpServed, ServerConfig, ServerConnection, State
 from rpc_proto.http import Request, Response
+from support.driving import caused
 from support.wire import line, options
 
 POISON = b"GET /poison HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -368,10 +369,10 @@ def outcome(*pieces: bytes) -> Outcome:
     events = []
     now = 0.0
     for piece in (get(), *pieces):  # the first byte of a connection decides what it is
-        events += server.receive_data(piece, now)
+        events += caused(server.receive_data, now, piece)
         while (at := server.next_timeout()) is not None and at < 1.0:
             now = at
-            events += server.handle_timeout(now)
+            events += caused(server.handle_timeout, now)
     exchanges = [(event.request, event.status) for event in events if isinstance(event, HttpServed)]
     return Outcome(requests[1:], hosts[1:], exchanges[1:], server.data_to_send(), server.state)
 

@@ -138,7 +138,8 @@ def test_call_that_is_cancelled_while_it_waits_for_a_thread_keeps_nothing() -> N
     pair.call("Work.wait")
     waiting = pair.call("Work.wait", "x" * 1000)
     [_, served] = pair.server.calls
-    pair.report(pair.client, pair.client.cancel(waiting, pair.now))
+    pair.client.cancel(pair.now, waiting)
+    pair.report(pair.client)
     pair.pump()
     assert host.dispatcher.queued == 0
     assert served not in pair.server.calls
@@ -199,7 +200,7 @@ def test_drained_buffer_is_told_only_while_there_are_calls() -> None:
     pair = connected()
     pair.down.held = True
     _, served = pair.request("Work.large")
-    pair.server.send_response(served, LARGE, pair.now)
+    pair.server.send_response(pair.now, served, LARGE)
     pair.down.held = False
     pair.pump()
     pair.advance(0.0)

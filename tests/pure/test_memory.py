@@ -19,6 +19,7 @@ from rpc_proto import (
 from rpc_proto.dispatch import Dispatcher
 from rpc_proto.http import Request, Response
 from rpc_proto.memory import FREE, Account, Memory
+from support.driving import caused
 from support.wire import (
     ERROR,
     NOT_EXECUTED,
@@ -45,7 +46,7 @@ CONFIG = ServerConfig(
 
 def connected(memory: Memory, config: ServerConfig = CONFIG) -> ServerConnection:
     server = ServerConnection(config, now=START, memory=memory)
-    server.receive_data(line(options()), START)
+    server.receive_data(START, line(options()))
     server.data_to_send()
     return server
 
@@ -70,7 +71,7 @@ def feed(server: ServerConnection, data: bytes, now: float) -> list[Any]:
     for at in range(0, len(data), 64 * KIB):
         if not server.wants_data:
             break
-        events += server.receive_data(data[at : at + 64 * KIB], now)
+        events += caused(server.receive_data, now, data[at : at + 64 * KIB])
     return events
 
 
@@ -83,7 +84,7 @@ def push(server: ServerConnection, data: bytes, now: float) -> list[Any]:
         data = data[server.received - before :]
         while data and not server.wants_data:
             now = server.next_timeout() or now
-            events += server.handle_timeout(now)
+            events += caused(server.handle_timeout, now)
     return events
 
 
@@ -149,7 +150,7 @@ def test_connection_at_its_share_stops_reading_and_then_refuses() -> None:
         server.handle_timeout(at)
     assert at <= START + 1.25
     for call in taken:
-        server.send_response(call, None, at)
+        server.send_response(at, call, None)
     server.data_to_send()
     server.handle_timeout(server.next_timeout() or at)
     assert memory.used == 0
@@ -187,9 +188,9 @@ def test_small_calls_of_a_neighbour_go_on_while_all_memory_is_taken() -> None:
     neighbour = connected(memory)
     for number in range(1, 100):
         args = ["x" * 1000]
-        (call,) = calls(neighbour.receive_data(WIRE.request(number, args=args), START))
+        (call,) = calls(caused(neighbour.receive_data, START, WIRE.request(number, args=args)))
         assert neighbour.wants_data
-        neighbour.send_response(call, "y" * 1000, START)
+        neighbour.send_response(START, call, "y" * 1000)
         assert errors(neighbour) == []
 
 
@@ -198,7 +199,10 @@ def test_whole_call_for_which_there_is_no_memory_is_refused() -> None:
     memory = Memory(CONFIG.budget)
     assert memory.take(memory.limit, 0)
     server = connected(memory)
-    assert calls(server.receive_data(WIRE.request(1, body=bytes(FREE + 1), flags=RAW), START)) == []
+    assert (
+        calls(caused(server.receive_data, START, WIRE.request(1, body=bytes(FREE + 1), flags=RAW)))
+        == []
+    )
     assert errors(server) == [(1, "resource_exhausted", NOT_EXECUTED)]
 
 
@@ -212,14 +216,14 @@ def test_one_way_call_that_is_given_up_is_not_answered() -> None:
         server.handle_timeout(server.next_timeout() or 0.0)
     feed(server, data[64 * KIB :], START + 2.0)
     assert server.data_to_send() == b""
-    assert len(calls(server.receive_data(WIRE.request(2), START + 2.0))) == 1
+    assert len(calls(caused(server.receive_data, START + 2.0, WIRE.request(2)))) == 1
 
 
 def test_id_of_a_call_that_is_given_up_must_be_free() -> None:
     memory = Memory(CONFIG.budget)
     assert memory.take(memory.limit, 0)
     server = connected(memory)
-    assert len(calls(server.receive_data(WIRE.request(1), START))) == 1
+    assert len(calls(caused(server.receive_data, START, WIRE.request(1)))) == 1
     feed(server, WIRE.request(1, body=bytes(LARGE), flags=RAW)[: 64 * KIB], START)
     while server.state is State.OPEN:
         server.handle_timeout(server.next_timeout() or 0.0)
@@ -230,9 +234,9 @@ def test_id_of_a_call_that_is_given_up_must_be_free() -> None:
 def test_result_that_cannot_be_held_becomes_an_error() -> None:
     memory = Memory(CONFIG.budget)
     server = connected(memory)
-    (call,) = calls(server.receive_data(WIRE.request(1), START))
+    (call,) = calls(caused(server.receive_data, START, WIRE.request(1)))
     assert memory.take(memory.limit, 0)
-    server.send_response(call, bytes(MIB), START)
+    server.send_response(START, call, bytes(MIB))
     assert errors(server) == [(1, "resource_exhausted", 0)]
 
 
@@ -243,13 +247,13 @@ def test_calls_count_until_their_handlers_end_whatever_becomes_of_the_connection
     events = feed(server, WIRE.request(1, body=bytes(LARGE), flags=RAW), START)
     events += feed(server, WIRE.request(2, body=bytes(LARGE), flags=RAW | ONE_WAY), START)
     first, second = calls(events)
-    server.receive_data(WIRE.cancel(1), START)
+    server.receive_data(START, WIRE.cancel(1))
     assert memory.used >= 2 * LARGE
     server.connection_lost(START)
     assert memory.used >= 2 * LARGE
-    server.conclude(first, START)
+    server.conclude(START, first)
     assert LARGE <= memory.used <= LARGE + QUANTUM
-    server.send_response(second, None, START)
+    server.send_response(START, second, None)
     assert memory.used == 0
 
 
@@ -263,12 +267,12 @@ def test_arguments_count_at_what_they_can_grow_to() -> None:
     dispatcher.register(Work())
     server = connected(memory)
     body = b"\xdc\x10\x00" + b"\x90" * 0x1000  # 4,096 empty lists
-    (call,) = calls(server.receive_data(WIRE.request(1, "Work.take", body=body), START))
+    (call,) = calls(caused(server.receive_data, START, WIRE.request(1, "Work.take", body=body)))
     assert dispatcher.begin(server, call, None)
     assert memory.used > 64 * len(body)
     dispatcher.finish(call, None)
     assert memory.take(memory.limit - 4 * QUANTUM - memory.used, 0)
-    (call,) = calls(server.receive_data(WIRE.request(2, "Work.take", body=body), START))
+    (call,) = calls(caused(server.receive_data, START, WIRE.request(2, "Work.take", body=body)))
     assert not dispatcher.begin(server, call, None)
     assert errors(server) == [(2, "resource_exhausted", NOT_EXECUTED)]
 
@@ -282,12 +286,12 @@ def test_texts_count_at_their_size(codec: str) -> None:
     dispatcher = Dispatcher(clock=lambda: START)
     dispatcher.register(Work())
     server = ServerConnection(CONFIG, now=START, memory=memory)
-    server.receive_data(line(options(codec=codec)), START)
+    server.receive_data(START, line(options(codec=codec)))
     server.data_to_send()
     wire = Wire(codec)
     for number in range(1, 51):  # 2.5 MB in all
         request = wire.request(number, "Work.take", ["x" * 50_000])
-        (call,) = calls(server.receive_data(request, START))
+        (call,) = calls(caused(server.receive_data, START, request))
         assert dispatcher.begin(server, call, None)
     assert memory.used < 4 * MIB
 
@@ -295,8 +299,8 @@ def test_texts_count_at_their_size(codec: str) -> None:
 def test_what_the_driver_could_not_write_counts() -> None:
     memory = Memory(CONFIG.budget)
     server = connected(memory)
-    (call,) = calls(server.receive_data(WIRE.request(1), START))
-    server.send_response(call, bytes(MIB), START)
+    (call,) = calls(caused(server.receive_data, START, WIRE.request(1)))
+    server.send_response(START, call, bytes(MIB))
     buffer = server.next_buffer()
     while server.outbound:
         buffer = server.next_buffer()
@@ -310,9 +314,9 @@ def test_what_the_driver_could_not_write_counts() -> None:
 
 def test_large_results_leave_in_pieces_that_are_no_copies() -> None:
     server = connected(Memory(CONFIG.budget))
-    (call,) = calls(server.receive_data(WIRE.request(1), START))
+    (call,) = calls(caused(server.receive_data, START, WIRE.request(1)))
     body = bytes(range(256)) * (4 * KIB)
-    server.send_response(call, body, START)
+    server.send_response(START, call, body)
     pieces = []
     while server.outbound:
         pieces.append(server.next_buffer())
@@ -323,8 +327,8 @@ def test_large_results_leave_in_pieces_that_are_no_copies() -> None:
 
 def test_peer_that_reads_slowly_but_steadily_is_kept() -> None:
     server = connected(Memory(64 * MIB), CONFIG.override(high_water=64 * KIB, memory=64 * MIB))
-    (call,) = calls(server.receive_data(WIRE.request(1), START))
-    server.send_response(call, bytes(LARGE), START)
+    (call,) = calls(caused(server.receive_data, START, WIRE.request(1)))
+    server.send_response(START, call, bytes(LARGE))
     for second in range(60):  # 16 KiB each
         server._out[:1], taken = [memoryview(server._out[0])[16 * KIB :]], 16 * KIB
         server.outbound -= taken
@@ -366,12 +370,12 @@ def test_response_that_many_get_is_counted_once() -> None:
     page = bytes(MIB)
     servers = [answering(memory, page) for _ in range(100)]
     for server in servers:
-        server.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", START)
+        server.receive_data(START, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert server.outbound > len(page)
     assert memory.used == len(page)
     for server in servers:
         server.data_to_send()
-        server.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", START)
+        server.receive_data(START, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert server.outbound > len(page)
         server.connection_lost(START)
     assert memory.used == 0
@@ -381,7 +385,7 @@ def test_response_for_which_there_is_no_memory_is_cut_off() -> None:
     memory = Memory(CONFIG.budget)
     server = answering(memory, bytes(MIB))
     assert memory.take(memory.limit, 0)
-    server.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", START)
+    server.receive_data(START, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert server.state is State.CLOSING
     assert len(server.data_to_send()) < KIB
 
@@ -389,7 +393,7 @@ def test_response_for_which_there_is_no_memory_is_cut_off() -> None:
 def test_requests_behind_a_large_response_are_served_when_it_has_left() -> None:
     memory = Memory(CONFIG.budget)
     server = answering(memory, bytes(100 * KIB))
-    server.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3, START)
+    server.receive_data(START, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
     now = START
     for _ in range(3):
         assert 100 * KIB < server.outbound < 101 * KIB
@@ -406,34 +410,34 @@ def caller() -> ClientConnection:
     """A client's end whose only slot is taken."""
     config = ClientConfig(max_queued_bytes=100 * KIB, ping_interval=None)
     client = open_client(config, limits={"header": 16 * KIB, "body": LARGE, "calls": 1})
-    client.start_call("Arith.add", [1], now=START)
+    client.start_call(START, "Arith.add", [1])
     return client
 
 
 @pytest.mark.fault(65)
 def test_calls_that_wait_at_a_client_are_bounded_in_bytes() -> None:
     client = caller()
-    client.start_call("Arith.add", [bytes(200 * KIB)], now=START)  # for which no other waits
+    client.start_call(START, "Arith.add", [bytes(200 * KIB)])  # for which no other waits
     with pytest.raises(ResourceExhausted, match="max_queued_bytes, 102400") as caught:
-        client.start_call("Arith.add", [b"x"], now=START)
+        client.start_call(START, "Arith.add", [b"x"])
     assert not caught.value.maybe_executed
 
 
 def test_room_at_a_client_is_free_again_when_its_calls_have_gone() -> None:
     client = caller()
     body = bytes(40 * KIB)
-    cancelled = client.start_call("Arith.add", [body], now=START)
-    client.start_call("Arith.add", [body], now=START, deadline=START + 1.0)
+    cancelled = client.start_call(START, "Arith.add", [body])
+    client.start_call(START, "Arith.add", [body], deadline=START + 1.0)
     with pytest.raises(ResourceExhausted):
-        client.start_call("Arith.add", [body], now=START)
-    client.cancel(cancelled, START)
-    client.start_call("Arith.add", [body], now=START)
+        client.start_call(START, "Arith.add", [body])
+    client.cancel(START, cancelled)
+    client.start_call(START, "Arith.add", [body])
     client.handle_timeout(START + 1.0)
-    client.start_call("Arith.add", [body], now=START)
-    client.receive_data(WIRE.response(1), START + 1.0)
-    client.start_call("Arith.add", [body], now=START)
+    client.start_call(START, "Arith.add", [body])
+    client.receive_data(START + 1.0, WIRE.response(1))
+    client.start_call(START, "Arith.add", [body])
     with pytest.raises(ResourceExhausted):
-        client.start_call("Arith.add", [body], now=START)
+        client.start_call(START, "Arith.add", [body])
 
 
 # Whatever happens
@@ -464,15 +468,15 @@ def test_books_are_right_whatever_happens(actions: list[tuple[str, int, int]]) -
                 size = number % 600_000
                 pending[which] = WIRE.request(ids[which], body=bytes(size), flags=RAW)
             part, pending[which] = pending[which][:number], pending[which][number:]
-            running[which] += calls(server.receive_data(part, now))
+            running[which] += calls(caused(server.receive_data, now, part))
         elif action == "answer" and running[which]:
             call = running[which].pop(number % len(running[which]))
-            server.send_response(call, bytes(number), now)
+            server.send_response(now, call, bytes(number))
         elif action == "read":
             server.next_buffer()
         elif action == "cancel" and running[which]:
             if not pending[which]:
-                server.receive_data(WIRE.cancel(running[which][0].id), now)
+                server.receive_data(now, WIRE.cancel(running[which][0].id))
         elif action == "lose":
             server.connection_lost(now)
         elif action == "wait":
@@ -484,5 +488,5 @@ def test_books_are_right_whatever_happens(actions: list[tuple[str, int, int]]) -
     for server, left in zip(servers, running, strict=True):
         server.connection_lost(now)
         for call in left:
-            server.conclude(call, now)
+            server.conclude(now, call)
     assert memory.used == 0

@@ -12,6 +12,7 @@ import pytest
 
 from rpc_proto import CallCompleted, Codec, InvalidArgument, find_codec
 from rpc_proto.services import Method
+from support.driving import caused
 from support.memory import only
 from support.wire import NAMED, START, Wire, open_client
 
@@ -168,8 +169,8 @@ def test_unknown_field_of_the_rest_is_named() -> None:
 @pytest.mark.fault(87)
 def test_unknown_field_of_a_result_is_passed_over() -> None:
     client = open_client()
-    call = client.start_call("S.m", now=START, returns=Point)
-    events = client.receive_data(Wire().response(call.id, {"x": 1, "newer": 2}), START)
+    call = client.start_call(START, "S.m", returns=Point)
+    events = caused(client.receive_data, START, Wire().response(call.id, {"x": 1, "newer": 2}))
     assert only(events, CallCompleted).value == Point(1)
 
 

@@ -20,6 +20,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.memory import Memory
+from support.driving import caused
 from support.memory import only, outcome, termination
 from support.protocol_page import (
     WIRE,
@@ -60,7 +61,7 @@ def test_client_counts_its_calls() -> None:
     client, calls = with_calls(3)
     assert [call.id for call in calls] == [1, 2, 3]
     client._serial = 2**64 - 2
-    ids = [client.start_call("S.m", now=START).id for _ in range(2)]
+    ids = [client.start_call(START, "S.m").id for _ in range(2)]
     assert ids == [2**64 - 1, 4]  # 1 to 3 are in flight
 
 
@@ -71,9 +72,11 @@ def test_client_counts_its_calls() -> None:
 def test_server_accepts_every_id_but_those_in_flight() -> None:
     server = open_server(codec="json")
     ids = [77, 5, 2**64 - 1]
-    events = server.receive_data(b"".join(WIRE.request(one) for one in ids), START)
+    events = caused(server.receive_data, START, b"".join(WIRE.request(one) for one in ids))
     assert [event.call.id for event in events if isinstance(event, RequestReceived)] == ids
-    check_violation(server, server.receive_data(WIRE.request(5), START), last_call=2**64 - 1)
+    check_violation(
+        server, caused(server.receive_data, START, WIRE.request(5)), last_call=2**64 - 1
+    )
 
 
 @page(
@@ -83,20 +86,20 @@ def test_server_accepts_every_id_but_those_in_flight() -> None:
 def test_call_for_which_there_is_no_memory_is_refused_before_its_end() -> None:
     memory = Memory(1024 * 1024)
     server = ServerConnection(ServerConfig(ping_interval=None), now=START, memory=memory)
-    server.receive_data(line(options(codec="json")), START)
+    server.receive_data(START, line(options(codec="json")))
     server.data_to_send()
     assert memory.take(memory.limit, 0)
     client, _ = with_calls(0)
-    call = client.start_call("S.take", [bytes(100_000)], now=START)
+    call = client.start_call(START, "S.take", [bytes(100_000)])
     first, rest = (data := client.data_to_send())[:50_000], data[50_000:]
-    server.receive_data(first, START)
+    server.receive_data(START, first)
     while not server.wants_data:
         server.handle_timeout(server.next_timeout() or START)
-    (failed,) = client.receive_data(server.data_to_send(), START)
+    (failed,) = caused(client.receive_data, START, server.data_to_send())
     assert isinstance(failed, CallFailed)
     assert failed.call is call
     assert (failed.error.code, failed.error.maybe_executed) == ("resource_exhausted", False)
-    assert server.receive_data(rest + WIRE.request(2), START)[0].call.id == 2
+    assert caused(server.receive_data, START, rest + WIRE.request(2))[0].call.id == 2
 
 
 SHAPES: dict[str, tuple[str, bytes, int, Any]] = {
@@ -164,8 +167,11 @@ def test_raw_body_is_the_bytes_themselves(data: bytes) -> None:
     one = Served().ask(b'["S.take"]', data, RAW)
     assert (one.type, one.flags, one.body) == (RESPONSE, RAW, data)
     client, _ = with_calls(2)
-    assert outcome(client.receive_data(frame(RESPONSE, 1, body=data, flags=RAW), START)) == data
-    assert outcome(client.receive_data(frame(RESPONSE, 2), START)) is None
+    assert (
+        outcome(caused(client.receive_data, START, frame(RESPONSE, 1, body=data, flags=RAW)))
+        == data
+    )
+    assert outcome(caused(client.receive_data, START, frame(RESPONSE, 2))) is None
 
 
 @page(
@@ -189,11 +195,11 @@ def test_calls_that_are_not_answered() -> None:
 @pytest.mark.parametrize("flags", [0, ONE_WAY])
 def test_cancel_stops_the_handler_and_nothing_is_answered(flags: int) -> None:
     server = open_server(codec="json")
-    [request] = server.receive_data(WIRE.request(1, flags=flags), START)
+    [request] = caused(server.receive_data, START, WIRE.request(1, flags=flags))
     assert isinstance(request, RequestReceived)
-    [cancelled] = server.receive_data(WIRE.cancel(1), START)
+    [cancelled] = caused(server.receive_data, START, WIRE.cancel(1))
     assert isinstance(cancelled, CallCancelled)
-    assert server.send_response(request.call, 3, START) is False
+    server.send_response(START, request.call, 3)
     assert server.data_to_send() == b""
 
 
@@ -203,8 +209,8 @@ def test_cancel_stops_the_handler_and_nothing_is_answered(flags: int) -> None:
 )
 def test_deadline_at_the_server_is_answered_and_stops_the_handler() -> None:
     server = open_server(codec="json")
-    server.receive_data(WIRE.request(1, timeout=1500), START)
-    [cancelled] = server.handle_timeout(START + 1.5)
+    server.receive_data(START, WIRE.request(1, timeout=1500))
+    [cancelled] = caused(server.handle_timeout, START + 1.5)
     assert isinstance(cancelled, CallCancelled)
     [one] = frames_in(server.data_to_send())
     assert error_of(one) == ("deadline_exceeded", False)
@@ -217,12 +223,12 @@ def test_deadline_at_the_server_is_answered_and_stops_the_handler() -> None:
 )
 def test_calls_over_the_limit_are_refused_and_one_way_calls_stop_the_reading() -> None:
     server = open_server(ServerConfig(max_calls=2), codec="json")
-    events = server.receive_data(b"".join(WIRE.request(n) for n in (1, 2, 3)), START)
+    events = caused(server.receive_data, START, b"".join(WIRE.request(n) for n in (1, 2, 3)))
     assert len(events) == 2
     [one] = frames_in(server.data_to_send())
     assert (one.call_id, error_of(one)) == (3, ("resource_exhausted", True))
     assert server.wants_data
-    server.receive_data(b"".join(WIRE.request(n, flags=ONE_WAY) for n in (4, 5)), START)
+    server.receive_data(START, b"".join(WIRE.request(n, flags=ONE_WAY) for n in (4, 5)))
     assert server.data_to_send() == b""
     assert not server.wants_data
 
@@ -234,7 +240,7 @@ def test_calls_over_the_limit_are_refused_and_one_way_calls_stop_the_reading() -
 def test_too_many_refusals_end_the_connection() -> None:
     server = open_server(ServerConfig(refusals=2), codec="json")
     for number in (1, 2, 3):
-        events = server.receive_data(WIRE.request(number, timeout=0), START)
+        events = caused(server.receive_data, START, WIRE.request(number, timeout=0))
     assert isinstance(termination(events), RemoteProtocolError)
     goaway = frames_in(server.data_to_send())[-1]
     assert (goaway.type, json.loads(goaway.body)[0]) == (GOAWAY, "resource_exhausted")
@@ -247,21 +253,21 @@ def test_too_many_refusals_end_the_connection() -> None:
 )
 def test_answer_to_a_call_that_is_over_is_ignored() -> None:
     client, (cancelled, answered) = with_calls(2)
-    client.start_call("S.m", now=START, one_way=True)
-    client.cancel(cancelled, START)
-    client.receive_data(WIRE.response(answered.id, 3), START)
+    client.start_call(START, "S.m", one_way=True)
+    client.cancel(START, cancelled)
+    client.receive_data(START, WIRE.response(answered.id, 3))
     late = [WIRE.response(n, 4) + WIRE.error(n, "aborted") for n in (1, 2, 3)]
-    assert client.receive_data(b"".join(late), START) == []
+    assert caused(client.receive_data, START, b"".join(late)) == []
     assert client.state is State.OPEN
 
 
 @page("A client that stops waiting, at its deadline or for another reason, sends CANCEL.")
 def test_client_that_stops_waiting_sends_cancel() -> None:
     client = open_client()
-    given_up = client.start_call("S.m", now=START)
-    client.start_call("S.m", now=START, deadline=START + 1)
+    given_up = client.start_call(START, "S.m")
+    client.start_call(START, "S.m", deadline=START + 1)
     client.data_to_send()
-    client.cancel(given_up, START)
+    client.cancel(START, given_up)
     client.handle_timeout(START + 1)
     assert frames_in(client.data_to_send()) == [(CANCEL, 0, n, b"", b"") for n in (1, 2)]
 
@@ -271,9 +277,9 @@ def test_client_that_stops_waiting_sends_cancel() -> None:
 )
 def test_server_that_cannot_get_its_answers_out_stops_reading() -> None:
     server = open_server(ServerConfig(high_water=1024), codec="json")
-    [event] = server.receive_data(WIRE.request(1), START)
+    [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
-    server.send_response(event.call, "x" * 2000, START)
+    server.send_response(START, event.call, "x" * 2000)
     assert not server.wants_data
     server.data_to_send()
     assert server.wants_data
@@ -282,7 +288,7 @@ def test_server_that_cannot_get_its_answers_out_stops_reading() -> None:
 @page("A client must keep reading while it writes, or both may wait for ever.")
 def test_client_reads_while_its_output_is_blocked() -> None:
     client = open_client(ClientConfig(codec="json", high_water=1024), codec="json")
-    client.start_call("S.m", ("x" * 9000,), now=START)
+    client.start_call(START, "S.m", ("x" * 9000,))
     assert client.outbound > 1024
     assert client.wants_data
 
@@ -312,7 +318,7 @@ BAD_ERRORS = [
 @pytest.mark.parametrize("body", BAD_ERRORS)
 def test_error_that_is_not_three_fields_is_data_loss(body: bytes, flags: int) -> None:
     client, _ = with_calls(1)
-    error = outcome(client.receive_data(frame(ERROR, 1, b"", body, flags), START))
+    error = outcome(caused(client.receive_data, START, frame(ERROR, 1, b"", body, flags)))
     assert isinstance(error, DataLoss)
     assert error.maybe_executed is not bool(flags)
     assert client.state is State.OPEN
@@ -322,7 +328,7 @@ def test_error_that_is_not_three_fields_is_data_loss(body: bytes, flags: int) ->
 @pytest.mark.parametrize("code", ["own_code", "", "UNAVAILABLE"])
 def test_unknown_code_is_accepted(code: str) -> None:
     client, _ = with_calls(1)
-    error = outcome(client.receive_data(WIRE.error(1, code, "text", {"a": 1}), START))
+    error = outcome(caused(client.receive_data, START, WIRE.error(1, code, "text", {"a": 1})))
     assert (error.code, error.message, error.details) == (code, "text", {"a": 1})
 
 
@@ -335,9 +341,9 @@ def test_details_that_cannot_travel_are_left_out(details: Any) -> None:
     from rpc_proto import NotFound
 
     server = open_server(codec="json", limits={"header": 256, "body": 8192})
-    [event] = server.receive_data(WIRE.request(1), START)
+    [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
-    server.send_error(event.call, NotFound("\u20ac" * 1000, details), START)
+    server.send_error(START, event.call, NotFound("\u20ac" * 1000, details))
     [one] = frames_in(server.data_to_send())
     code, message, left = json.loads(one.body)
     assert (code, left) == ("not_found", None)
@@ -369,9 +375,9 @@ def test_silence_is_answered_with_ping_and_then_with_the_end(end: str) -> None:
 def test_silence_does_not_count_while_the_server_does_not_read() -> None:
     config = ServerConfig(high_water=1024, write_timeout=60.0)
     server = open_server(config, codec="json", timeouts={"ping": 2000})
-    [event] = server.receive_data(WIRE.request(1), START)
+    [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
-    server.send_response(event.call, "x" * 2000, START)
+    server.send_response(START, event.call, "x" * 2000)
     assert not server.wants_data
     for second in range(1, 20):
         server.handle_timeout(START + second)
@@ -391,7 +397,7 @@ def test_any_byte_is_a_sign_of_life(end: str) -> None:
     )
     piece = frame(0x80, body=b"x" * 9)
     for second, byte in enumerate(piece, 1):
-        connection.receive_data(bytes([byte]), START + second)
+        connection.receive_data(START + second, bytes([byte]))
         connection.handle_timeout(START + second + 0.9)
     assert connection.data_to_send() == b""
     assert connection.state is State.OPEN
@@ -407,7 +413,7 @@ def test_ping_is_answered_and_pong_is_not(end: str) -> None:
     connection: Any = open_server(codec="json") if end == "server" else open_client(codec="json")
     ids = [0, 1, 1, 2**64 - 1]
     pings = b"".join(frame(PING, one) for one in ids)
-    assert connection.receive_data(frame(PONG, 5) + pings + frame(PONG, 5), START) == []
+    assert caused(connection.receive_data, START, frame(PONG, 5) + pings + frame(PONG, 5)) == []
     assert frames_in(connection.data_to_send()) == [(PONG, 0, one, b"", b"") for one in ids]
 
 
@@ -421,15 +427,15 @@ def test_ping_is_answered_and_pong_is_not(end: str) -> None:
 )
 def test_goaway_fails_the_calls_behind_the_last_one() -> None:
     client, calls = with_calls(3)
-    failed = only(client.receive_data(WIRE.goaway(2), START), CallFailed)
+    failed = only(caused(client.receive_data, START, WIRE.goaway(2)), CallFailed)
     assert failed.call is calls[2]
     assert (failed.error.code, failed.error.maybe_executed) == ("unavailable", False)
-    events = client.receive_data(WIRE.response(1, 5) + frame(PING, 8), START)
+    events = caused(client.receive_data, START, WIRE.response(1, 5) + frame(PING, 8))
     assert outcome(events) == 5
     assert [one.type for one in frames_in(client.data_to_send())] == [PONG]
     with pytest.raises(Exception, match="unavailable"):
-        client.start_call("S.m", now=START)
-    events = client.receive_data(WIRE.response(3, 5) + WIRE.response(2, 6), START)
+        client.start_call(START, "S.m")
+    events = caused(client.receive_data, START, WIRE.response(3, 5) + WIRE.response(2, 6))
     assert outcome(events) == 6
     assert termination(events) is None
     assert client.state is State.CLOSING
@@ -445,7 +451,7 @@ def test_goaway_fails_the_calls_behind_the_last_one() -> None:
 )
 def test_second_goaway(ids: Sequence[int], failed: list[int]) -> None:
     client, _ = with_calls(3)
-    events = client.receive_data(b"".join(WIRE.goaway(one) for one in ids), START)
+    events = caused(client.receive_data, START, b"".join(WIRE.goaway(one) for one in ids))
     assert [event.call.id for event in events if isinstance(event, CallFailed)] == failed
     assert client.state is State.DRAINING
 
@@ -453,7 +459,7 @@ def test_second_goaway(ids: Sequence[int], failed: list[int]) -> None:
 @page("0 for none")
 def test_goaway_with_0_fails_every_call() -> None:
     client, _ = with_calls(2)
-    events = client.receive_data(WIRE.goaway(0), START)
+    events = caused(client.receive_data, START, WIRE.goaway(0))
     failed = [event for event in events if isinstance(event, CallFailed)]
     assert [event.error.maybe_executed for event in failed] == [False, False]
     assert termination(events) is None
@@ -468,12 +474,12 @@ def test_goaway_with_0_fails_every_call() -> None:
 @pytest.mark.parametrize("last", [0, 1, 99])
 def test_goaway_of_a_client(last: int) -> None:
     server = open_server(codec="json")
-    [event] = server.receive_data(WIRE.request(1), START)
+    [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
-    server.receive_data(WIRE.goaway(last) + WIRE.goaway(last) + WIRE.request(2), START)
+    server.receive_data(START, WIRE.goaway(last) + WIRE.goaway(last) + WIRE.request(2))
     [one] = frames_in(server.data_to_send())
     assert (one.call_id, error_of(one)) == (2, ("unavailable", True))
-    server.send_response(event.call, 3, START)
+    server.send_response(START, event.call, 3)
     assert [one.call_id for one in frames_in(server.data_to_send())] == [1]
     assert server.state is State.CLOSING
 
@@ -481,19 +487,19 @@ def test_goaway_of_a_client(last: int) -> None:
 @page("Nothing that arrives after the connection began to close is answered.")
 def test_nothing_is_answered_while_the_connection_closes() -> None:
     server = open_server(codec="json")
-    server.receive_data(WIRE.goaway() + WIRE.request(1) + frame(PING, 1), START)
-    assert server.receive_data(WIRE.request(2) + frame(0x08), START) == []
+    server.receive_data(START, WIRE.goaway() + WIRE.request(1) + frame(PING, 1))
+    assert caused(server.receive_data, START, WIRE.request(2) + frame(0x08)) == []
     assert server.data_to_send() == b""
 
 
 @page("what is still in flight then is answered with `unavailable` and its handlers are stopped.")
 def test_calls_in_flight_at_the_end_of_the_grace_are_answered() -> None:
     server = open_server(codec="json")
-    server.receive_data(WIRE.request(1), START)
+    server.receive_data(START, WIRE.request(1))
     server.shutdown(START, grace=2.0)
     [goaway] = frames_in(server.data_to_send())
     assert (goaway.type, goaway.call_id, json.loads(goaway.body)[0]) == (GOAWAY, 1, "unavailable")
-    events = server.handle_timeout(START + 2.0)
+    events = caused(server.handle_timeout, START + 2.0)
     only(events, CallCancelled)
     [one] = frames_in(server.data_to_send())
     assert error_of(one) == ("unavailable", False)
@@ -502,7 +508,7 @@ def test_calls_in_flight_at_the_end_of_the_grace_are_answered() -> None:
 @page("When the server closes its sending direction, every pending call fails with `unavailable`.")
 def test_end_of_the_server_fails_the_calls() -> None:
     client, _ = with_calls(1)
-    error = outcome(client.receive_eof(START))
+    error = outcome(caused(client.receive_eof, START))
     assert (error.code, error.maybe_executed) == ("unavailable", True)
 
 
@@ -512,11 +518,11 @@ def test_end_of_the_server_fails_the_calls() -> None:
 )
 def test_calls_of_a_half_closed_client_are_answered() -> None:
     server = open_server(codec="json")
-    [event] = server.receive_data(WIRE.request(1), START)
+    [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
     server.receive_eof(START)
     server.data_to_send()
-    server.send_response(event.call, 3, START)
+    server.send_response(START, event.call, 3)
     assert [one.type for one in frames_in(server.data_to_send())] == [RESPONSE]
     assert server.state is State.CLOSING
 
@@ -524,7 +530,7 @@ def test_calls_of_a_half_closed_client_are_answered() -> None:
 @page("Since a client that is gone looks the same, the server sends a PING now and then")
 def test_server_pings_a_half_closed_client() -> None:
     server = open_server(codec="json")
-    server.receive_data(WIRE.request(1), START)
+    server.receive_data(START, WIRE.request(1))
     server.receive_eof(START)
     server.data_to_send()
     server.handle_timeout(START + 1)
@@ -541,13 +547,13 @@ def test_stream_that_ends_inside_a_frame_is_a_violation(codec: str) -> None:
     whole = Wire(codec).request(1, args=[1, 2], timeout=5)
     for cut in range(1, len(whole)):
         server = open_server(codec=codec)
-        assert server.receive_data(whole[:cut], START) == []
-        check_violation(server, server.receive_eof(START))
+        assert caused(server.receive_data, START, whole[:cut]) == []
+        check_violation(server, caused(server.receive_eof, START))
     whole = Wire(codec).response(1, [1, 2])
     for cut in range(1, len(whole)):
         client, _ = with_calls(1, codec)
-        assert client.receive_data(whole[:cut], START) == []
-        events = client.receive_eof(START)
+        assert caused(client.receive_data, START, whole[:cut]) == []
+        events = caused(client.receive_eof, START)
         assert outcome(events).maybe_executed
         check_violation(client, events)
 
@@ -566,7 +572,7 @@ def test_client_keeps_what_came_before_a_violation(apart: bool) -> None:
     events = [
         event
         for part in (parts if apart else [b"".join(parts)])
-        for event in client.receive_data(part, START)
+        for event in caused(client.receive_data, START, part)
     ]
     completed = only(events, CallCompleted)
     assert (completed.call, completed.value) == (calls[0], 5)
@@ -592,13 +598,14 @@ def test_server_does_not_answer_the_calls_before_a_violation(apart: bool) -> Non
     events = [
         event
         for part in (parts if apart else [b"".join(parts)])
-        for event in server.receive_data(part, START)
+        for event in caused(server.receive_data, START, part)
     ]
     calls = [event.call for event in events if isinstance(event, RequestReceived)]
     assert [call.id for call in calls] == [1, 2]
     stopped = [event.call for event in events if isinstance(event, CallCancelled)]
     assert stopped == calls
-    assert [server.send_response(call, 1, START) for call in calls] == [False, False]
+    for call in calls:
+        server.send_response(START, call, 1)
     pong, goaway = frames_in(server.data_to_send())
     assert (pong.type, goaway.type, goaway.call_id) == (PONG, GOAWAY, 2)
 
@@ -608,7 +615,7 @@ def test_server_does_not_answer_the_calls_before_a_violation(apart: bool) -> Non
 def test_goaway_for_a_violation_says_which_calls_were_not_received() -> None:
     client, _ = with_calls(3)
     goaway = WIRE.goaway(2, "invalid_argument", "unknown frame type 0x08")
-    events = client.receive_data(goaway, START) + client.receive_eof(START)
+    events = caused(client.receive_data, START, goaway) + caused(client.receive_eof, START)
     ends = [event for event in events if isinstance(event, CallFailed)]
     assert [(end.call.id, end.error.maybe_executed) for end in ends] == [
         (3, False),

@@ -18,6 +18,7 @@ from rpc_proto import (
     find_codec,
 )
 from rpc_proto.services import Method
+from support.driving import caused
 from support.memory import only, outcome
 from support.protocol_page import (
     WIRE,
@@ -113,7 +114,7 @@ ANSWER_VIOLATIONS = {
 @pytest.mark.parametrize("data", VIOLATIONS.values(), ids=VIOLATIONS)
 def test_violation_by_a_client(data: bytes) -> None:
     server = open_server(codec="json")
-    check_violation(server, server.receive_data(data, START))
+    check_violation(server, caused(server.receive_data, START, data))
 
 
 @page(
@@ -123,7 +124,7 @@ def test_violation_by_a_client(data: bytes) -> None:
 @pytest.mark.parametrize("data", ANSWER_VIOLATIONS.values(), ids=ANSWER_VIOLATIONS)
 def test_violation_by_a_server(data: bytes) -> None:
     client, _ = with_calls(1)
-    check_violation(client, client.receive_data(data, START))
+    check_violation(client, caused(client.receive_data, START, data))
 
 
 @page(
@@ -135,7 +136,7 @@ def test_unknown_type_from_0x80_on_is_ignored(kind: int) -> None:
     odd = frame(kind, 2**64 - 1, b"header", b"body", 0xFF)
     assert [one.type for one in Served().send(odd, frame(PING, 1))] == [PONG]
     client, _ = with_calls(1)
-    assert outcome(client.receive_data(odd + WIRE.response(1, 5), START)) == 5
+    assert outcome(caused(client.receive_data, START, odd + WIRE.response(1, 5))) == 5
 
 
 @page(
@@ -146,23 +147,23 @@ def test_unknown_type_from_0x80_on_is_ignored(kind: int) -> None:
 @pytest.mark.parametrize("sizes", [(257, 0), (0, 8193)])
 def test_length_over_the_limit_is_found_at_the_prefix(kind: int, sizes: tuple[int, int]) -> None:
     server = open_server(ServerConfig(max_header=256, max_body=8192), codec="json")
-    assert server.receive_data(prefix(kind, 0, *sizes, 1)[:-1], START) == []
-    check_violation(server, server.receive_data(prefix(kind, 0, *sizes, 1)[-1:], START))
+    assert caused(server.receive_data, START, prefix(kind, 0, *sizes, 1)[:-1]) == []
+    check_violation(server, caused(server.receive_data, START, prefix(kind, 0, *sizes, 1)[-1:]))
 
 
 @page("Each end states what it accepts", "the other must keep to it.")
 def test_ends_keep_to_the_limits_of_the_other() -> None:
     client = open_client(limits={"header": 256, "body": 8192, "calls": 1})
     with pytest.raises(Exception, match="resource_exhausted"):
-        client.start_call("S.m", ("x" * 9000,), now=START)
+        client.start_call(START, "S.m", ("x" * 9000,))
     assert client.data_to_send() == b""
-    client.start_call("S.m", now=START)
-    client.start_call("S.m", now=START)
+    client.start_call(START, "S.m")
+    client.start_call(START, "S.m")
     assert len(frames_in(client.data_to_send())) == 1
     server = open_server(codec="json", limits={"header": 256, "body": 8192})
-    [event] = server.receive_data(WIRE.request(1), START)
+    [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
-    server.send_response(event.call, "x" * 9000, START)
+    server.send_response(START, event.call, "x" * 9000)
     [one] = frames_in(server.data_to_send())
     assert error_of(one) == ("resource_exhausted", False)
 
@@ -214,15 +215,17 @@ BAD_BODIES = {
 @pytest.mark.parametrize(("codec", "body"), BAD_BODIES.values(), ids=BAD_BODIES)
 def test_result_that_cannot_be_decoded_is_data_loss(codec: str, body: bytes) -> None:
     client, _ = with_calls(2, codec)
-    error = outcome(client.receive_data(frame(RESPONSE, 1, body=body), START))
+    error = outcome(caused(client.receive_data, START, frame(RESPONSE, 1, body=body)))
     assert isinstance(error, DataLoss)
-    assert outcome(client.receive_data(Wire(codec).response(2, 5), START)) == 5
+    assert outcome(caused(client.receive_data, START, Wire(codec).response(2, 5))) == 5
 
 
 @page("white space around the value is allowed.")
 def test_white_space_around_a_value_is_allowed() -> None:
     client, _ = with_calls(1)
-    assert outcome(client.receive_data(frame(RESPONSE, 1, body=b"\r\n\t [ 3 ] \n"), START)) == [3]
+    assert outcome(
+        caused(client.receive_data, START, frame(RESPONSE, 1, body=b"\r\n\t [ 3 ] \n"))
+    ) == [3]
 
 
 @page(
@@ -234,7 +237,7 @@ def test_white_space_around_a_value_is_allowed() -> None:
 )
 def test_last_value_of_a_repeated_key_counts(codec: str, body: bytes) -> None:
     client, _ = with_calls(1, codec)
-    assert outcome(client.receive_data(frame(RESPONSE, 1, body=body), START)) == {"a": 2}
+    assert outcome(caused(client.receive_data, START, frame(RESPONSE, 1, body=body))) == {"a": 2}
 
 
 class Colour(Enum):
@@ -259,9 +262,9 @@ def test_unknown_field_is_refused_in_a_parameter_and_ignored_in_a_result() -> No
     with pytest.raises(InvalidArgument, match="Record has no field 'to'"):
         Method("S.put", put).decode(find_codec("json"), 0, b'[{"at":1,"to":2}]')
     client = open_client(codec="json")
-    client.start_call("S.m", now=START, returns=Record)
+    client.start_call(START, "S.m", returns=Record)
     answer = frame(RESPONSE, 1, body=b'{"at":1,"to":2}')
-    assert outcome(client.receive_data(answer, START)) == Record(1)
+    assert outcome(caused(client.receive_data, START, answer)) == Record(1)
 
 
 ENCODED = {
@@ -326,7 +329,7 @@ BAD_REQUEST_HEADERS = {
 @pytest.mark.parametrize("header", BAD_REQUEST_HEADERS.values(), ids=BAD_REQUEST_HEADERS)
 def test_malformed_header_of_a_request_is_a_violation(header: bytes) -> None:
     server = open_server(codec="json")
-    check_violation(server, server.receive_data(frame(REQUEST, 1, header), START))
+    check_violation(server, caused(server.receive_data, START, frame(REQUEST, 1, header)))
 
 
 @page(
@@ -337,7 +340,7 @@ def test_malformed_header_of_a_request_is_a_violation(header: bytes) -> None:
 def test_malformed_header_of_an_answer_is_a_violation(header: bytes, kind: int) -> None:
     client, _ = with_calls(1)
     body = b'["a","b",null]'
-    check_violation(client, client.receive_data(frame(kind, 1, header, body), START))
+    check_violation(client, caused(client.receive_data, START, frame(kind, 1, header, body)))
 
 
 @page(
@@ -365,7 +368,7 @@ def test_malformed_header_of_an_answer_is_a_violation(header: bytes, kind: int) 
 )
 def test_header_of_a_request(header: bytes, timeout: float | None) -> None:
     server = open_server(codec="json")
-    [event] = server.receive_data(frame(REQUEST, 1, header), START)
+    [event] = caused(server.receive_data, START, frame(REQUEST, 1, header))
     assert isinstance(event, RequestReceived)
     assert event.call.method == "S.m"
     assert event.call.deadline == (None if timeout is None else START + timeout)
@@ -388,5 +391,7 @@ def test_timeout_of_zero_or_less_is_answered_without_running_the_method(timeout:
 def test_answer_without_metadata_has_no_header() -> None:
     assert Served().ask(b'["S.nothing"]') == (RESPONSE, 0, 1, b"", b"")
     client, _ = with_calls(1)
-    event = only(client.receive_data(frame(RESPONSE, 1, b"[null]", b"3"), START), CallCompleted)
+    event = only(
+        caused(client.receive_data, START, frame(RESPONSE, 1, b"[null]", b"3")), CallCompleted
+    )
     assert (event.value, dict(event.metadata)) == (3, {})

@@ -14,6 +14,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
+from support.driving import caused
 from support.memory import only
 from support.protocol_page import (
     BASE,
@@ -49,7 +50,7 @@ from support.wire import (
 @pytest.mark.parametrize("first", range(256))
 def test_first_byte_tells_what_follows(first: int) -> None:
     server = ServerConnection(now=START)
-    server.receive_data(bytes([first]), START)
+    server.receive_data(START, bytes([first]))
     if first == 0x7B or 0x41 <= first <= 0x5A:
         assert server.state is State.HANDSHAKE
         assert server.data_to_send() == b""
@@ -223,10 +224,10 @@ def test_answers_are_accepted_in_their_ranges_only(
 @page("same defaults", "default 2^31", "default 65535", "default 4294967295", "default null")
 def test_options_left_out_have_the_same_defaults_in_both_directions() -> None:
     server = ServerConnection(now=START)
-    server.receive_data(options_with(""), START)
+    server.receive_data(START, options_with(""))
     assert server._send_limits == (65535, 4294967295)
     client = ClientConnection(ClientConfig(codec="json"), now=START)
-    [event] = client.receive_data(options_with(""), START)
+    [event] = caused(client.receive_data, START, options_with(""))
     assert isinstance(event, HandshakeCompleted)
     assert event.agreed == ("json", 65535, 4294967295, 2**31, None, frozenset())
 
@@ -257,7 +258,7 @@ def test_malformed_answer_is_refused_by_the_client(text: str) -> None:
 )
 def test_ping_interval_in_force(ours: Any, theirs: Any, in_force: Any) -> None:
     server = ServerConnection(ServerConfig(ping_interval=ours), now=START)
-    server.receive_data(line(options(timeouts={"ping": theirs})), START)
+    server.receive_data(START, line(options(timeouts={"ping": theirs})))
     assert server_line(server.data_to_send())["timeouts"] == {"ping": in_force}
 
 
@@ -303,7 +304,7 @@ def test_server_checks_the_line_in_order() -> None:
         "unauthenticated",
     ]
     server = ServerConnection(config, now=START)
-    only(server.receive_data(line(fields), START), HandshakeCompleted)
+    only(caused(server.receive_data, START, line(fields)), HandshakeCompleted)
 
 
 @page(
@@ -343,15 +344,15 @@ def test_line_that_does_not_accept_ends_the_connection_of_the_client(
 @pytest.mark.parametrize("code", ["unavailable", "resource_exhausted"])
 def test_server_that_takes_nobody_says_why(code: str) -> None:
     server = ServerConnection(now=START)
-    server.turn_away(code, "go away", START)
-    server.receive_data(options_with(""), START)
+    server.turn_away(START, code, "go away")
+    server.receive_data(START, options_with(""))
     assert server_line(server.data_to_send())["error"]["code"] == code
 
 
 @page("the line did not arrive in time, counted from the start of the connection")
 def test_line_that_is_late_is_refused() -> None:
     server = ServerConnection(ServerConfig(handshake_timeout=2.0), now=START)
-    server.receive_data(b"{", START + 1.9)
+    server.receive_data(START + 1.9, b"{")
     server.handle_timeout(START + 2.0)
     assert server_line(server.data_to_send())["error"]["code"] == "deadline_exceeded"
 
@@ -373,7 +374,7 @@ def test_token_that_is_refused_or_cannot_be_checked() -> None:
 @pytest.mark.parametrize("data", [b"", b"{", options_with("")[:-1]])
 def test_stream_that_ends_before_the_newline_has_no_answer(data: bytes) -> None:
     server = ServerConnection(now=START)
-    server.receive_data(data, START)
+    server.receive_data(START, data)
     server.receive_eof(START)
     assert server.data_to_send() == b""
     assert server.state is State.CLOSED
@@ -382,9 +383,9 @@ def test_stream_that_ends_before_the_newline_has_no_answer(data: bytes) -> None:
 @page("A client must not send a frame before it has been accepted.")
 def test_client_sends_no_frame_before_it_is_accepted() -> None:
     client = ClientConnection(ClientConfig(codec="json"), now=START)
-    client.start_call("S.m", now=START)
+    client.start_call(START, "S.m")
     assert client.data_to_send().endswith(b"}\n")
-    client.receive_data(options_with(""), START)
+    client.receive_data(START, options_with(""))
     assert [one.type for one in frames_in(client.data_to_send())] == [REQUEST]
 
 
@@ -394,7 +395,7 @@ def test_client_sends_no_frame_before_it_is_accepted() -> None:
 )
 def test_frames_behind_the_options_are_processed() -> None:
     server = ServerConnection(now=START)
-    events = server.receive_data(options_with("") + frame(PING, 7) + WIRE.request(1), START)
+    events = caused(server.receive_data, START, options_with("") + frame(PING, 7) + WIRE.request(1))
     assert [type(event) for event in events] == [HandshakeCompleted, RequestReceived]
     _, _, frames = server.data_to_send().partition(b"\n")
     assert [(one.type, one.call_id) for one in frames_in(frames)] == [(PONG, 7)]

@@ -11,6 +11,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
+from support.driving import caused
 from support.memory import termination
 from support.protocol_page import (
     options_with,
@@ -38,11 +39,11 @@ from support.wire import (
 def test_client_sends_nothing_behind_connect_before_the_answer() -> None:
     client = ClientConnection(now=START, connect="x:1")
     assert client.data_to_send() == b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n"
-    client.start_call("S.m", now=START)
+    client.start_call(START, "S.m")
     assert client.data_to_send() == b""
-    client.receive_data(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 299 Fine\r\n", START)
+    client.receive_data(START, b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 299 Fine\r\n")
     assert client.data_to_send() == b""
-    client.receive_data(b"Content-Length: 9\r\n\r\n", START)
+    client.receive_data(START, b"Content-Length: 9\r\n\r\n")
     assert client.data_to_send().startswith(b'{"magic"')
 
 
@@ -50,7 +51,7 @@ def test_client_sends_nothing_behind_connect_before_the_answer() -> None:
 def test_client_keeps_what_follows_the_answer_to_connect() -> None:
     client = ClientConnection(ClientConfig(codec="json"), now=START, connect="x:1")
     refused = b'{"magic":1380991824,"error":{"code":"unavailable","message":""}}\n'
-    events = client.receive_data(b"HTTP/1.1 200 Connected\r\n\r\n" + refused, START)
+    events = caused(client.receive_data, START, b"HTTP/1.1 200 Connected\r\n\r\n" + refused)
     assert termination(events).code == "unavailable"
 
 
@@ -60,21 +61,23 @@ def test_client_keeps_what_follows_the_answer_to_connect() -> None:
 def test_line_instead_of_an_answer_to_connect_is_a_refusal() -> None:
     client = ClientConnection(now=START, connect="x:1")
     line_of_a_full_server = b'{"magic":1380991824,"error":{"code":"unavailable","message":""}}\n'
-    assert termination(client.receive_data(line_of_a_full_server, START)).code == "unavailable"
+    assert (
+        termination(caused(client.receive_data, START, line_of_a_full_server)).code == "unavailable"
+    )
 
 
 @page("A client should limit the answer (32 KiB for all of it) and the time it takes")
 def test_client_limits_the_answer_to_connect() -> None:
     client = ClientConnection(now=START, connect="x:1")
-    events = client.receive_data(b"HTTP/1.1 200 Fine\r\n" + b"A: b\r\n" * 6000, START)
+    events = caused(client.receive_data, START, b"HTTP/1.1 200 Fine\r\n" + b"A: b\r\n" * 6000)
     assert termination(events).code == "invalid_argument"
     client = ClientConnection(now=START, connect="x:1")
-    assert termination(client.handle_timeout(START + 10)).code == "deadline_exceeded"
+    assert termination(caused(client.handle_timeout, START + 10)).code == "deadline_exceeded"
 
 
 def http(data: bytes) -> tuple[bytes, ServerConnection]:
     server = ServerConnection(now=START)
-    server.receive_data(data, START)
+    server.receive_data(START, data)
     return server.data_to_send(), server
 
 
@@ -115,7 +118,7 @@ def test_http_does_not_come_back_behind_connect() -> None:
     out, server = http(b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n")
     assert out == b"HTTP/1.1 200 Connected\r\n\r\n"
     assert server.next_timeout() == START + 10
-    server.receive_data(b"G", START)
+    server.receive_data(START, b"G")
     assert server_line(server.data_to_send())["error"]["code"] == "invalid_argument"
 
 
@@ -170,14 +173,14 @@ def test_other_requests_have_the_status_of_the_table(
 )
 def test_server_with_too_many_connections_refuses_behind_the_200() -> None:
     server = ServerConnection(now=START)
-    server.turn_away("resource_exhausted", "full", START)
-    server.receive_data(b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n", START)
+    server.turn_away(START, "resource_exhausted", "full")
+    server.receive_data(START, b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n")
     head, _, rest = server.data_to_send().partition(b"\r\n\r\n")
     assert head == b"HTTP/1.1 200 Connected"
     assert server_line(rest)["error"]["code"] == "resource_exhausted"
     server = ServerConnection(now=START)
-    server.turn_away("resource_exhausted", "full", START)
-    server.receive_data(b"GET / HTTP/1.1\r\nHost: x:1\r\n\r\n", START)
+    server.turn_away(START, "resource_exhausted", "full")
+    server.receive_data(START, b"GET / HTTP/1.1\r\nHost: x:1\r\n\r\n")
     assert server.data_to_send().startswith(b"HTTP/1.1 503 ")
 
 
@@ -191,9 +194,9 @@ def test_request_that_is_late_is_408_and_silence_is_closed_without_an_answer() -
     whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     for part, status in ((whole[:9], b"HTTP/1.1 408 "), (b"", b"")):
         server = ServerConnection(ServerConfig(handshake_timeout=2.0), now=START)
-        server.receive_data(whole, START + 1)
+        server.receive_data(START + 1, whole)
         assert server.data_to_send().startswith(b"HTTP/1.1 404 ")
-        server.receive_data(part, START + 2)
+        server.receive_data(START + 2, part)
         server.handle_timeout(START + 2.9)
         assert server.state is State.HANDSHAKE
         server.handle_timeout(START + 3)

@@ -16,6 +16,7 @@ from rpc_proto import (
     State,
     Unavailable,
 )
+from support.driving import caused
 from support.memory import Pair, only, termination
 from support.wire import (
     CODECS,
@@ -39,7 +40,7 @@ QUIET = ServerConfig(ping_interval=None)
 
 
 def arrive(server: Any, *requests: bytes, now: float = START) -> list[Any]:
-    events = server.receive_data(b"".join(requests), now)
+    events = caused(server.receive_data, now, b"".join(requests))
     return [event.call for event in events if isinstance(event, RequestReceived)]
 
 
@@ -68,7 +69,7 @@ def test_metadata_cannot_be_changed() -> None:
 def test_response_carries_the_value(value: Any, codec: str) -> None:
     server = open_server(codec=codec)
     [call] = arrive(server, Wire(codec).request(1))
-    assert server.send_response(call, value, START) is True
+    server.send_response(START, call, value)
     [sent] = frames_in(server.data_to_send())
     assert (sent.type, sent.flags, sent.call_id, sent.header) == (RESPONSE, 0, 1, b"")
     assert Wire(codec).decode(sent.body) == value
@@ -78,7 +79,7 @@ def test_response_carries_the_value(value: Any, codec: str) -> None:
 def test_response_of_none_has_no_body() -> None:
     server = open_server()
     [call] = arrive(server, Wire().request(1))
-    server.send_response(call, None, START)
+    server.send_response(START, call, None)
     assert frames_in(server.data_to_send()) == [Frame(RESPONSE, 0, 1, b"", b"")]
 
 
@@ -86,7 +87,7 @@ def test_response_of_none_has_no_body() -> None:
 def test_response_of_bytes_is_the_bytes(kind: type) -> None:
     server = open_server(codec="json")
     [call] = arrive(server, Wire("json").request(1))
-    server.send_response(call, kind(b"\xff"), START)
+    server.send_response(START, call, kind(b"\xff"))
     assert frames_in(server.data_to_send()) == [Frame(RESPONSE, RAW, 1, b"", b"\xff")]
 
 
@@ -94,7 +95,7 @@ def test_response_of_bytes_is_the_bytes(kind: type) -> None:
 def test_error_carries_code_message_details_and_whether_it_ran(executed: bool) -> None:
     server = open_server()
     [call] = arrive(server, Wire().request(1))
-    server.send_error(call, NotFound("no", {"id": 5}, maybe_executed=executed), START)
+    server.send_error(START, call, NotFound("no", {"id": 5}, maybe_executed=executed))
     [sent] = frames_in(server.data_to_send())
     assert (sent.type, sent.flags) == (ERROR, 0 if executed else NOT_EXECUTED)
     assert Wire().decode(sent.body) == ["not_found", "no", {"id": 5}]
@@ -109,7 +110,7 @@ def test_reply_metadata_travels_with_the_answer(how: str) -> None:
         pair.respond(served, 1)
         assert pair.ends(call)[0].metadata == {"took": "5 ms"}
     else:
-        pair.server.send_error(served, NotFound("no"), pair.now)
+        pair.server.send_error(pair.now, served, NotFound("no"))
         [sent] = frames_in(pair.server.data_to_send())
         assert Wire().decode(sent.header) == [{"took": "5 ms"}]
 
@@ -135,9 +136,9 @@ def test_one_way_call_is_never_answered() -> None:
     first, second, third = arrive(
         server, *(Wire().request(number, flags=ONE_WAY) for number in (1, 2, 3))
     )
-    server.send_response(first, 1, START)
-    server.send_error(second, NotFound(), START)
-    server.conclude(third, START)
+    server.send_response(START, first, 1)
+    server.send_error(START, second, NotFound())
+    server.conclude(START, third)
     assert server.data_to_send() == b""
     assert server.calls_in_flight == 0
 
@@ -145,7 +146,7 @@ def test_one_way_call_is_never_answered() -> None:
 def test_call_that_is_given_up_gets_an_answer_nevertheless() -> None:
     pair = Pair().open()
     call, served = pair.request("S.m")
-    pair.server.conclude(served, pair.now)
+    pair.server.conclude(pair.now, served)
     pair.pump()
     assert pair.outcome(call).code == "internal"
 
@@ -153,14 +154,16 @@ def test_call_that_is_given_up_gets_an_answer_nevertheless() -> None:
 def test_each_call_ends_once_by_answer_or_by_cancellation() -> None:
     pair = Pair().open()
     calls = [pair.request("S.m", timeout=1.0 if number == 2 else None) for number in range(5)]
-    answered = pair.respond(calls[0][1], 1)
-    pair.report(pair.client, pair.client.cancel(calls[1][0], pair.now))
+    pair.respond(calls[0][1], 1)
+    pair.client.cancel(pair.now, calls[1][0])
+    pair.report(pair.client)
     pair.advance(1.0)
     pair.shut_server()
     told = [event.call for event in pair.server_events if isinstance(event, CallCancelled)]
-    assert answered is True
     assert told == [served for _, served in calls[1:]]
-    assert all(pair.server.send_response(served, 1, pair.now) is False for _, served in calls)
+    for _, served in calls:
+        pair.server.send_response(pair.now, served, 1)
+    assert pair.server.data_to_send() == b""
     assert [len(pair.ends(call)) for call, _ in calls] == [1] * 5
 
 
@@ -174,7 +177,7 @@ def test_handling_timeout_caps_the_deadline() -> None:
         server, wire.request(1, timeout=1000), wire.request(2, timeout=9000), wire.request(3)
     )
     assert [call.deadline - START for call in (short, long, none)] == [1.0, 2.0, 2.0]
-    events = server.handle_timeout(START + 2.0)
+    events = caused(server.handle_timeout, START + 2.0)
     assert [event.call for event in events] == [short, long, none]
     assert all(type(event.error) is DeadlineExceeded for event in events)
 
@@ -182,7 +185,7 @@ def test_handling_timeout_caps_the_deadline() -> None:
 def test_answer_in_time_leaves_no_timer() -> None:
     server = open_server(QUIET)
     [call] = arrive(server, Wire().request(1, timeout=1000))
-    server.send_response(call, 1, START)
+    server.send_response(START, call, 1)
     server.handle_timeout(START)
     assert server.next_timeout() is None
 
@@ -195,7 +198,7 @@ def test_server_pings_and_gives_up() -> None:
     [call] = arrive(server, Wire().request(1))
     server.handle_timeout(START + 3.0)
     assert frames_in(server.data_to_send()) == [Frame(PING, 0, 0, b"", b"")]
-    events = server.handle_timeout(START + 6.0)
+    events = caused(server.handle_timeout, START + 6.0)
     assert only(events, CallCancelled).call is call
     assert isinstance(termination(events), Unavailable)
 
@@ -211,7 +214,7 @@ def test_silence_of_a_peer_that_is_not_read_counts_for_nothing() -> None:
     config = ServerConfig(ping_interval=1.0, high_water=1024, write_timeout=60.0)
     server = open_server(config)
     [call] = arrive(server, Wire().request(1))
-    server.send_response(call, b"x" * 2000, START)
+    server.send_response(START, call, b"x" * 2000)
     assert not server.wants_data
     for second in range(1, 20):
         server.handle_timeout(START + second)
@@ -228,7 +231,7 @@ def idle_server() -> Any:
 def test_connection_without_calls_is_asked_to_leave() -> None:
     server = idle_server()
     assert server.next_timeout() == START + 10.0
-    assert termination(server.handle_timeout(START + 10.0)) is None
+    assert termination(caused(server.handle_timeout, START + 10.0)) is None
     [sent] = frames_in(server.data_to_send())
     assert (sent.type, sent.call_id) == (GOAWAY, 0)
     assert server.state is State.CLOSING
@@ -236,7 +239,7 @@ def test_connection_without_calls_is_asked_to_leave() -> None:
 
 def test_pings_do_not_put_idleness_off() -> None:
     server = idle_server()
-    server.receive_data(frame(PING), START + 9.0)
+    server.receive_data(START + 9.0, frame(PING))
     server.handle_timeout(START + 10.0)
     assert server.state is State.CLOSING
 
@@ -254,12 +257,12 @@ def test_idleness_begins_when_the_last_call_ends(how: str) -> None:
     server = idle_server()
     [call] = arrive(server, Wire().request(1, flags=ONE_WAY if how == "one way" else 0))
     if how == "error":
-        server.send_error(call, NotFound(), START + 9.0)
+        server.send_error(START + 9.0, call, NotFound())
     elif how == "conclude":
-        server.conclude(call, START + 9.0)
+        server.conclude(START + 9.0, call)
     else:
-        server.send_response(call, 1, START + 9.0)
-    assert server.handle_timeout(START + 10.0) == []
+        server.send_response(START + 9.0, call, 1)
+    assert caused(server.handle_timeout, START + 10.0) == []
     assert server.next_timeout() == START + 19.0
     server.handle_timeout(START + 19.0)
     assert server.state is State.CLOSING
@@ -284,15 +287,14 @@ def test_shutdown_names_the_last_call_and_lets_those_before_it_end() -> None:
     server = open_server(QUIET)
     wire = Wire()
     first, second = arrive(server, wire.request(1), wire.request(2))
-    assert server.shutdown(START, 5.0) == []
+    assert caused(server.shutdown, START, 5.0) == []
     [goaway] = frames_in(server.data_to_send())
     assert (goaway.type, goaway.call_id) == (GOAWAY, 2)
-    server.send_response(first, 1, START)
+    server.send_response(START, first, 1)
     assert server.state is State.DRAINING
-    server.send_response(second, 2, START)
+    server.send_response(START, second, 2)
     assert server.state is State.CLOSING
-    assert server.next_timeout() <= START
-    assert termination(server.handle_timeout(START)) is None
+    assert termination(server.events()) is None
 
 
 def test_shutdown_waits_for_one_way_calls_too() -> None:
@@ -300,7 +302,7 @@ def test_shutdown_waits_for_one_way_calls_too() -> None:
     [call] = arrive(server, Wire().request(1, flags=ONE_WAY))
     server.shutdown(START, 5.0)
     assert server.state is State.DRAINING
-    assert server.send_response(call, None, START) is True
+    server.send_response(START, call, None)
     assert server.state is State.CLOSING
 
 
@@ -309,7 +311,7 @@ def test_call_behind_the_goaway_is_refused_as_safe_to_retry() -> None:
     arrive(server, Wire().request(1))
     server.shutdown(START, 5.0)
     server.data_to_send()
-    assert server.receive_data(Wire().request(2), START) == []
+    assert caused(server.receive_data, START, Wire().request(2)) == []
     [sent] = frames_in(server.data_to_send())
     assert (sent.type, sent.flags, sent.call_id) == (ERROR, NOT_EXECUTED, 2)
     assert Wire().decode(sent.body)[0] == "unavailable"
@@ -321,7 +323,7 @@ def test_calls_left_after_the_grace_are_answered_and_cancelled() -> None:
     server.shutdown(START, 5.0)
     server.data_to_send()
     assert server.next_timeout() == START + 5.0
-    events = server.handle_timeout(START + 5.0)
+    events = caused(server.handle_timeout, START + 5.0)
     assert only(events, CallCancelled).call is call
     assert termination(events) is None
     [sent] = frames_in(server.data_to_send())
@@ -331,7 +333,7 @@ def test_calls_left_after_the_grace_are_answered_and_cancelled() -> None:
 
 def test_shutdown_without_calls_closes_at_once() -> None:
     server = open_server(QUIET)
-    assert termination(server.shutdown(START, 5.0)) is None
+    assert termination(caused(server.shutdown, START, 5.0)) is None
     assert server.state is State.CLOSING
     assert server.next_timeout() == START + 5.0
 
@@ -339,16 +341,16 @@ def test_shutdown_without_calls_closes_at_once() -> None:
 def test_client_that_says_goaway_has_its_calls_answered_first() -> None:
     server = open_server(QUIET)
     [call] = arrive(server, Wire().request(1))
-    server.receive_data(Wire().goaway(), START)
+    server.receive_data(START, Wire().goaway())
     assert server.state is State.DRAINING
-    server.send_response(call, 1, START)
+    server.send_response(START, call, 1)
     assert server.state is State.CLOSING
     assert frames_in(server.data_to_send())[-1].type == RESPONSE
 
 
 def test_violation_is_told_to_the_peer_behind_what_was_parsed() -> None:
     server = open_server(QUIET)
-    events = server.receive_data(Wire().request(1) + frame(0x44), START)
+    events = caused(server.receive_data, START, Wire().request(1) + frame(0x44))
     assert [type(event) for event in events] == [
         RequestReceived,
         CallCancelled,
@@ -362,13 +364,13 @@ def test_violation_is_told_to_the_peer_behind_what_was_parsed() -> None:
 def test_loss_cancels_all_calls_and_late_answers_change_nothing() -> None:
     server = open_server(QUIET)
     calls = arrive(server, *(Wire().request(number) for number in (1, 2)))
-    events = server.connection_lost(START)
+    events = caused(server.connection_lost, START)
     assert [event.call for event in events if isinstance(event, CallCancelled)] == calls
     assert server.calls_in_flight == 0
-    assert server.send_response(calls[0], 1, START) is False
-    assert server.send_error(calls[1], CallError("aborted"), START) is False
+    server.send_response(START, calls[0], 1)
+    server.send_error(START, calls[1], CallError("aborted"))
     assert server.data_to_send() == b""
 
 
 def test_pong_of_a_client_is_no_event() -> None:
-    assert open_server().receive_data(frame(PONG, 5), START) == []
+    assert caused(open_server().receive_data, START, frame(PONG, 5)) == []

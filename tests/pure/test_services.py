@@ -521,7 +521,7 @@ def test_record_is_no_key_of_a_map() -> None:
 def test_result_that_cannot_be_decoded_is_refused_before_the_call(kind: Any) -> None:
     client = open_client()
     with pytest.raises(TypeError):
-        client.start_call("S.m", now=START, returns=kind)
+        client.start_call(START, "S.m", returns=kind)
     assert client.calls_in_flight == 0
 
 

@@ -90,7 +90,7 @@ def test_handler_that_returns_when_its_caller_has_gone_is_late() -> None:
     for cancelled in (True, False):
         call = pair.call("Arith.add", 1, 2)
         if cancelled:
-            pair.client.cancel(call, pair.now)
+            pair.client.cancel(pair.now, call)
             pair.pump()
         host.finish()
     add = numbers(host)["methods"]["Arith.add"]
@@ -101,7 +101,7 @@ def test_call_that_leaves_the_queue_unserved_has_ended() -> None:
     pair, host = hosted(slow=SLOW, max_concurrency=1)
     pair.call("Arith.add", 1, 2)
     waits = pair.call("Arith.add", 3, 4)
-    pair.client.cancel(waits, pair.now)
+    pair.client.cancel(pair.now, waits)
     pair.pump()
     add = numbers(host)["methods"]["Arith.add"]
     assert (add["begun"], add["ended"], add["in_flight"], add["cancelled"]) == (2, 1, 1, 1)
@@ -140,7 +140,8 @@ def test_call_that_the_connection_refuses_is_counted() -> None:
     pair, host = hosted(server=ServerConfig(max_calls=1, ping_interval=None), slow=SLOW)
     pair.call("Arith.add", 1, 2)
     flood = Wire("msgpack").request(77, "Arith.add", [1, 2])
-    pair.report(pair.server, pair.server.receive_data(flood, pair.now))
+    pair.server.receive_data(pair.now, flood)
+    pair.report(pair.server)
     add = numbers(host)["methods"]["Arith.add"]
     assert (add["begun"], add["refused"]) == (1, 1)
     assert add["errors"] == {"resource_exhausted": 1}
@@ -168,10 +169,10 @@ def test_cancel_at_the_callers_own_deadline_is_an_overrun_and_an_early_one_is_no
     pair, host = hosted(slow=SLOW)
     early = pair.call("Arith.add", 1, 2, timeout=1.0)
     late = pair.call("Arith.add", 1, 2, timeout=1.0)
-    pair.client.cancel(early, pair.now)
+    pair.client.cancel(pair.now, early)
     pair.pump()
     pair.now += 0.99
-    pair.client.cancel(late, pair.now)
+    pair.client.cancel(pair.now, late)
     pair.pump()
     add = numbers(host)["methods"]["Arith.add"]
     assert (add["deadline_overruns"], add["errors"]) == (1, {"cancelled": 2})
@@ -343,7 +344,7 @@ def test_bytes_behind_the_handshake_are_counted_once() -> None:
     pair = Pair(ClientConfig(ping_interval=None), ServerConfig(ping_interval=None))
     line = pair.client.data_to_send()
     frame = Wire("msgpack").request(1, "Arith.add", [1, 2])
-    pair.server.receive_data(line + frame, pair.now)
+    pair.server.receive_data(pair.now, line + frame)
     assert pair.server.received == len(line) + len(frame)
 
 
@@ -363,7 +364,8 @@ def test_violations_and_refused_handshakes_are_told_apart() -> None:
     host = Host(pair)
     other = Pair(ClientConfig(), ServerConfig(token="secret"))
     other.pump()
-    pair.report(pair.server, pair.server.receive_data(b"\x7f" * 16, pair.now))
+    pair.server.receive_data(pair.now, b"\x7f" * 16)
+    pair.report(pair.server)
     for events in (pair.server_events, other.server_events):
         host.dispatcher.stats.terminated("a peer", events[-1].error, pair.now)  # type: ignore[attr-defined]
     seen = numbers(host)
@@ -390,7 +392,7 @@ def test_cancelled_calls_are_let_go_when_their_handlers_have_ended() -> None:
     pair, host = hosted(slow=["Arith.add", "Arith.fail"])
     calls = [pair.call("Arith.add", 1, 2), pair.call("Arith.fail", "internal")]
     for call in calls:
-        pair.client.cancel(call, pair.now)
+        pair.client.cancel(pair.now, call)
     pair.pump()
     assert len(host.dispatcher._outliving) == 2
     host.finish()

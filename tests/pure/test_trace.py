@@ -19,6 +19,7 @@ from rpc_proto import (
 )
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.trace import Trace, TracedClientConnection, TracedServerConnection, replay
+from support.driving import caused
 from support.memory import Host, Pair
 from support.wire import CODECS, START, Wire, frame, line, options
 
@@ -84,7 +85,7 @@ def test_steps_are_only_the_outermost_calls() -> None:
     done = [step["do"] for step in pair.server.trace.steps]
     assert done.count("refuse") == 1
     assert "send_error" not in done
-    assert done[-1] == "connection_lost"
+    assert done[-2:] == ["connection_lost", "events"]
 
 
 def test_cancellation_deadlines_and_shutdown_repeat() -> None:
@@ -92,7 +93,8 @@ def test_cancellation_deadlines_and_shutdown_repeat() -> None:
     Host(pair, Work(), slow=["Work.wait"])
     late = pair.call("Work.wait", timeout=1.0)
     given_up = pair.call("Work.wait")
-    pair.report(pair.client, pair.client.cancel(given_up, pair.now))
+    pair.client.cancel(pair.now, given_up)
+    pair.report(pair.client)
     pair.pump()
     pair.advance(2.0)
     pair.call("Work.wait")
@@ -105,16 +107,16 @@ def test_cancellation_deadlines_and_shutdown_repeat() -> None:
 def test_arguments_that_cannot_be_encoded_repeat() -> None:
     pair = traced()
     with pytest.raises(CallError, match="cannot be encoded"):
-        pair.client.start_call("Work.echo", (object(),), now=pair.now)
+        pair.client.start_call(pair.now, "Work.echo", (object(),))
     assert_repeats(pair)
 
 
 def test_wrong_use_repeats() -> None:
     pair = traced()
     with pytest.raises(LocalProtocolError):
-        pair.client.start_call("", now=pair.now)
+        pair.client.start_call(pair.now, "")
     with pytest.raises(LocalProtocolError):
-        pair.server.turn_away("unavailable", "too late", pair.now)
+        pair.server.turn_away(pair.now, "unavailable", "too late")
     assert_repeats(pair)
 
 
@@ -137,20 +139,20 @@ def test_reply_metadata_repeats() -> None:
 def test_ids_that_are_used_again_repeat() -> None:
     server = TracedServerConnection(ServerConfig(ping_interval=None), now=START)
     wire = Wire()
-    server.receive_data(line(options()), START)
+    server.receive_data(START, line(options()))
     data = wire.request(1) + wire.cancel(1)
-    first = server.receive_data(data, START + 1)[0].call
-    server.conclude(first, START + 2)
-    second = server.receive_data(wire.request(1), START + 3)[0].call
-    assert not server.send_response(first, "late", START + 4)
-    assert server.send_response(second, "in time", START + 5)
+    first = caused(server.receive_data, START + 1, data)[0].call
+    server.conclude(START + 2, first)
+    second = caused(server.receive_data, START + 3, wire.request(1))[0].call
+    server.send_response(START + 4, first, "late")
+    server.send_response(START + 5, second, "in time")
     server.data_to_send()
     assert replay(server.trace).steps == server.trace.steps
 
 
 def test_violation_repeats() -> None:
     server = TracedServerConnection(now=START)
-    server.receive_data(line(options()) + frame(0x0C), START)
+    server.receive_data(START, line(options()) + frame(0x0C))
     server.data_to_send()
     server.receive_eof(START + 1)
     assert replay(server.trace).steps == server.trace.steps
@@ -158,8 +160,8 @@ def test_violation_repeats() -> None:
 
 def test_peer_that_is_turned_away_repeats() -> None:
     server = TracedServerConnection(now=START)
-    server.turn_away("unavailable", "full", START)
-    server.receive_data(line(options()), START)
+    server.turn_away(START, "unavailable", "full")
+    server.receive_data(START, line(options()))
     server.data_to_send()
     assert replay(server.trace).steps == server.trace.steps
 
@@ -171,10 +173,10 @@ def test_http_repeats_with_the_same_application() -> None:
         return Response.text(request.path)
 
     server = TracedServerConnection(now=START, application=application)
-    server.receive_data(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", START)
-    server.receive_data(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n", START)
+    server.receive_data(START, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+    server.receive_data(START, b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n")
     server.handle_timeout(START + 1.0)
-    server.receive_data(b"CONNECT /rpc HTTP/1.0\n\n" + line(options()), START + 2.0)
+    server.receive_data(START + 2.0, b"CONNECT /rpc HTTP/1.0\n\n" + line(options()))
     assert server.data_to_send().count(b"HTTP/1.1 200") == 3
     loaded = Trace.from_lines(server.trace.to_lines())
     assert replay(loaded, application=application).steps == server.trace.steps

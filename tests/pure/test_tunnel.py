@@ -18,6 +18,7 @@ from rpc_proto import (
 )
 from rpc_proto.http.tunnel import MAX_ANSWER, Tunnel
 from rpc_proto.trace import Trace, TracedClientConnection, replay
+from support.driving import caused
 from support.memory import only, outcome, termination
 from support.wire import START, Wire, answer, frames_in, line, server_line
 
@@ -237,11 +238,11 @@ def connecting(**options: Any) -> ClientConnection:
 def test_options_leave_only_when_the_server_has_accepted() -> None:
     client = connecting()
     for piece in (OK[:-1], b""):
-        assert client.receive_data(piece, START) == []
+        assert caused(client.receive_data, START, piece) == []
         assert client.outbound == 0
-    assert client.receive_data(OK[-1:], START) == []
+    assert caused(client.receive_data, START, OK[-1:]) == []
     assert server_line(client.data_to_send())["version"] == 1
-    only(client.receive_data(ACCEPTED, START), HandshakeCompleted)
+    only(caused(client.receive_data, START, ACCEPTED), HandshakeCompleted)
     assert client.state is State.OPEN
 
 
@@ -249,9 +250,12 @@ def test_every_cut_of_the_bytes_leads_to_the_same_answer() -> None:
     data = b"HTTP/1.1 100 Continue\r\n\r\n" + OK + ACCEPTED + Wire().response(1, 3)
     for pieces in cuts(data):
         client = connecting()
-        client.start_call("Arith.add", (1, 2), now=START)
+        client.start_call(START, "Arith.add", (1, 2))
         assert (
-            outcome([event for piece in pieces for event in client.receive_data(piece, START)]) == 3
+            outcome(
+                [event for piece in pieces for event in caused(client.receive_data, START, piece)]
+            )
+            == 3
         )
         options, newline, sent = client.data_to_send().partition(b"\n")
         assert server_line(options + newline)["codec"] == "msgpack"
@@ -260,10 +264,10 @@ def test_every_cut_of_the_bytes_leads_to_the_same_answer() -> None:
 
 def test_calls_wait_in_order_until_the_server_has_accepted() -> None:
     client = connecting()
-    calls = [client.start_call("S.m", now=START) for _ in range(3)]
-    client.receive_data(OK, START)
+    calls = [client.start_call(START, "S.m") for _ in range(3)]
+    client.receive_data(START, OK)
     client.data_to_send()
-    client.receive_data(ACCEPTED, START)
+    client.receive_data(START, ACCEPTED)
     sent = frames_in(client.data_to_send())
     assert [frame.call_id for frame in sent] == [call.id for call in calls]
 
@@ -271,15 +275,15 @@ def test_calls_wait_in_order_until_the_server_has_accepted() -> None:
 @pytest.mark.fault(42)
 def test_refusal_ends_the_connection_and_its_calls() -> None:
     client = connecting()
-    client.start_call("S.m", now=START)
-    events = client.receive_data(b"HTTP/1.1 503 Full\r\n\r\nbody", START)
+    client.start_call(START, "S.m")
+    events = caused(client.receive_data, START, b"HTTP/1.1 503 Full\r\n\r\nbody")
     failed = only(events, CallFailed).error
     assert failed.code == "unavailable"
     assert "HTTP 503 Full" in failed.message
     assert not failed.maybe_executed
     assert isinstance(termination(events), HandshakeError)
     assert client.state is State.CLOSING
-    assert client.receive_data(OK, START) == []
+    assert caused(client.receive_data, START, OK) == []
     assert client.data_to_send() == b""
 
 
@@ -288,19 +292,19 @@ def test_server_may_refuse_the_options_right_behind_its_success() -> None:
     refused = line(
         {"magic": 0x52504350, "error": {"code": "resource_exhausted", "message": "full"}}
     )
-    error = termination(client.receive_data(OK + refused, START))
+    error = termination(caused(client.receive_data, START, OK + refused))
     assert str(error) == "resource_exhausted: full"
 
 
 @pytest.mark.parametrize("size", [1, 1000])
 def test_server_may_turn_a_peer_away_before_it_has_read_anything(size: int) -> None:
     server = ServerConnection(now=START)
-    server.turn_away("resource_exhausted", "full", START)
+    server.turn_away(START, "resource_exhausted", "full")
     server.handle_timeout(START + 1)
     data = server.data_to_send()
     client = connecting()
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    events = [event for piece in pieces for event in client.receive_data(piece, START)]
+    events = [event for piece in pieces for event in caused(client.receive_data, START, piece)]
     error = termination(events)
     assert (error.code, error.message) == ("resource_exhausted", "full")
 
@@ -308,8 +312,8 @@ def test_server_may_turn_a_peer_away_before_it_has_read_anything(size: int) -> N
 def test_client_and_server_meet_in_the_tunnel() -> None:
     client, server = ClientConnection(now=START, connect="h:1"), ServerConnection(now=START)
     while client.outbound or server.outbound:
-        server.receive_data(client.data_to_send(), START)
-        client.receive_data(server.data_to_send(), START)
+        server.receive_data(START, client.data_to_send())
+        client.receive_data(START, server.data_to_send())
     assert (client.state, server.state) == (State.OPEN, State.OPEN)
 
 
@@ -318,32 +322,32 @@ def test_client_and_server_meet_in_the_tunnel() -> None:
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 4"])
 def test_end_before_the_answer_says_what_was_waited_for(said: bytes, lost: bool) -> None:
     client = connecting()
-    client.receive_data(said, START)
-    events = client.connection_lost(START) if lost else client.receive_eof(START)
+    client.receive_data(START, said)
+    events = caused(client.connection_lost, START) if lost else caused(client.receive_eof, START)
     assert "to CONNECT example.org:7000" in str(termination(events))
     assert client.state is State.CLOSED
-    assert client.receive_eof(START) == []
+    assert caused(client.receive_eof, START) == []
 
 
 def test_end_behind_the_answer_is_that_of_the_option_handshake() -> None:
     client = connecting()
-    client.receive_data(OK + b"{", START)
-    assert "during the option handshake" in str(termination(client.receive_eof(START)))
+    client.receive_data(START, OK + b"{")
+    assert "during the option handshake" in str(termination(caused(client.receive_eof, START)))
 
 
 @pytest.mark.fault(9)
 def test_handshake_timeout_covers_the_answer() -> None:
     client = connecting()
-    client.receive_data(OK[:-1], START + 9)
+    client.receive_data(START + 9, OK[:-1])
     assert client.next_timeout() == START + 10
-    error = termination(client.handle_timeout(START + 10))
+    error = termination(caused(client.handle_timeout, START + 10))
     assert (error.code, client.state) == ("deadline_exceeded", State.CLOSING)
 
 
 def test_shutdown_before_the_answer_ends_the_connection() -> None:
     client = connecting()
-    assert isinstance(client.shutdown(START)[-1], ConnectionTerminated)
-    assert client.receive_data(OK, START) == []
+    assert isinstance(caused(client.shutdown, START)[-1], ConnectionTerminated)
+    assert caused(client.receive_data, START, OK) == []
     assert client.data_to_send() == b""
 
 
@@ -356,8 +360,8 @@ def test_connection_to_no_host_and_port_is_not_made(target: str) -> None:
 def test_trace_with_a_tunnel_repeats() -> None:
     client = TracedClientConnection(now=START, connect="example.org:7000")
     client.data_to_send()
-    client.receive_data(OK[:9], START + 1)
-    client.receive_data(OK[9:] + ACCEPTED, START + 2)
+    client.receive_data(START + 1, OK[:9])
+    client.receive_data(START + 2, OK[9:] + ACCEPTED)
     client.data_to_send()
     client.receive_eof(START + 3)
     loaded = Trace.from_lines(client.trace.to_lines())

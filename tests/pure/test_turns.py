@@ -59,7 +59,7 @@ def answered(connection: ServerConnection) -> int:
 def test_connections_together_take_little_time_at_a_stretch():
     server = Server(number=200, seconds=0.0005)
     for connection in server.connections:
-        connection.receive_data(REQUEST * 5, server.clock.now)
+        connection.receive_data(server.clock.now, REQUEST * 5)
     assert server.clock.now < 0.003  # of 0.5 s that all of it takes
     assert max(server.run()) < 0.004
     assert [answered(connection) for connection in server.connections] == [5] * 200
@@ -70,12 +70,12 @@ def test_who_waits_is_served_before_who_comes_later():
     server = Server(number=3, seconds=0.0021)
     first, second, third = server.connections
     for connection in (first, second):
-        connection.receive_data(REQUEST, server.clock.now)
+        connection.receive_data(server.clock.now, REQUEST)
     assert [answered(first), answered(second)] == [1, 0]
     server.clock.now += 0.0012  # the rest is over, and the turn of the second has not come
     at = second.next_timeout()
     assert at is not None
-    third.receive_data(REQUEST, min(server.clock.now, at - 1e-6))
+    third.receive_data(min(server.clock.now, at - 1e-6), REQUEST)
     server.clock.now = max(server.clock.now, at)
     second.handle_timeout(server.clock.now)
     assert answered(second) == 1
@@ -85,7 +85,7 @@ def test_without_a_clock_sixteen_requests_are_served_at_a_time():
     connection = ServerConnection(
         ServerConfig(), now=0.0, application=lambda request, now: Response.text("done")
     )
-    connection.receive_data(REQUEST * 20, 0.0)
+    connection.receive_data(0.0, REQUEST * 20)
     assert answered(connection) == 16
     at = connection.next_timeout()
     assert at is not None
@@ -139,7 +139,7 @@ def test_a_page_that_fails_is_tried_again():
     shared = Shared()
     failing = shared.ask("page", 0.0, fail)
     connection = ServerConnection(ServerConfig(), now=0.0, application=lambda request, now: failing)
-    connection.receive_data(REQUEST, 0.0)
+    connection.receive_data(0.0, REQUEST)
     assert connection.data_to_send().startswith(b"HTTP/1.1 500 ")
     made: list[int] = []
     assert isinstance(shared.ask("page", 0.0, lambda: pieces(made, 1)), Response)
@@ -154,7 +154,7 @@ def test_no_answer_may_be_taken_for_something_else(path):
         return Response(200, b"[]", [("ETag", '"1"')])
 
     connection = ServerConnection(ServerConfig(), now=0.0, application=application)
-    connection.receive_data(REQUEST.replace(b" / ", f" {path} ".encode()), 0.0)
+    connection.receive_data(0.0, REQUEST.replace(b" / ", f" {path} ".encode()))
     assert connection.data_to_send().count(b"X-Content-Type-Options: nosniff\r\n") == 1
 
 

@@ -19,6 +19,7 @@ from rpc_proto import (
 )
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
+from support.driving import caused
 from support.memory import Host, Pair, termination
 from support.wire import START, line, options
 
@@ -50,7 +51,7 @@ def test_authenticate_that_raises_anything_refuses(kind: type[BaseException]) ->
         raise kind
 
     server = ServerConnection(ServerConfig(authenticate=authenticate), now=START)
-    error = termination(server.receive_data(line(options()), START))
+    error = termination(caused(server.receive_data, START, line(options())))
     assert (error.code, type(error.__cause__)) == ("internal", kind)
     assert server.state is State.CLOSING
 
@@ -75,7 +76,7 @@ def test_application_that_raises_anything_gets_500(answer: Any, kind: type[BaseE
         return answer(kind, now)
 
     server = ServerConnection(now=START, application=application)
-    events = [e for e in server.receive_data(GET, START) if isinstance(e, HttpServed)]
+    events = [e for e in caused(server.receive_data, START, GET) if isinstance(e, HttpServed)]
     assert [(event.status, type(event.error)) for event in events] == [(500, kind)]
     assert server.data_to_send().startswith(b"HTTP/1.1 500 ")
 
@@ -84,8 +85,8 @@ def test_application_that_raises_anything_gets_500(answer: Any, kind: type[BaseE
 def test_promise_that_raises_when_it_is_abandoned_is_told(kind: type[BaseException]) -> None:
     promise = Promise(START + 9, lambda now: Response(), lambda: fail(kind))
     server = ServerConnection(now=START, application=lambda request, now: promise)
-    server.receive_data(GET, START)
-    served = server.connection_lost(START)[0]
+    server.receive_data(START, GET)
+    served = caused(server.connection_lost, START)[0]
     assert isinstance(served, HttpServed)
     assert type(served.error) is kind
 
@@ -135,7 +136,7 @@ def test_call_whose_codec_raises_anything_is_answered_before_that_goes_on(
     what: str, kind: type[BaseException]
 ) -> None:
     pair, host = hosted(raising(kind))
-    call = pair.client.start_call("Service.echo", (what,), now=pair.now)
+    call = pair.client.start_call(pair.now, "Service.echo", (what,))
     with pytest.raises(kind):
         pair.pump()
     pair.pump()
@@ -176,7 +177,8 @@ def test_call_that_waits_leaves_its_queue_and_its_slot_though_a_callback_of_its_
     call = pair.call("Service.echo", 2)
     waiting = pair.requests()[-1]
     waiting.on_cancel(lambda: fail(kind))
-    pair.report(pair.client, pair.client.cancel(call, pair.now))
+    pair.client.cancel(pair.now, call)
+    pair.report(pair.client)
     with pytest.raises(kind):
         pair.pump()
     assert waiting.target is None

@@ -100,12 +100,15 @@ class Pair:
         for link in (self.up, self.down):
             link.data.clear()
             link.ended = link.eof_seen = True
-        self.report(self.client, self.client.connection_lost(self.now))
-        self.report(self.server, self.server.connection_lost(self.now))
+        self.client.connection_lost(self.now)
+        self.report(self.client)
+        self.server.connection_lost(self.now)
+        self.report(self.server)
 
     def carry(self, link: Link) -> bool:
         """Carry one piece in one direction, or the end of it; whether anything moved."""
         sender, receiver = link.sender, link.receiver
+        self.report(sender)  # to what a command caused
         moved = False
         if not link.held and not link.ended:
             written = sender.data_to_send()
@@ -115,7 +118,8 @@ class Pair:
         if sender.state is State.CLOSED or (sender.state is State.CLOSING and not link.held):
             link.ended = True
             if sender.state is State.CLOSING:
-                self.report(sender, sender.connection_lost(self.now))
+                sender.connection_lost(self.now)
+                self.report(sender)
         elif sender is self.client and self.half_closed:
             link.ended = True
         if link.data and receiver.wants_data and receiver.state is not State.CLOSED:
@@ -123,11 +127,13 @@ class Pair:
             piece = bytes(link.data[:size])
             del link.data[:size]
             link.carried += len(piece)
-            self.report(receiver, receiver.receive_data(piece, self.now))
+            receiver.receive_data(self.now, piece)
+            self.report(receiver)
             moved = True
         elif link.ended and not link.eof_seen and (not link.data or receiver.state is State.CLOSED):
             link.eof_seen = True
-            self.report(receiver, receiver.receive_eof(self.now))
+            receiver.receive_eof(self.now)
+            self.report(receiver)
             moved = True
         return moved
 
@@ -147,7 +153,8 @@ class Pair:
         for end in (self.client, self.server):
             due = end.next_timeout()
             if due is not None and due <= self.now:
-                self.report(end, end.handle_timeout(self.now))
+                end.handle_timeout(self.now)
+                self.report(end)
                 later = end.next_timeout()
                 assert later is None or later > self.now
         self.pump()
@@ -164,22 +171,23 @@ class Pair:
 
     # Events and commands
 
-    def report(self, end: Connection, events: list[Event]) -> None:
-        """Keep what an end reported."""
+    def report(self, end: Connection) -> None:
+        """Keep what has happened at an end."""
         ours, hook = (
             (self.client_events, self.on_client_event)
             if end is self.client
             else (self.server_events, self.on_server_event)
         )
-        for event in events:
-            ours.append(event)
-            if hook is not None:
-                hook(event)
+        while events := end.events():  # what is done about some may cause others
+            for event in events:
+                ours.append(event)
+                if hook is not None:
+                    hook(event)
 
     def call(self, method: str, *args: Any, timeout: float | None = None, **options: Any) -> Call:
         """Start a call and carry it over."""
         deadline = None if timeout is None else self.now + timeout
-        call = self.client.start_call(method, args, now=self.now, deadline=deadline, **options)
+        call = self.client.start_call(self.now, method, args, deadline=deadline, **options)
         self.pump()
         return call
 
@@ -194,24 +202,24 @@ class Pair:
         """Every call that arrived at the server."""
         return [event.call for event in self.server_events if isinstance(event, RequestReceived)]
 
-    def respond(self, call: ServerCall, value: Any = None) -> bool:
+    def respond(self, call: ServerCall, value: Any = None) -> None:
         """Answer a call and carry the answer over."""
-        sent = self.server.send_response(call, value, self.now)
+        self.server.send_response(self.now, call, value)
         self.pump()
-        return sent
 
-    def fail(self, call: ServerCall, error: CallError) -> bool:
+    def fail(self, call: ServerCall, error: CallError) -> None:
         """Answer a call with an error and carry that over."""
-        sent = self.server.send_error(call, error, self.now)
+        self.server.send_error(self.now, call, error)
         self.pump()
-        return sent
 
     def shut_client(self, grace: float = 0.0) -> None:
-        self.report(self.client, self.client.shutdown(self.now, grace))
+        self.client.shutdown(self.now, grace)
+        self.report(self.client)
         self.pump()
 
     def shut_server(self, grace: float = 0.0) -> None:
-        self.report(self.server, self.server.shutdown(self.now, grace))
+        self.server.shutdown(self.now, grace)
+        self.report(self.server)
         self.pump()
 
     def ends(self, call: Call) -> list[Event]:

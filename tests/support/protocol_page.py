@@ -16,6 +16,7 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.dispatch import Dispatcher
+from support.driving import caused
 from support.memory import termination
 from support.wire import (
     ERROR,
@@ -69,7 +70,7 @@ class Served:
 
     def send(self, *data: bytes) -> list[Frame]:
         """Receive bytes; return the frames that come back."""
-        for event in self.server.receive_data(b"".join(data), START):
+        for event in caused(self.server.receive_data, START, b"".join(data)):
             if isinstance(event, RequestReceived):
                 self.dispatcher.handle(self.server, event.call)
         return frames_in(self.server.data_to_send())
@@ -90,7 +91,7 @@ def error_of(one: Frame) -> tuple[str, bool]:
 def refusal(data: bytes, config: ServerConfig | None = None) -> str:
     """Return the code with which a server refuses a client's first bytes, and closes."""
     server = ServerConnection(config, now=START)
-    server.receive_data(data, START)
+    server.receive_data(START, data)
     assert server.state is State.CLOSING
     fields = server_line(server.data_to_send())
     assert fields["magic"] == 1380991824
@@ -102,7 +103,7 @@ def refusal(data: bytes, config: ServerConfig | None = None) -> str:
 def accepted(data: bytes) -> dict[str, Any]:
     """Return the line with which a server accepts a client's first bytes."""
     server = ServerConnection(now=START)
-    [event] = server.receive_data(data, START)
+    [event] = caused(server.receive_data, START, data)
     assert isinstance(event, HandshakeCompleted)
     return server_line(server.data_to_send())
 
@@ -110,7 +111,7 @@ def accepted(data: bytes) -> dict[str, Any]:
 def told(data: bytes) -> str | None:
     """Return the code of the HandshakeError that a server's line causes, None if it accepts."""
     client = ClientConnection(ClientConfig(codec="json"), now=START)
-    events = client.receive_data(data, START)
+    events = caused(client.receive_data, START, data)
     if isinstance(events[0], HandshakeCompleted):
         return None
     assert client.state is State.CLOSING
@@ -132,7 +133,7 @@ def check_violation(end: Any, events: Sequence[Event], last_call: int = 0) -> No
 def with_calls(count: int, codec: str = "json") -> tuple[ClientConnection, list[Any]]:
     """A client with calls in flight."""
     client = open_client(codec=codec)
-    calls = [client.start_call("S.m", now=START) for _ in range(count)]
+    calls = [client.start_call(START, "S.m") for _ in range(count)]
     client.data_to_send()
     return client, calls
 

@@ -143,7 +143,7 @@ def open_server(
 ) -> ServerConnection:
     """A server's end behind its handshake with a client that sends what the test writes."""
     server = ServerConnection(config or ServerConfig(ping_interval=None), now=now)
-    server.receive_data(line(options(codec=codec, **changes)), now)
+    server.receive_data(now, line(options(codec=codec, **changes)))
     assert server.state is State.OPEN
     server.data_to_send()
     return server
@@ -154,7 +154,7 @@ def open_client(
 ) -> ClientConnection:
     """A client's end behind its handshake with a server that sends what the test writes."""
     client = ClientConnection(config or ClientConfig(codec=codec, ping_interval=None), now=now)
-    client.receive_data(line(answer(codec=codec, **changes)), now)
+    client.receive_data(now, line(answer(codec=codec, **changes)))
     assert client.state is State.OPEN
     client.data_to_send()
     return client
