@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -56,6 +57,8 @@ async def start(*arguments: str) -> AsyncIterator[Started]:
         yield Started(process, line.removeprefix(LISTENING))
     finally:
         if process.returncode is None:
+            # Process.kill looks first whether the child has ended, and takes its exit status from the
+            # loop, which then complains.
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()
