@@ -7,7 +7,7 @@ import selectors
 import socket
 from time import monotonic
 
-from rpc_proto import Dispatcher, RequestReceived, ServerConnection, State
+from rpc_proto import Dispatcher, RequestReceived, ServerConnection, Wish
 
 
 class Arith:
@@ -20,18 +20,23 @@ def serve(sock: socket.socket, dispatcher: Dispatcher) -> None:
     connection = ServerConnection(now=monotonic())
     selector = selectors.DefaultSelector()
     selector.register(sock, selectors.EVENT_READ)
-    while connection.state not in (State.CLOSING, State.CLOSED):
-        wake_at = connection.next_timeout()
-        if not selector.select(None if wake_at is None else max(0.0, wake_at - monotonic())):
-            connection.handle_timeout(monotonic())
-        elif data := sock.recv(65536):
-            connection.receive_data(monotonic(), data)
-        else:
-            connection.receive_eof(monotonic())
-        for event in connection.events():
-            if isinstance(event, RequestReceived):
-                dispatcher.handle(connection, event.call)
-        sock.sendall(connection.data_to_send())
+    while connection.wish not in (Wish.CLOSE, Wish.ABORT):
+        try:
+            if connection.wish is Wish.HALF_CLOSE:
+                sock.shutdown(socket.SHUT_WR)
+            wake_at = connection.next_timeout()
+            if not selector.select(None if wake_at is None else max(0.0, wake_at - monotonic())):
+                connection.handle_timeout(monotonic())
+            elif data := sock.recv(65536):
+                connection.receive_data(monotonic(), data)
+            else:
+                connection.receive_eof(monotonic())
+            for event in connection.events():
+                if isinstance(event, RequestReceived):
+                    dispatcher.handle(connection, event.call)
+            sock.sendall(connection.data_to_send())
+        except OSError as error:
+            connection.connection_lost(monotonic(), str(error))
 
 
 # [loop]

@@ -312,7 +312,7 @@ class Life(RuleBasedStateMachine):
         for end in (self.pair.client, self.pair.server):
             at = end.next_timeout()
             assert at is None or at >= end._now
-            seen = (end.version, end.state, end.wants_data)
+            seen = (end.version, end.state, end.wish)
             before, timeout = self.seen.get(end, ((-1,), None))
             if before[0] == end.version:
                 assert before == seen

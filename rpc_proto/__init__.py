@@ -52,7 +52,7 @@ from .events import (
 )
 from .lazy import lazily
 from .server import ServerConnection
-from .states import State
+from .states import State, Wish
 
 if TYPE_CHECKING:
     from .dispatch import Dispatcher
@@ -109,6 +109,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Unknown",
+    "Wish",
     "current_call",
     "expose",
     "find_codec",

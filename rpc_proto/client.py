@@ -360,7 +360,7 @@ class ClientConnection(Connection):
         if self._tunnel is None or self.state is not State.HANDSHAKE:
             super().receive_eof(now)
             return
-        self._now = now
+        self._note_eof(now)
         self._end(Trigger.LOST, self._tunnel.receive_eof(), now)
 
     def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> None:

@@ -20,7 +20,7 @@ from .events import ConnectionTerminated, Event, GoAwayReceived
 from .frames import Frame, FrameReader, FrameType, encode_prefix
 from .handshake import Answer, LineReader
 from .headers import Headers
-from .states import TRANSITIONS, State, Trigger
+from .states import TRANSITIONS, State, Trigger, Wish
 from .timers import Timer, TimerTable
 from .typed import decoder
 
@@ -36,6 +36,10 @@ _LARGEST_PIECE = 256 * 1024
 # After the client half-closed nothing more can arrive from it, so only a write can tell whether it
 # is still there to read: a kernel whose process is gone answers the first one with a reset.
 _PROBE_INTERVAL = 1.0
+
+# Closing while the peer still sends makes a kernel reset the connection, and the last words are
+# lost with it: whoever lingers reads on until the peer has sent nothing for so many seconds.
+_SILENCE = 0.2
 
 # An attribute of an enum takes longer to look up than a name.
 _OPEN = State.OPEN
@@ -68,12 +72,10 @@ class Connection(ABC):
     - commands: `shutdown` and those of the subclass. They return what they create, if anything,
       and raise LocalProtocolError before anything is changed when they are used wrongly.
     - outputs: after any input or command, act on `events()`, write what `data_to_send` or
-      `next_buffer` returns and arrange to be woken at `next_timeout`. In state CLOSING close the
-      transport once all is written; in state CLOSED drop it at once.
-    - getters: `state`, `wants_data`, `outbound`, `high_water`, `agreed`, `ignored`, `received`,
-      `sent`; and `version`, a number: as long as it stays the same, no events wait but for those
-      of an input, `state` and `wants_data` are what they were, and `next_timeout` has not come
-      nearer.
+      `next_buffer` returns, do what `wish` says and arrange to be woken at `next_timeout`.
+    - getters: `state`, `outbound`, `high_water`, `agreed`, `ignored`, `received`, `sent`; and
+      `version`, a number: as long as it stays the same, no events wait but for those of an input,
+      `state` and `wish` are what they were, and `next_timeout` has not come nearer.
     - `unsent`, for the embedder to set: bytes that it took and could not write yet.
 
     `now` comes first in every input and command. Calling `handle_timeout` too early is harmless.
@@ -81,8 +83,8 @@ class Connection(ABC):
 
     __slots__ = (
         "_config",
+        "_eof",
         "_events",
-        "_half_closed",
         "_harmless",
         "_headers",
         "_line",
@@ -96,6 +98,7 @@ class Connection(ABC):
         "_received_at",
         "_room",
         "_send_limits",
+        "_silent",
         "_terminated",
         "_timed_frame",
         "_timers",
@@ -117,6 +120,7 @@ class Connection(ABC):
     calls: Any  # a CallTable; its calls are the subclass's
     codec: Codec
     _headers: Headers
+    _lingers = False  # whether to hear the peer out before the transport is closed
 
     def __init__(self, config: _Config, now: float) -> None:
         self._config = config
@@ -142,7 +146,8 @@ class Connection(ABC):
         self._send_limits = (0, 0)  # what the peer accepts: header, body
         self._ping: float | None = None
         self._pinged_at = now
-        self._half_closed = False
+        self._eof = False  # the peer sends nothing more
+        self._silent = False  # nor does it seem to, after our last words
         self._terminated = False
         self._reason = ""
         self.agreed: Answer | None = None
@@ -153,9 +158,15 @@ class Connection(ABC):
     # Getters
 
     @property
-    def wants_data(self) -> bool:
-        """Whether to read from the transport now; False is back-pressure on the peer."""
-        return True
+    def wish(self) -> Wish:
+        """What the transport is to do now."""
+        if self.state is State.CLOSED:
+            return Wish.ABORT
+        if self.state is not State.CLOSING:
+            return Wish.READ if self._wants_data() else Wish.PAUSE
+        if self.outbound:
+            return Wish.READ  # what it says is dropped
+        return Wish.HALF_CLOSE if self._lingers and not (self._eof or self._silent) else Wish.CLOSE
 
     @property
     def missing(self) -> int:
@@ -189,7 +200,7 @@ class Connection(ABC):
 
     def receive_eof(self, now: float) -> None:
         """Record that the peer sends nothing more; it may still read."""
-        self._now = now
+        self._note_eof(now)
         if self.state is State.HANDSHAKE:
             quiet = self._line is not None and not self._line.started
             self._end(Trigger.LOST, None if quiet else self._cut_handshake(), now)
@@ -312,6 +323,9 @@ class Connection(ABC):
             at = deadlines[0][0]
         return at if at is None or at > self._now else self._now
 
+    def _wants_data(self) -> bool:
+        return True
+
     def _has_room(self) -> bool:
         return False
 
@@ -361,6 +375,11 @@ class Connection(ABC):
 
     # Shared inner workings
 
+    def _note_eof(self, now: float) -> None:
+        self._now = now
+        self._eof = True
+        self.version += 1
+
     def _move(self, trigger: Trigger) -> None:
         self.state = TRANSITIONS[self.state, trigger]
         self.version += 1
@@ -405,7 +424,10 @@ class Connection(ABC):
         before = self.outbound
         self.outbound = before - len(data)
         self.sent += len(data)
-        if before >= self._room > self.outbound or before >= self.high_water > self.outbound:
+        if self.state is State.CLOSING:
+            if before and not self.outbound:
+                self._linger(self._now)
+        elif before >= self._room > self.outbound or before >= self.high_water > self.outbound:
             self._drained()
         return data
 
@@ -493,6 +515,9 @@ class Connection(ABC):
         self._timers.clear_all()
         if self.state is State.CLOSING:
             self._set_timer(Timer.CLOSE, now + self._config.close_timeout)
+            self._room = 0  # so that the last byte that is taken does not go unnoticed
+            if not self.outbound:
+                self._linger(now)
         else:
             self._out.clear()  # there is nowhere to send it
             self.outbound = 0
@@ -507,6 +532,17 @@ class Connection(ABC):
             self._end_calls(error, now)
             self._events.append(ConnectionTerminated(error))
 
+    def _linger(self, now: float) -> None:
+        """Take note that all was handed out; hear the peer out, if that is our way."""
+        self.version += 1
+        if self._lingers and not self._eof:
+            # What the transport has not written yet, the peer cannot have answered.
+            at = (now if self.unsent else self._received_at) + _SILENCE
+            if at > now:
+                self._set_timer(Timer.LINGER, at)
+            else:
+                self._silent = True
+
     def _handle_timer(self, timer: Timer, now: float) -> None:
         if self.state is State.CLOSED:
             return
@@ -520,12 +556,14 @@ class Connection(ABC):
             )
         elif timer is Timer.FRAME:
             self._timed_frame = 0
-            if self.wants_data:
+            if self._wants_data():
                 self._violate("a frame took too long to arrive", now, "deadline_exceeded")
             elif self._reader is not None:  # it may be ours to read
                 self._time_frame(self._reader, now)
         elif timer is Timer.GRACE:
             self._expire_grace(now)
+        elif timer is Timer.LINGER:
+            self._linger(now)
         elif timer is Timer.CLOSE:
             self._end(Trigger.LATE, None, now)
         elif timer is Timer.WRITE:
@@ -540,11 +578,11 @@ class Connection(ABC):
 
     def _check_liveness(self, now: float) -> None:
         assert self._ping is not None
-        if self._half_closed:
+        if self._eof:
             self._send(FrameType.PING, 0, 0)
             self._set_timer(Timer.LIVENESS, now + _PROBE_INTERVAL)
             return
-        if not self.wants_data:
+        if not self._wants_data():
             self._received_at = now  # the silence is of our own making
         ping_at = self._received_at + self._ping
         dead_at = ping_at + self._ping

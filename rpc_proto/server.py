@@ -105,6 +105,7 @@ class ServerConnection(Connection):
     )
 
     _config: ServerConfig
+    _lingers = True
 
     def __init__(
         self,
@@ -141,16 +142,6 @@ class ServerConnection(Connection):
         self._refusal: HandshakeError | None = None  # for a peer that has said nothing yet
 
     # Getters
-
-    @property
-    def wants_data(self) -> bool:
-        """Whether to read from the transport now; False is back-pressure on the peer."""
-        return (
-            self.outbound < self.high_water
-            and self._one_way < self._max_calls
-            and not self._waits
-            and (not self._http or self._http.wants_data)
-        )
 
     @property
     def calls_in_flight(self) -> int:
@@ -278,6 +269,14 @@ class ServerConnection(Connection):
 
     # Memory
 
+    def _wants_data(self) -> bool:
+        return (
+            self.outbound < self.high_water
+            and self._one_way < self._max_calls
+            and not self._waits
+            and (not self._http or self._http.wants_data)
+        )
+
     def _held(self) -> int:
         """Return the bytes that are held for the peer."""
         held = self._account.calls + self.outbound + self.unsent
@@ -295,7 +294,9 @@ class ServerConnection(Connection):
         held = self._held()
         covered = account.cover(held + more)
         self._room = min(self.high_water, account.leased - held + self.outbound)
-        if self._response is not None:
+        if self.state is State.CLOSING:
+            self._room = 0
+        elif self._response is not None:
             self._room = 1  # the next request waits until it has left
         if account.leased > FREE and self.state is not State.CLOSED:
             self._look_soon()
@@ -590,7 +591,6 @@ class ServerConnection(Connection):
             self._end_call(call, Cancelled("the caller cancelled"))
 
     def _receive_half_close(self, now: float) -> None:
-        self._half_closed = True
         self._move(Trigger.HALF_CLOSED)
         if self._has_callers():
             # Ping even if liveness is off: only a write can tell whether the caller still reads.
@@ -610,7 +610,7 @@ class ServerConnection(Connection):
         if not self._http:
             super().receive_eof(now)
             return
-        self._now = now
+        self._note_eof(now)
         self._http.eof = True
         self._note_exchange(self._http.abandon(), now)  # whoever asked has probably gone
         self._settle(now)

@@ -5,7 +5,7 @@ The diagram in docs/protocol.md is generated from `TRANSITIONS` (`python docs/di
 
 from enum import Enum
 
-__all__ = ["TRANSITIONS", "State", "Trigger", "mermaid"]
+__all__ = ["TRANSITIONS", "State", "Trigger", "Wish", "mermaid"]
 
 
 class State(Enum):
@@ -16,6 +16,16 @@ class State(Enum):
     DRAINING = "draining"  # no new calls; those in flight end
     CLOSING = "closing"  # the last bytes leave; what arrives is dropped
     CLOSED = "closed"  # nothing more to do but to close the transport
+
+
+class Wish(Enum):
+    """What a connection wants its transport to do, apart from writing what it has to say."""
+
+    READ = "read"
+    PAUSE = "pause"  # do not read: that slows the peer down
+    HALF_CLOSE = "half-close"  # when all is written say that no more comes, and read on
+    CLOSE = "close"  # when all is written
+    ABORT = "abort"  # close at once, whatever is not written yet
 
 
 class Trigger(Enum):

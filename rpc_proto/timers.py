@@ -18,6 +18,7 @@ class Timer(Enum):
     WRITE = auto()
     MEMORY = auto()
     GRACE = auto()
+    LINGER = auto()
     CLOSE = auto()
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from rpc_common.memory import keep_large_blocks
-from rpc_common.sockets import LINGER
 from rpc_common.tls import Tls
 from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
-from rpc_proto import Event, State
+from rpc_proto import Event, State, Wish
 from rpc_proto.connection import Connection
 
 __all__ = ["ConnectionProtocol"]
@@ -43,7 +42,6 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     __slots__ = (
         "_buffer",
-        "_eof",
         "_failure",
         "_finished",
         "_large_buffer",
@@ -64,7 +62,6 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     )
 
     connection: Connection
-    _lingers = False  # whether to wait for the peer's end before the socket is closed
     _turns: Turns | None = None  # of those connections whose reads take long, at a server
 
     def __init__(self, loop: asyncio.AbstractEventLoop, tls: Tls | None = None) -> None:
@@ -80,8 +77,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._reading = True
         self._waits = False  # until it is this connection's turn to read
         self._writable = True
-        self._eof = False  # the peer sends nothing more
-        self._finished = False  # nor does this end
+        self._finished = False  # this end sends nothing more
         self._seen = -1  # the version of the connection that `_follow` has looked at
         self.flush_scheduled = False
         self.closed = False
@@ -158,7 +154,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._read_size = next_read(self._read_size, nbytes, seconds)
         large = self.connection.missing > LARGEST_READ
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
-        if turns is None or seconds <= SHORT or self._eof or not self._reading:
+        if turns is None or seconds <= SHORT or not self._reading:
             return
         # What is still sent to one that is closing is dropped, for which nobody needs to wait.
         if self.connection.state is not State.CLOSING and turns.are_contended(self):
@@ -176,17 +172,15 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def _take_turn(self) -> None:
         self._waits = False
-        if not self.closed and self.connection.wants_data:
+        if not self.closed and self.connection.wish is not Wish.PAUSE:
             self._turn_reading()
 
     def eof_received(self) -> bool:
-        self._eof = True
         if self._tls is not None and not self._tls.established:
             self.fail(ConnectionResetError("the peer hung up during the TLS handshake"))
             return False
         self.connection.receive_eof(monotonic())
         self.react()
-        self._seen = -1  # one that is closing waited for this
         self.flush()
         return self._tls is None  # TLS knows no connection in one direction
 
@@ -246,11 +240,12 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._seen = -1
             self.flush()
             return
-        if connection.state is not State.OPEN:
-            self._follow_state()
+        wish = connection.wish
+        if wish is not Wish.READ and wish is not Wish.PAUSE:
+            self._finish(wish)
             if self.closed:
                 return
-        if (connection.wants_data and not self._waits) is not self._reading:
+        if (wish is not Wish.PAUSE and not self._waits) is not self._reading:
             self._turn_reading()
         at = connection.next_timeout()
         if at is not None and (self._timer is None or at < self._timer_at):
@@ -271,37 +266,27 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self.flush_scheduled = True
             self._loop.call_soon(self.flush)
 
-    def _follow_state(self) -> None:
+    def _finish(self, wish: Wish) -> None:
+        transport, tls = self._transport, self._tls
         if self.closed:
             return
-        if self.connection.state is State.CLOSED:
-            self._transport.abort()
-        elif self.connection.state is State.CLOSING:
-            if self._tls is not None and not self._tls.established:
-                self._failure = self._failure or TimeoutError("it took too long")
-                self._transport.abort()  # it cannot even be told so
-            elif self._writable:
-                self._leave()
-
-    def _leave(self) -> None:
-        transport = self._transport
-        if self._lingers and not self._eof and not transport.is_closing():
-            if not self._finished and not transport.get_write_buffer_size():
+        if wish is Wish.ABORT:
+            transport.abort()
+        elif tls is not None and not tls.established:
+            self._failure = self._failure or TimeoutError("it took too long")
+            transport.abort()  # it cannot even be told so
+        elif self._writable and not transport.is_closing():
+            # Only when the transport has nothing left: what goes wrong is ours to know here.
+            unsent = self.connection.unsent = transport.get_write_buffer_size()
+            if not self._finished and (wish is Wish.CLOSE or not unsent):
                 self._finished = True
-                if self._tls is not None:
-                    transport.write(self._tls.goodbye())
-                with suppress(OSError):  # the peer was quicker
-                    transport.write_eof()
-            # Closing while the peer still sends would make the kernel reset the connection, and the
-            # last bytes with it. The peer's end comes, or it falls silent, or its time is over.
-            at = self.connection._received_at + LINGER
-            if at > monotonic():
-                self._set_timer(at)
-                return
-        if self._tls is not None and not self._finished and not transport.is_closing():
-            self._finished = True
-            transport.write(self._tls.goodbye())
-        transport.close()
+                if tls is not None:
+                    transport.write(tls.goodbye())
+                if wish is Wish.HALF_CLOSE:
+                    with suppress(OSError):  # the peer was quicker
+                        transport.write_eof()
+            if wish is Wish.CLOSE:
+                transport.close()
 
     def _turn_reading(self) -> None:
         if not self._transport.is_closing():

@@ -35,7 +35,6 @@ class _ServerProtocol(ConnectionProtocol):
     __slots__ = ("_peername", "_server", "_sock", "_turns", "opening", "surplus")
 
     connection: ServerConnection
-    _lingers = True
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
-from rpc_proto import State
+from rpc_proto import Wish
 from rpc_proto.connection import Connection
 
 __all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
@@ -49,6 +49,7 @@ class Channel:
 
     __slots__ = (
         "_buffer",
+        "_finished",
         "_small_buffer",
         "connection",
         "failure",
@@ -66,6 +67,7 @@ class Channel:
         # Of a write, and the next read tells the connection; or of TLS.
         self.failure: OSError | None = None
         self.limit = 0  # bytes that a read may take; 0 for as many as the buffer does
+        self._finished = False  # this end sends nothing more
         # Pages that are never touched cost nothing, and most messages fit into the first one.
         self._buffer = self._small_buffer = memoryview(mmap(-1, _SMALL_READ_SIZE))
 
@@ -206,16 +208,22 @@ class Channel:
             self.failure = error
             self.shut(socket.SHUT_RDWR)  # wakes whoever reads
 
-    def follow_end(self) -> None:
-        """Do what the connection's last states ask for; what then is left is to close."""
-        state = self.connection.state
-        if state is State.CLOSED:
-            self.shut(socket.SHUT_RDWR)
-        elif state is State.CLOSING and not self.unsent and not self.connection.outbound:
+    def follow(self, wish: Wish) -> bool:
+        """Do what the connection wishes at its end; whether the socket is to be closed."""
+        if wish is Wish.ABORT:
+            self.shut(socket.SHUT_RDWR)  # wakes whoever reads
+            return True
+        if self.unsent or wish is Wish.READ or wish is Wish.PAUSE:
+            return False
+        if not self._finished:
+            self._finished = True
             if self.tls is not None:
                 self.unsent = self.tls.goodbye()
                 self.send()
             self.shut(socket.SHUT_WR)
+        if wish is Wish.CLOSE:
+            self.shut(socket.SHUT_RDWR)
+        return wish is Wish.CLOSE
 
     def shut(self, how: int) -> None:
         """Shut the socket in one direction or both."""

@@ -21,6 +21,7 @@ from rpc_proto import (
     Call,
     CallCompleted,
     CallFailed,
+    ClientConfig,
     ClientConnection,
     ConnectionTerminated,
     Event,
@@ -76,7 +77,9 @@ class Client(SyncClient):
     reads, so it does not answer pings, and asks the server for none.
     """
 
-    def __init__(self, channel: Channel, connection: ClientConnection, address: str) -> None:
+    def __init__(
+        self, channel: Channel, connection: ClientConnection, config: ClientConfig, address: str
+    ) -> None:
         """Not for users: see `connect`."""
         self.address = address
         self._channel = channel
@@ -96,7 +99,7 @@ class Client(SyncClient):
         self._ended = _Waiter()
         self._closing = Lock()  # of the right to wait for that
         self._heard_at = monotonic()
-        self._call_timeout = connection._config.call_timeout
+        self._call_timeout = config.call_timeout
         self._forks = Forks.count
         Forks.watch(self)
         channel.limit_patience(_PATIENCE)
@@ -113,7 +116,7 @@ class Client(SyncClient):
             sock = dial(where, proxy, deadline, socket, BLOCKING.look_up)
             sock.settimeout(None)
             tls = Tls(ssl, server_side=False, hostname=where.host) if ssl is not None else None
-            client = cls(Channel(sock, tls), connection, address)
+            client = cls(Channel(sock, tls), connection, config, address)
             client._open(deadline)
         except BaseException:
             if client is not None:
@@ -435,11 +438,9 @@ class Client(SyncClient):
         if self._has_news() or connection.state is State.CLOSING:
             self._seen = connection.version
             self._deliver()
-            channel.follow_end()
-            if connection.state is State.CLOSING and not channel.unsent:
+            if channel.follow(connection.wish) and connection.state is State.CLOSING:
                 channel.lose(None)
                 self._deliver()
-                channel.follow_end()
             if connection.state is State.CLOSED and self._ended.event is None:
                 self._ended.event = ConnectionTerminated(None)
                 self._ended.wake()

@@ -13,11 +13,19 @@ from rpc_common.forks import Forks
 from rpc_common.log import get_log
 from rpc_common.patching import check_patching
 from rpc_common.server import Settings, SyncServer, peer_address
-from rpc_common.sockets import LINGER, listen
+from rpc_common.sockets import listen
 from rpc_common.threads import HelperThread, Threads, end_at_exit
 from rpc_common.tls import Tls
 from rpc_common.turns import FIRST_READ, SHORT, next_read
-from rpc_proto import Address, Cancelled, LocalProtocolError, ServerCall, ServerConnection, State
+from rpc_proto import (
+    Address,
+    Cancelled,
+    LocalProtocolError,
+    ServerCall,
+    ServerConnection,
+    State,
+    Wish,
+)
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
 
@@ -41,6 +49,9 @@ _PATIENCE_AT_EXIT = 0.5
 # lock for a switch interval (5 ms), and a call of another connection needs that lock several times.
 _INTERMISSION = 50e-6
 
+# How long a server that stops waits for handlers whose callers have been told, in seconds.
+_LAST_WORDS = 0.2
+
 # Bytes of a read for which it is worth knowing how long they take; that is a system call.
 _LONG_READ = 1024
 
@@ -58,7 +69,6 @@ class _Link:
         self.timer: Appointment | None = None
         self._seen = -1  # the version of the connection that `flush` has looked at
         self._watched = False
-        self._last_words: Appointment | None = None
         self._read_size = FIRST_READ
         channel.pace(FIRST_READ)
         self._waits = False  # for its turn, since its reads take long
@@ -93,9 +103,8 @@ class _Link:
 
     def _close(self) -> None:
         keeper = self._server._keeper
-        for appointment in (self.timer, self._last_words):
-            if appointment is not None:
-                keeper.cancel(appointment)
+        if self.timer is not None:
+            keeper.cancel(self.timer)
         if self._watched:
             keeper.forget(self.channel.sock.fileno())
         self.channel.close()
@@ -151,7 +160,7 @@ class _Link:
             if not self._waits:
                 self._take(data, failure)
                 self._hold_back(ended)
-                return not self._is_over(ended)
+                return not self._is_over()
         with self._server._turn:
             with self.lock:
                 self._take(data, failure)
@@ -159,7 +168,7 @@ class _Link:
                 sleep(_INTERMISSION)
         with self.lock:
             self._hold_back(ended)
-            return not self._is_over(ended)
+            return not self._is_over()
 
     def _take(self, data: memoryview | bytes | None, failure: OSError | None) -> None:
         """Do what the bytes ask for that were read; the lock is held."""
@@ -185,17 +194,16 @@ class _Link:
     def _hold_back(self, ended: bool) -> None:
         """Wait while the peer is to be slowed down, or, when it has ended, for our end."""
         while (
-            (ended or not self.connection.wants_data)
-            and not self._is_over(ended)
+            (ended or self.connection.wish is Wish.PAUSE)
+            and not self._is_over()
             and self.channel.failure is None
         ):
             self._may_read.wait()
 
-    def _is_over(self, ended: bool) -> bool:
-        """Whether there is nothing left to do; `ended`: nothing more will come."""
-        state = self.connection.state
-        written = not self.channel.unsent and not self.connection.outbound
-        return state is State.CLOSED or (state is State.CLOSING and ended and written)
+    def _is_over(self) -> bool:
+        """Whether there is nothing left to do but to close the socket."""
+        wish = self.connection.wish
+        return wish is Wish.ABORT or (wish is Wish.CLOSE and not self.channel.unsent)
 
     # For everybody who holds the lock
 
@@ -230,8 +238,7 @@ class _Link:
                 self.flush()
                 return
             if connection.state is not State.OPEN:
-                channel.follow_end()
-                self._wait_for_end()
+                channel.follow(connection.wish)
             self._may_read.notify()
             at = connection.next_timeout()
             if at is not None and (self.timer_at is None or at < self.timer_at):
@@ -239,16 +246,6 @@ class _Link:
                     keeper.cancel(self.timer)
                 self.timer_at = at
                 self.timer = keeper.call_at(at, lambda: self._visit(lambda: self._due(at)))
-
-    def _wait_for_end(self) -> None:
-        """See to it that a peer who has nothing to say does not keep us when all is written."""
-        if (
-            self._last_words is None
-            and self.connection.state is State.CLOSING
-            and not self.channel.unsent
-            and not self.connection.outbound
-        ):
-            self._last_words = self._server._keeper.call_at(monotonic() + LINGER, self._leave)
 
     # For the keeper, which has other connections to look after, too
 
@@ -276,13 +273,6 @@ class _Link:
     def _woken(self) -> None:
         self._seen = -1
         self.flush()
-
-    def _leave(self) -> None:
-        at = self.connection._received_at + LINGER
-        if monotonic() >= at:
-            self.channel.shut(socket.SHUT_RDWR)  # wakes the thread
-        else:
-            self._last_words = self._server._keeper.call_at(at, self._leave)
 
     def shut_down(self, grace: float) -> None:
         """Begin to end the connection."""
@@ -409,7 +399,7 @@ class Server(SyncServer):
         with self._lock:
             self._gone.wait_for(lambda: not self._links, patience)
             # Those handlers that listen have been told, and end about now.
-            self._gone.wait_for(lambda: not self._dispatcher.running, LINGER)
+            self._gone.wait_for(lambda: not self._dispatcher.running, _LAST_WORDS)
         self._log_stopped()
         self._keeper.close()
         self._threads.close()

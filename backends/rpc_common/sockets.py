@@ -38,10 +38,7 @@ from .proxies import Proxy
 if TYPE_CHECKING:
     from rpc_proto.http.tunnel import Tunnel
 
-__all__ = ["LINGER", "Listener", "dial", "files_limit", "listen", "read_answer", "set_options"]
-
-# After its last words a server reads on, in seconds, until the peer has been silent for so long.
-LINGER = 0.2
+__all__ = ["Listener", "dial", "files_limit", "listen", "read_answer", "set_options"]
 
 # Connections that a listener accepts in a row, in about 3 ms: others of its loop want their turn.
 _ACCEPTED_AT_ONCE = 10

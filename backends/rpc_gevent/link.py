@@ -14,10 +14,9 @@ from weakref import WeakKeyDictionary
 
 from rpc_common.forks import Forks
 from rpc_common.memory import keep_large_blocks
-from rpc_common.sockets import LINGER
 from rpc_common.tls import Tls
 from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
-from rpc_proto import Event, State
+from rpc_proto import Event, State, Wish
 from rpc_proto.connection import Connection
 
 __all__ = ["Link", "take_over"]
@@ -68,7 +67,6 @@ class Link(ABC):
     )
 
     connection: Connection
-    _lingers = False  # whether to wait for the peer's end before the socket is closed
     _turns: Turns | None = None  # of those connections whose reads take long, at a server
 
     def __init__(self, hub: Any, sock: Socket, tls: Tls | None) -> None:
@@ -231,7 +229,7 @@ class Link(ABC):
 
     def _take_turn(self) -> None:
         self._waits = False
-        if not self.closed and not self._eof and self.connection.wants_data:
+        if not self.closed and not self._eof and self.connection.wish is not Wish.PAUSE:
             self._reader.start(self._readable)
 
     def _decrypt(self, tls: Tls, data: memoryview) -> bytes:
@@ -259,7 +257,6 @@ class Link(ABC):
             return
         self.connection.receive_eof(monotonic())
         self.react()
-        self._seen = -1  # one that is closing waited for this
         self.flush()
 
     def _go_on_writing(self) -> None:
@@ -327,11 +324,12 @@ class Link(ABC):
             self._seen = -1
             self.flush()
             return
-        if connection.state is not State.OPEN and self._is_over():
+        wish = connection.wish
+        if connection.state is not State.OPEN and self._is_over(wish):
             self.lose()
             return
-        wants_data = connection.wants_data and not self._waits
-        if not self._eof and wants_data is not self._reader.active:
+        reads = wish is not Wish.PAUSE and not self._waits
+        if not self._eof and reads is not self._reader.active:
             if self._reader.active:
                 self._reader.stop()
             else:
@@ -340,14 +338,14 @@ class Link(ABC):
         if at is not None:
             self._set_timer(at)
 
-    def _is_over(self) -> bool:
-        state = self.connection.state
-        if state is State.CLOSED:
+    def _is_over(self, wish: Wish) -> bool:
+        """Do what the connection wishes at its end; whether the socket is to be closed."""
+        if wish is Wish.ABORT:
             return True
         tls = self._tls
         if not self._writable or (tls is not None and not tls.established):
             return False
-        if state is not State.CLOSING:
+        if wish is Wish.READ or wish is Wish.PAUSE:
             return self._eof and tls is not None  # TLS knows no connection in one direction
         if not self._finished:
             self._finished = True
@@ -355,13 +353,7 @@ class Link(ABC):
                 self._push(tls.goodbye())
             with suppress(OSError):
                 self._sock.shutdown(SHUT_WR)
-        # Closing while the peer still sends would make the kernel reset the connection, and the
-        # last bytes with it. The peer's end comes, or it falls silent, or its time is over.
-        at = self.connection._received_at + LINGER
-        if self._eof or not self._lingers or at <= monotonic():
-            return True
-        self._set_timer(at)
-        return False
+        return wish is Wish.CLOSE
 
     def _set_timer(self, at: float) -> None:
         if self._timer is None or at < self._timer_at:

@@ -41,7 +41,6 @@ class _ServerLink(Link):
     __slots__ = ("_peername", "_server", "_turns", "surplus")
 
     connection: ServerConnection
-    _lingers = True
 
     def __init__(
         self, server: "Server", hub: Any, sock: Socket, peername: Any, tls: Tls | None

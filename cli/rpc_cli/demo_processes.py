@@ -57,8 +57,8 @@ async def start(*arguments: str) -> AsyncIterator[Started]:
         yield Started(process, line.removeprefix(LISTENING))
     finally:
         if process.returncode is None:
-            # Process.kill looks first whether the child has ended, and takes its exit status from the
-            # loop, which then complains.
+            # Process.kill looks first whether the child has ended, and so takes its exit status
+            # away from the loop, which then complains.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             await process.wait()

@@ -332,7 +332,7 @@ def test_peer_that_shut_its_writing_side_and_died_is_noticed():
             wire.send(request(1, "Gate.wait"))
             took(gate.started)
             wire.half_close()
-            until(lambda: next(iter(server._links)).connection._half_closed)
+            until(lambda: next(iter(server._links)).connection._eof)
         # A write that is answered with a reset tells; those come a second apart.
         took(gate.cancelled)
         until(lambda: server.stats["connections"] == 0 and idle(server))

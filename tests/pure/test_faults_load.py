@@ -17,6 +17,7 @@ from rpc_proto import (
     ServerConfig,
     State,
     Unavailable,
+    Wish,
 )
 from support.driving import caused
 from support.memory import Host, Pair, only, outcome, termination
@@ -221,12 +222,12 @@ def test_server_stops_reading_at_the_high_water_mark_and_goes_on_below_it(codec:
     pair.down.held = True
     call, served = pair.request("Slow.wait")
     pair.respond(served, b"x" * 64 * KIB)
-    assert pair.server.wants_data is False
+    assert pair.server.wish is Wish.PAUSE
     pair.call("Slow.wait")
     assert len(pair.requests()) == 1
     pair.down.held = False
     pair.pump()
-    assert pair.server.wants_data is True
+    assert pair.server.wish is Wish.READ
     assert len(pair.requests()) == 2
     assert len(pair.outcome(call)) == 64 * KIB
 
@@ -299,9 +300,9 @@ def test_one_way_calls_that_pile_up_stop_the_reading() -> None:
     events = caused(
         server.receive_data, START, b"".join(wire.request(n, flags=ONE_WAY) for n in (1, 2))
     )
-    assert server.wants_data is False
+    assert server.wish is Wish.PAUSE
     server.send_response(START, events[0].call, None)
-    assert server.wants_data is True
+    assert server.wish is Wish.READ
     assert server.data_to_send() == b""
 
 
@@ -521,6 +522,6 @@ def test_frame_that_we_do_not_read_is_not_late() -> None:
     pair.report(pair.server)
     pair.down.held = True
     pair.server.send_response(pair.now, served, bytes(4096))
-    assert not pair.server.wants_data
+    assert pair.server.wish is Wish.PAUSE
     pair.advance(100.0)
     assert pair.server.state is State.OPEN

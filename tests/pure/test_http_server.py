@@ -12,6 +12,7 @@ from rpc_proto import (
     ServerConfig,
     ServerConnection,
     State,
+    Wish,
 )
 from rpc_proto.http import HttpError, Promise, Request, Response, Router
 from support.driving import caused
@@ -288,7 +289,7 @@ def test_many_requests_at_once_are_served_in_parts_and_wait_for_a_peer_that_does
     count = len(exchanges(caused(connection.receive_data, 0.0, get("/") * 40)))
     assert connection.outbound < 1024 * 1024 + 101_000
     assert connection.next_timeout() > 0.0
-    assert connection.wants_data is (connection.outbound < 1024 * 1024)
+    assert (connection.wish is Wish.READ) is (connection.outbound < 1024 * 1024)
     now = 0.0
     while count < 40:
         connection.data_to_send()
@@ -311,7 +312,7 @@ def test_a_peer_that_asks_and_never_reads_is_dropped_at_the_write_timeout():
         now = connection.next_timeout()
         assert connection.outbound < 1024 * 1024 + 101_000
         events += caused(connection.handle_timeout, now)
-    assert not connection.wants_data or connection.outbound == 0
+    assert connection.wish is Wish.PAUSE or connection.outbound == 0
     assert 30.0 <= now < 31.0
     assert len(pages.requests) == 1
     assert "did not read" in str(events[-1].error)
@@ -359,9 +360,9 @@ def test_tiny_chunks_are_read_in_parts():
 def test_requests_that_wait_for_an_earlier_one_are_bounded():
     connection, _ = serve(lambda request, now: Promise(9.0, lambda now: Response.text("late")))
     connection.receive_data(0.0, get("/"))
-    assert connection.wants_data
+    assert connection.wish is Wish.READ
     connection.receive_data(0.0, get("/") * 2000)
-    assert not connection.wants_data
+    assert connection.wish is Wish.PAUSE
 
 
 # Those who are too many

@@ -15,6 +15,7 @@ from rpc_proto import (
     ServerConfig,
     ServerConnection,
     State,
+    Wish,
 )
 from rpc_proto.dispatch import Dispatcher
 from rpc_proto.http import Request, Response
@@ -69,7 +70,7 @@ def feed(server: ServerConnection, data: bytes, now: float) -> list[Any]:
     """Give bytes as a driver does: piece by piece, as long as they are wanted."""
     events: list[Any] = []
     for at in range(0, len(data), 64 * KIB):
-        if not server.wants_data:
+        if server.wish is Wish.PAUSE:
             break
         events += caused(server.receive_data, now, data[at : at + 64 * KIB])
     return events
@@ -82,7 +83,7 @@ def push(server: ServerConnection, data: bytes, now: float) -> list[Any]:
         before = server.received
         events += feed(server, data, now)
         data = data[server.received - before :]
-        while data and not server.wants_data:
+        while data and server.wish is Wish.PAUSE:
             now = server.next_timeout() or now
             events += caused(server.handle_timeout, now)
     return events
@@ -139,13 +140,13 @@ def test_connection_at_its_share_stops_reading_and_then_refuses() -> None:
     server = connected(memory)
     taken: list[ServerCall] = []
     for number in range(1, 1025):
-        if not server.wants_data:
+        if server.wish is Wish.PAUSE:
             break
         taken += calls(feed(server, WIRE.request(number, body=bytes(LARGE), flags=RAW), START))
     assert 3 <= len(taken) <= 4  # a quarter of 16 MiB
     assert memory.used <= CONFIG.share + QUANTUM
     at = START
-    while not server.wants_data:
+    while server.wish is Wish.PAUSE:
         at = server.next_timeout() or at
         server.handle_timeout(at)
     assert at <= START + 1.25
@@ -166,7 +167,7 @@ def test_half_a_body_on_each_of_many_connections_is_given_up_and_answered() -> N
     for server in servers:
         feed(server, whole[:half], START)
     assert memory.used <= memory.limit * 3 // 4 + 100 * QUANTUM
-    waiting = [server for server in servers if not server.wants_data]
+    waiting = [server for server in servers if server.wish is Wish.PAUSE]
     assert len(waiting) > 60
     given_up = 0
     for server in waiting:
@@ -189,7 +190,7 @@ def test_small_calls_of_a_neighbour_go_on_while_all_memory_is_taken() -> None:
     for number in range(1, 100):
         args = ["x" * 1000]
         (call,) = calls(caused(neighbour.receive_data, START, WIRE.request(number, args=args)))
-        assert neighbour.wants_data
+        assert neighbour.wish is Wish.READ
         neighbour.send_response(START, call, "y" * 1000)
         assert errors(neighbour) == []
 
@@ -212,7 +213,7 @@ def test_one_way_call_that_is_given_up_is_not_answered() -> None:
     server = connected(memory)
     data = WIRE.request(1, body=bytes(LARGE), flags=RAW | ONE_WAY)
     feed(server, data[: 64 * KIB], START)
-    while not server.wants_data:
+    while server.wish is Wish.PAUSE:
         server.handle_timeout(server.next_timeout() or 0.0)
     feed(server, data[64 * KIB :], START + 2.0)
     assert server.data_to_send() == b""
@@ -355,9 +356,9 @@ def test_http_bodies_are_held_up_to_the_budget() -> None:
     for server in servers:
         feed(server, head + bytes(900_000), START)
     assert memory.used <= memory.limit
-    waiting = [server for server in servers if not server.wants_data]
+    waiting = [server for server in servers if server.wish is Wish.PAUSE]
     assert len(waiting) > 60
-    while not waiting[0].wants_data:
+    while waiting[0].wish is Wish.PAUSE:
         waiting[0].handle_timeout(waiting[0].next_timeout() or 0.0)
     assert waiting[0].data_to_send().startswith(b"HTTP/1.1 503 ")
     for server in servers:
@@ -462,7 +463,7 @@ def test_books_are_right_whatever_happens(actions: list[tuple[str, int, int]]) -
     for action, which, number in actions:
         server = servers[which]
         now += 0.01
-        if action == "feed" and server.wants_data and server.state is State.OPEN:
+        if action == "feed" and server.wish is Wish.READ and server.state is State.OPEN:
             if not pending[which]:
                 ids[which] += 1
                 size = number % 600_000

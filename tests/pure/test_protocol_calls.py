@@ -18,6 +18,7 @@ from rpc_proto import (
     ServerConfig,
     ServerConnection,
     State,
+    Wish,
 )
 from rpc_proto.memory import Memory
 from support.driving import caused
@@ -93,7 +94,7 @@ def test_call_for_which_there_is_no_memory_is_refused_before_its_end() -> None:
     call = client.start_call(START, "S.take", [bytes(100_000)])
     first, rest = (data := client.data_to_send())[:50_000], data[50_000:]
     server.receive_data(START, first)
-    while not server.wants_data:
+    while server.wish is Wish.PAUSE:
         server.handle_timeout(server.next_timeout() or START)
     (failed,) = caused(client.receive_data, START, server.data_to_send())
     assert isinstance(failed, CallFailed)
@@ -227,10 +228,10 @@ def test_calls_over_the_limit_are_refused_and_one_way_calls_stop_the_reading() -
     assert len(events) == 2
     [one] = frames_in(server.data_to_send())
     assert (one.call_id, error_of(one)) == (3, ("resource_exhausted", True))
-    assert server.wants_data
+    assert server.wish is Wish.READ
     server.receive_data(START, b"".join(WIRE.request(n, flags=ONE_WAY) for n in (4, 5)))
     assert server.data_to_send() == b""
-    assert not server.wants_data
+    assert server.wish is Wish.PAUSE
 
 
 @page(
@@ -280,9 +281,9 @@ def test_server_that_cannot_get_its_answers_out_stops_reading() -> None:
     [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
     server.send_response(START, event.call, "x" * 2000)
-    assert not server.wants_data
+    assert server.wish is Wish.PAUSE
     server.data_to_send()
-    assert server.wants_data
+    assert server.wish is Wish.READ
 
 
 @page("A client must keep reading while it writes, or both may wait for ever.")
@@ -290,7 +291,7 @@ def test_client_reads_while_its_output_is_blocked() -> None:
     client = open_client(ClientConfig(codec="json", high_water=1024), codec="json")
     client.start_call(START, "S.m", ("x" * 9000,))
     assert client.outbound > 1024
-    assert client.wants_data
+    assert client.wish is Wish.READ
 
 
 # Errors
@@ -378,7 +379,7 @@ def test_silence_does_not_count_while_the_server_does_not_read() -> None:
     [event] = caused(server.receive_data, START, WIRE.request(1))
     assert isinstance(event, RequestReceived)
     server.send_response(START, event.call, "x" * 2000)
-    assert not server.wants_data
+    assert server.wish is Wish.PAUSE
     for second in range(1, 20):
         server.handle_timeout(START + second)
     assert server.state is State.OPEN

@@ -15,6 +15,7 @@ from rpc_proto import (
     ServerConfig,
     State,
     Unavailable,
+    Wish,
 )
 from support.driving import caused
 from support.memory import Pair, only, termination
@@ -215,7 +216,7 @@ def test_silence_of_a_peer_that_is_not_read_counts_for_nothing() -> None:
     server = open_server(config)
     [call] = arrive(server, Wire().request(1))
     server.send_response(START, call, b"x" * 2000)
-    assert not server.wants_data
+    assert server.wish is Wish.PAUSE
     for second in range(1, 20):
         server.handle_timeout(START + second)
     assert server.state is State.OPEN

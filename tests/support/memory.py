@@ -25,6 +25,7 @@ from rpc_proto import (
     ServerConfig,
     ServerConnection,
     State,
+    Wish,
 )
 from rpc_proto.connection import Connection
 from rpc_proto.dispatch import Dispatcher
@@ -115,14 +116,16 @@ class Pair:
             if not (sender is self.client and self.half_closed):
                 link.data += written
                 moved = bool(written)
-        if sender.state is State.CLOSED or (sender.state is State.CLOSING and not link.held):
+        if sender.wish is Wish.ABORT:
             link.ended = True
-            if sender.state is State.CLOSING:
+        elif sender.wish in (Wish.HALF_CLOSE, Wish.CLOSE) and not link.held:
+            link.ended = True
+            if sender.wish is Wish.CLOSE:
                 sender.connection_lost(self.now)
                 self.report(sender)
         elif sender is self.client and self.half_closed:
             link.ended = True
-        if link.data and receiver.wants_data and receiver.state is not State.CLOSED:
+        if link.data and receiver.wish in (Wish.READ, Wish.HALF_CLOSE):
             size = self.chunk or len(link.data)
             piece = bytes(link.data[:size])
             del link.data[:size]
@@ -130,7 +133,7 @@ class Pair:
             receiver.receive_data(self.now, piece)
             self.report(receiver)
             moved = True
-        elif link.ended and not link.eof_seen and (not link.data or receiver.state is State.CLOSED):
+        elif link.ended and not link.eof_seen and (not link.data or receiver.wish is Wish.ABORT):
             link.eof_seen = True
             receiver.receive_eof(self.now)
             self.report(receiver)
