@@ -14,7 +14,7 @@ from rpc_proto import (
     RequestReceived,
     ResponsePromised,
     ServerConfig,
-    ServerConnection,
+    ServerPort,
     State,
 )
 from rpc_proto.http import Promise, Request, Response
@@ -40,7 +40,7 @@ class Site:
             refusals=4,
             write_timeout=60.0,
         )
-        self.server = ServerConnection(config, now=START, application=self.show)
+        self.server = ServerPort(config, now=START, application=self.show)
         self.seen: list[Any] = []
         self.promises: list[Promise] = []
         self.events: list[Event] = []

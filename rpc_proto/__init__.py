@@ -51,6 +51,7 @@ from .events import (
     SendBufferDrained,
 )
 from .lazy import lazily
+from .port import ServerPort
 from .server import ServerConnection
 from .states import State, Wish
 
@@ -104,6 +105,7 @@ __all__ = [
     "ServerCall",
     "ServerConfig",
     "ServerConnection",
+    "ServerPort",
     "State",
     "Unauthenticated",
     "Unavailable",

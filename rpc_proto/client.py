@@ -339,7 +339,7 @@ class ClientConnection(Connection):
         for call in self.calls.clear():
             self._abandon(call, Cancelled("the client is shutting down", maybe_executed=call.sent))
 
-    def _end_calls(self, error: RpcError | None, now: float) -> None:
+    def _stop(self, error: RpcError | None, now: float) -> None:
         if isinstance(error, HandshakeError):
             code, message = error.code, error.message
         else:

@@ -103,16 +103,20 @@ class GoAwayReceived(Event):
 class HttpServed(Event):
     """Server: an HTTP request has its response. `size` is the body's in bytes.
 
-    `request` is the method and the target; `error` is what the application raised, or None.
+    `request` is the method and the target; `error` is what the application raised, or None;
+    `seconds` is how long it took since the head of the request was complete.
     """
 
-    __slots__ = ("error", "request", "size", "status")
+    __slots__ = ("error", "request", "seconds", "size", "status")
 
-    def __init__(self, request: str, status: int, size: int, error: Exception | None) -> None:
+    def __init__(
+        self, request: str, status: int, size: int, error: BaseException | None, seconds: float
+    ) -> None:
         self.request = request
         self.status = status
         self.size = size
         self.error = error
+        self.seconds = seconds
 
 
 class ResponsePromised(Event):

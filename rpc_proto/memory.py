@@ -70,11 +70,13 @@ class Memory:
 class Account:
     """What one connection holds of its server's memory: at most a quarter of it, `most` bytes."""
 
-    __slots__ = ("_memory", "calls", "leased", "most")
+    __slots__ = ("calls", "leased", "memory", "most", "tight_since", "waits")
 
     def __init__(self, memory: Memory, most: int) -> None:
-        self._memory = memory
+        self.memory = memory
         self.most = most
+        self.tight_since: float | None = None  # since when it holds too much
+        self.waits = False  # for others to give back what they hold; it does not read meanwhile
         self.calls = 0  # bytes of the calls whose handlers have not ended
         self.leased = FREE
 
@@ -88,10 +90,10 @@ class Account:
             wanted += -(-(held - FREE) // _QUANTUM) * _QUANTUM
         leased = self.leased
         if wanted > leased:
-            if held > self.most or not self._memory.take(wanted - leased, wanted - FREE):
+            if held > self.most or not self.memory.take(wanted - leased, wanted - FREE):
                 return False
             self.leased = wanted
         elif wanted < leased:
             self.leased = wanted
-            self._memory.give(leased - wanted)
+            self.memory.give(leased - wanted)
         return True

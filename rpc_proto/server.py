@@ -1,8 +1,9 @@
 """The server's end of a connection (docs/protocol.md, "Calls")."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .budget import PATIENCE, Budgeted
 from .calls import CallTable
 from .codecs import SMALL, explain, find_codec
 from .config import Peer, ServerConfig
@@ -22,9 +23,7 @@ from .errors import (
 from .events import (
     CallCancelled,
     HandshakeCompleted,
-    HttpServed,
     RequestReceived,
-    ResponsePromised,
     SendBufferDrained,
 )
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
@@ -37,15 +36,13 @@ from .handshake import (
     parse_options,
 )
 from .headers import LONGEST_CACHED, NO_METADATA, HeaderError
-from .memory import FREE, Account, Memory
+from .memory import Memory
 from .states import State, Trigger
 from .timers import Timer
 
-if TYPE_CHECKING:
-    from .http.messages import Application
-    from .http.turns import HttpTurns
-
 __all__ = ["ServerConnection"]
+
+OnError = Callable[[ServerCall, CallError, float], None]
 
 _OPEN = State.OPEN
 _new = object.__new__
@@ -56,23 +53,16 @@ _CANCEL = int(FrameType.CANCEL)
 
 _REFUSED_BYTES = 256 * 1024  # of a refused call, which count as much as another one
 
-_PATIENCE = 1.0  # seconds, with a peer that is turned away as soon as it speaks
 
 _METADATA = 8 * 1024  # bytes that the entries take, apart from their texts
 
-_LOOK = 0.25  # seconds between two looks at what is held, while that is much
-_WAIT = 1.0  # seconds for which reading stops, before something is refused
-_HTTP_BODY = 8 * 1024  # bytes of a response from which on it is counted once, whoever gets it
 
+class ServerConnection(Budgeted, Connection):
+    """The end that is called. A ServerPort has one, and serves those who speak HTTP, too.
 
-class ServerConnection(Connection):
-    """The end that is called.
-
-    A peer that begins with HTTP gets its responses from `application` (see rpc_proto.http), and
-    becomes a caller like any other by CONNECT. Connections that share `turns`, a
-    rpc_proto.http.turns.HttpTurns, together do not keep their server from its calls for long. Those
-    that share `memory`, a rpc_proto.memory.Memory, together hold no more than that; without one a
-    connection has a budget of its own, of `ServerConfig.memory`.
+    Connections that share `memory`, a rpc_proto.memory.Memory, together hold no more than that;
+    without one a connection has a budget of its own, of `ServerConfig.memory`. `preface` is sent
+    before anything else.
 
     Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
     `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
@@ -83,29 +73,18 @@ class ServerConnection(Connection):
     """
 
     __slots__ = (
-        "_account",
-        "_application",
         "_given_up",
         "_handling_timeout",
-        "_http",
         "_idle_since",
         "_last_id",
         "_max_calls",
-        "_memory",
         "_one_way",
         "_refusal",
         "_refusals",
         "_refused_at",
-        "_response",
-        "_tight_since",
-        "_turns",
-        "_waits",
         "on_error",
         "peer",
     )
-
-    _config: ServerConfig
-    _lingers = True
 
     def __init__(
         self,
@@ -113,14 +92,16 @@ class ServerConnection(Connection):
         *,
         now: float,
         peer: Peer | None = None,
-        application: "Application | None" = None,
-        turns: "HttpTurns | None" = None,
         memory: Memory | None = None,
+        preface: bytes = b"",
+        on_error: OnError | None = None,
     ) -> None:
         config = config or ServerConfig()
         super().__init__(config, now)
+        if preface:
+            self._send_line(preface)
         self.peer = peer or Peer()
-        self.on_error: Callable[[ServerCall, CallError, float], None] | None = None
+        self.on_error = on_error
         self.calls: CallTable[ServerCall] = CallTable()
         self._handling_timeout = config.handling_timeout
         self._max_calls = config.max_calls
@@ -130,15 +111,7 @@ class ServerConnection(Connection):
         self._refusals = 0.0
         self._refused_at = now
         self._idle_since = now
-        self._application = application
-        self._turns = turns
-        self._memory = memory or Memory(config.budget)
-        self._account = Account(self._memory, config.share)
-        self._room = min(self.high_water, FREE)
-        self._waits = False  # for others to give back what they hold; it does not read meanwhile
-        self._tight_since: float | None = None  # since when it holds too much
-        self._response: bytes | None = None  # to HTTP, which may be shared
-        self._http: Any = None  # an HttpServer as long as HTTP is spoken; False afterwards
+        self._open_account(memory)
         self._refusal: HandshakeError | None = None  # for a peer that has said nothing yet
 
     # Getters
@@ -159,10 +132,10 @@ class ServerConnection(Connection):
             raise LocalProtocolError("only a peer in the option handshake can be turned away")
         self._now = now
         self._refusal = HandshakeError(code, message)
-        if self._http or (self._line is not None and self._line.started):
-            self._turn_away(self._refusal, now)
+        if self.outbound or (self._line is not None and self._line.started):  # it has spoken
+            self._fail_handshake(self._refusal, now)
         else:
-            self._set_timer(Timer.HANDSHAKE, now + _PATIENCE)
+            self._set_timer(Timer.HANDSHAKE, now + PATIENCE)
 
     def send_response(self, now: float, call: ServerCall, value: Any) -> None:
         """Answer a call; one that has ended already is no error, and nothing is sent.
@@ -257,7 +230,7 @@ class ServerConnection(Connection):
         """
         body = call.body
         account = self._account
-        if account.calls + decoded > account.most // 4 or not self._memory.has_plenty(decoded):
+        if account.calls + decoded > account.most // 4 or not account.memory.has_plenty(decoded):
             decoded = min(decoded, self.codec.growth(body))
         more = max(0, decoded - len(body))
         if not self._count(more):
@@ -269,42 +242,19 @@ class ServerConnection(Connection):
 
     # Memory
 
-    def _wants_data(self) -> bool:
-        return (
-            self.outbound < self.high_water
-            and self._one_way < self._max_calls
-            and not self._waits
-            and (not self._http or self._http.wants_data)
-        )
-
     def _held(self) -> int:
         """Return the bytes that are held for the peer."""
         held = self._account.calls + self.outbound + self.unsent
         if self._reader is not None:
             held += self._reader.arrived
-        elif self._http:
-            held += self._http.held
-            if self._response is not None:
-                held -= min(len(self._response), self.outbound)
         return held
 
-    def _cover(self, more: int = 0) -> bool:
-        """Have memory for what is held and so many bytes more; whether there is that."""
-        account = self._account
-        held = self._held()
-        covered = account.cover(held + more)
-        self._room = min(self.high_water, account.leased - held + self.outbound)
-        if self.state is State.CLOSING:
-            self._room = 0
-        elif self._response is not None:
-            self._room = 1  # the next request waits until it has left
-        if account.leased > FREE and self.state is not State.CLOSED:
-            self._look_soon()
-        return covered
-
-    def _look_soon(self) -> None:
-        if Timer.MEMORY not in self._timers:
-            self._set_timer(Timer.MEMORY, self._now + _LOOK)
+    def _wants_data(self) -> bool:
+        return (
+            self.outbound < self.high_water
+            and self._one_way < self._max_calls
+            and not self._account.waits
+        )
 
     def _count(self, size: int) -> bool:
         """Count bytes of a call, if there is memory for them."""
@@ -326,36 +276,8 @@ class ServerConnection(Connection):
         """Whether so many more bytes may wait to be sent."""
         return self.state is not State.CLOSED and self._cover(size)
 
-    def _balance(self, now: float) -> None:
-        """Read no more while too much is held; when that does not help, give something up."""
-        account = self._account
-        if self.state is State.CLOSED:
-            self.unsent = 0
-        if self._response is not None and not self.outbound and not self.unsent:
-            self._memory.unshare(self._response)
-            self._response = None
-        covered = self._cover()
-        if self.state is State.CLOSED:
-            return
-        waits = False
-        if covered and account.calls <= account.most * 3 // 4:
-            self._tight_since = None
-        else:
-            self._look_soon()
-            if self._tight_since is None:
-                self._tight_since = now
-            waits = now < self._tight_since + _WAIT
-            if not waits and not covered:
-                waits = not self._give_something_up(now)
-        if waits is not self._waits:
-            self._waits = waits
-            self.version += 1
-
     def _give_something_up(self, now: float) -> bool:
         """Hold less; whether it is little enough to go on reading."""
-        if self._http:
-            self._give_up_http(503, "the server has no memory for this request", now)
-            return True
         reader = self._reader
         if reader is None or not reader.arrived:
             return False  # what waits to be sent has a time of its own
@@ -603,151 +525,18 @@ class ServerConnection(Connection):
     def _last_call_id(self) -> int:
         return self._last_id
 
-    # HTTP, before the option handshake
-
-    def receive_eof(self, now: float) -> None:
-        """Take note that the peer sends nothing more; it may still read."""
-        if not self._http:
-            super().receive_eof(now)
-            return
-        self._note_eof(now)
-        self._http.eof = True
-        self._note_exchange(self._http.abandon(), now)  # whoever asked has probably gone
-        self._settle(now)
-
-    def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Take note that the transport is gone in both directions; nothing more can be sent."""
-        if not self._http:
-            super().connection_lost(now, reason)
-            return
-        self._now = now
-        self._end(Trigger.LOST, None, now)
-
     def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        if (
-            self._http is None
-            and self._line is not None
-            and not self._line.started
-            and len(data)
-            and 0x41 <= data[0] <= 0x5A  # a method begins so
-        ):
-            from .http.server import HttpServer
-            from .http.turns import HttpTurns
-
-            self._turns = self._turns or HttpTurns()
-            self._http = self._queue = HttpServer(
-                self._application, self.peer, self._config.max_http_body
-            )
-            if self._refusal is not None:
-                self._http.unavailable = self._refusal.message
-        if self._http:
-            self._http.receive_data(data)
-            self._settle(now)
-            return
         if self._refusal is not None and self._line is not None and len(data):
             self._fail_handshake(self._refusal, now)
         super()._receive_early(data, now)
 
-    def _has_room(self) -> bool:
-        """Whether requests that wait can be served now."""
-        ready: bool = self._http.ready
-        return (
-            ready
-            and self.outbound < self.high_water
-            and (self._response is None or not (self.outbound or self.unsent))
-            and not self._waits
-            and Timer.HTTP not in self._timers
-        )
-
-    def _serve_http(self, now: float) -> None:
-        http = self._http
-        self.version += 1
-        if self._response is not None:
-            self._balance(now)
-        if self._has_room():
-            self._take_turn(now)
-        if http.tunnel is not None:
-            self._leave_http()
-            if self._refusal is not None:
-                self._fail_handshake(self._refusal, now)
-            self._receive_early(http.tunnel, now)
-            if http.eof and self.state is not State.CLOSED:
-                self.receive_eof(now)
-        elif http.closing or (http.eof and not http.ready):
-            error = http.refusal
-            if error is not None:
-                error = HandshakeError("invalid_argument", f"HTTP {error.status}: {error.message}")
-            self._end(Trigger.SERVED, error, now)
-
-    def _take_turn(self, now: float) -> None:
-        http, turns = self._http, self._turns
-        assert turns is not None
-        http.turn = turns.begin(now, http.turn)
-        if http.turn is None:
-            before = self.outbound
-            goes_on = True
-            try:
-                while goes_on and self._has_room():
-                    exchange = http.step(now, self._send_line)
-                    self._note_exchange(exchange, now)
-                    if exchange is not None:
-                        self._count_response()
-                    if http.promise is not None:
-                        self._set_timer(Timer.HANDSHAKE, http.promise.deadline)
-                        self._events.append(ResponsePromised(http.promise))
-                        http.expire(now)  # it may be due already
-                    if exchange is not None or http.ready:
-                        turns.count()
-                    goes_on = turns.goes_on
-            finally:
-                turns.end(self.outbound - before)
-            if not self._has_room():
-                return
-            http.turn = turns.queue(now)
-        self._set_timer(Timer.HTTP, http.turn)
-
-    def _count_response(self) -> None:
-        """Count the response that was made if it is large: once, however many get it."""
-        body: Any = self._out[-1]
-        if len(body) < _HTTP_BODY:
-            return
-        if self._memory.share(body):
-            self._response = body
-        else:
-            del self._out[-1]
-            self.outbound -= len(body)
-            self._http.closing = True  # before its end, so that nobody takes it for whole
-
-    def _note_exchange(self, exchange: Any, now: float) -> None:
-        if exchange is not None:
-            self._events.append(HttpServed(*exchange))
-            if self.state is State.HANDSHAKE:
-                self._set_timer(Timer.HANDSHAKE, now + self._config.handshake_timeout)
-
-    def _leave_http(self) -> None:
-        self._http = False
-        self._queue = ()
-        self._timers.clear(Timer.HTTP)
-
-    def _give_up_http(self, status: int, message: str, now: float) -> None:
-        self._note_exchange(self._http.give_up(status, message, self._send_line), now)
-        self._settle(now)
-
     def _handle_timer(self, timer: Timer, now: float) -> None:
         if timer is Timer.HANDSHAKE and self._refusal is not None:
-            self._turn_away(self._refusal, now)
+            self._fail_handshake(self._refusal, now)
         elif timer is Timer.MEMORY:
             self._balance(now)
-        elif timer is not Timer.HANDSHAKE or not self._http:
-            super()._handle_timer(timer, now)
-        elif self._http.promise is not None:
-            self._http.expire(now)
-        elif self._http.ready or self.outbound >= self.high_water:
-            # It waits for us, or first has to read, for which there is Timer.WRITE.
-            self._set_timer(timer, now + self._config.handshake_timeout)
         else:
-            seconds = self._config.handshake_timeout
-            self._give_up_http(408, f"no request within {seconds:g} s", now)
+            super()._handle_timer(timer, now)
 
     # Ends
 
@@ -756,8 +545,6 @@ class ServerConnection(Connection):
         return len(self.calls) > self._given_up
 
     def _settle(self, now: float) -> None:
-        if self._http:
-            self._serve_http(now)
         self._balance(now)
         self._watch_writing(now)
         if self.state is State.DRAINING and not self._has_callers():
@@ -776,15 +563,12 @@ class ServerConnection(Connection):
                 self._answer_error(call, error)
                 self._end_call(call, error)
 
-    def _end_calls(self, error: RpcError | None, now: float) -> None:
+    def _stop(self, error: RpcError | None, now: float) -> None:
         reason = Unavailable(str(error or "the connection ended"))
         for call in self.calls.clear():
             if not call.ended:
                 self._end_call(call, reason)
         self._given_up = 0
-        if self._http:
-            self._note_exchange(self._http.abandon(), now)
-            self._leave_http()
 
     def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
         super()._end(trigger, error, now)
@@ -796,13 +580,7 @@ class ServerConnection(Connection):
         self._end(Trigger.REFUSED, error, now)
 
     def _shut_handshake(self, now: float) -> None:
-        self._turn_away(HandshakeError("unavailable", "the server is shutting down"), now)
-
-    def _turn_away(self, refusal: HandshakeError, now: float) -> None:
-        if self._http:
-            self._give_up_http(503, refusal.message, now)
-        else:
-            self._fail_handshake(refusal, now)
+        self._fail_handshake(HandshakeError("unavailable", "the server is shutting down"), now)
 
     def _check_idle(self, now: float) -> None:
         limit = self._config.idle_timeout

@@ -11,8 +11,8 @@ __all__ = ["TRANSITIONS", "State", "Trigger", "Wish", "mermaid"]
 class State(Enum):
     """Where a connection is; the same for both ends."""
 
-    HANDSHAKE = "handshake"  # options are on their way, or HTTP is spoken
-    OPEN = "open"  # calls begin and end
+    HANDSHAKE = "handshake"  # options are on their way
+    OPEN = "open"  # calls begin and end, or HTTP is spoken
     DRAINING = "draining"  # no new calls; those in flight end
     CLOSING = "closing"  # the last bytes leave; what arrives is dropped
     CLOSED = "closed"  # nothing more to do but to close the transport
@@ -46,9 +46,9 @@ class Trigger(Enum):
 TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.HANDSHAKE, Trigger.ACCEPTED): State.OPEN,
     (State.HANDSHAKE, Trigger.REFUSED): State.CLOSING,
-    (State.HANDSHAKE, Trigger.SERVED): State.CLOSING,
     (State.HANDSHAKE, Trigger.SHUTDOWN): State.CLOSING,
     (State.HANDSHAKE, Trigger.LOST): State.CLOSED,
+    (State.OPEN, Trigger.SERVED): State.CLOSING,
     (State.OPEN, Trigger.SHUTDOWN): State.DRAINING,
     (State.OPEN, Trigger.GOAWAY): State.DRAINING,
     (State.OPEN, Trigger.HALF_CLOSED): State.DRAINING,

@@ -11,7 +11,8 @@ class Timer(Enum):
     __hash__ = object.__hash__  # an Enum's own is written in Python
 
     HANDSHAKE = auto()
-    HTTP = auto()
+    REQUEST = auto()
+    TURN = auto()
     LIVENESS = auto()
     FRAME = auto()
     IDLE = auto()

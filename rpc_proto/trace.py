@@ -1,7 +1,7 @@
 """Recording what goes through a connection, and repeating it without a network: for hunting bugs.
 
-A traced connection takes the place of a plain one and notes every input, command and output in its
-`trace`. `replay` puts the same through a fresh connection; both traces are equal if the core does
+A traced connection or port takes the place of a plain one and notes every input, command and output
+in its `trace`. `replay` puts the same through a fresh one; both traces are equal if the core does
 again what it did.
 """
 
@@ -11,13 +11,13 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .calls import Call
 from .client import ClientConnection
 from .codecs import Codec
 from .config import ClientConfig, Peer, ServerConfig
-from .connection import Connection
 from .context import ServerCall
 from .errors import CallError
 from .events import (
@@ -30,12 +30,19 @@ from .events import (
     ResponsePromised,
 )
 from .frames import BYTES
+from .port import ServerPort
 from .server import ServerConnection
 
 if TYPE_CHECKING:
     from .http.messages import Application
 
-__all__ = ["Trace", "TracedClientConnection", "TracedServerConnection", "replay"]
+__all__ = [
+    "Trace",
+    "TracedClientConnection",
+    "TracedServerConnection",
+    "TracedServerPort",
+    "replay",
+]
 
 Result = TypeVar("Result")
 
@@ -68,148 +75,203 @@ class Trace:
         return trace
 
 
-class _Traced(Connection):
-    """Notes the outermost of the calls to a connection's methods."""
+_Above: Any = object  # whatever class it stands before
 
-    trace: Trace
-    _busy: bool
-    _known: list[Any]  # the calls; their place is their name in the trace
-    _places: dict[int, int]
 
-    def _begin(self, end: str, config: Any, now: float, **given: str | None) -> None:
+class _Recorder:
+    """Notes what is done to the connections of one transport: the outermost of the calls only."""
+
+    def __init__(self, end: str, config: Any, now: float, **given: str | None) -> None:
         settings = {name: value for name, value in vars(config).items() if _can_save(value)}
-        start = {"end": end, "now": now, **given, "settings": settings}
-        self.trace = Trace(start, config)
-        self._busy = False
-        self._known = []
-        self._places = {}
+        self.trace = Trace({"end": end, "now": now, **given, "settings": settings}, config)
+        self.busy = False
+        self.known: list[Any] = []  # the calls; their place is their name in the trace
+        self._places: dict[int, int] = {}
 
-    def _step(self, run: Callable[..., Result], args: tuple[Any, ...], /, **given: Any) -> Result:
-        if self._busy:
+    def step(self, run: Callable[..., Result], args: tuple[Any, ...], /, **given: Any) -> Result:
+        """Do something and note it, with what came of it."""
+        if self.busy:
             return run(*args)
         step = {"do": run.__name__, **given}
         self.trace.steps.append(step)
-        self._busy = True
+        self.busy = True
         try:
             result = run(*args)
         except Exception as error:
             step["raised"] = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._busy = False
+            self.busy = False
         if isinstance(result, Call):
-            step["started"] = [self._place(result), result.sent]
+            step["started"] = [self.place(result), result.sent]
         elif result is not None:
             step["result"] = _pack(result) if isinstance(result, (bytes, memoryview)) else result
         return result
 
-    def _place(self, call: Any) -> int:
+    def happened(self, events: list[Event], codec: Codec | None) -> None:
+        """Note what was told."""
+        if events and not self.busy:
+            described = [self._describe(event, codec) for event in events]
+            self.trace.steps.append({"do": "events", "events": described})
+
+    def place(self, call: Any) -> int:
         """Return the place of a call, which stays alive so that no other takes its identity."""
-        place = self._places.setdefault(id(call), len(self._known))
-        if place == len(self._known):
-            self._known.append(call)
+        place = self._places.setdefault(id(call), len(self.known))
+        if place == len(self.known):
+            self.known.append(call)
         return place
 
-    def _note(self, value: Any) -> Any:
-        """Return what makes the codec say the same again."""
-        if type(value) in BYTES:
-            return {"raw": _pack(value)}
-        try:
-            return {"encoded": _pack(self.codec.encode(value))}
-        except Exception as error:  # a codec may raise anything
-            return {"unencodable": str(error)}
-
-    def _describe(self, event: Event) -> list[Any]:
+    def _describe(self, event: Event, codec: Codec | None) -> list[Any]:
         told: list[Any] = [type(event).__name__]
         call = getattr(event, "call", None)
         if call is not None:
-            told.append(self._place(call))
+            told.append(self.place(call))
         if isinstance(event, RequestReceived):
             told += [event.call.id, event.call.method, event.call.deadline]
         elif isinstance(event, CallCompleted):
             plain = event.call.returns is None  # a type cannot be saved: its values are left out
-            told += [dict(event.metadata), self._note(event.value) if plain else None]
+            told += [dict(event.metadata), _note(codec, event.value) if plain else None]
         elif isinstance(event, HandshakeCompleted):
             told += event.agreed[:-1]
             told.append(sorted(event.agreed.features))
         elif isinstance(event, ResponsePromised):
             told.append(event.promise.deadline)
         elif isinstance(event, (CallFailed, CallCancelled)):
-            told.append(self._explain(event.error))
+            told.append(_explain(codec, event.error))
         else:
             told += [str(getattr(event, name)) for name in event.__slots__]
         return told
 
-    def _explain(self, error: CallError) -> list[Any]:
-        details = None if error.details is None else self._note(error.details)
-        return [str(error.code), str(error.message), details, error.maybe_executed]
+
+def _note(codec: Codec | None, value: Any) -> Any:
+    """Return what makes the codec say the same again."""
+    if type(value) in BYTES:
+        return {"raw": _pack(value)}
+    try:
+        assert codec is not None
+        return {"encoded": _pack(codec.encode(value))}
+    except Exception as error:  # a codec may raise anything
+        return {"unencodable": str(error)}
+
+
+def _explain(codec: Codec | None, error: CallError) -> list[Any]:
+    details = None if error.details is None else _note(codec, error.details)
+    return [str(error.code), str(error.message), details, error.maybe_executed]
+
+
+class _Traced(_Above):  # type: ignore[misc]
+    """The inputs and outputs that all ends have; it stands before their class."""
+
+    _recorder: _Recorder
+
+    @property
+    def trace(self) -> Trace:
+        """What has been done so far, and what came of it."""
+        return self._recorder.trace
 
     # Inputs, outputs, and the command of both ends
 
     def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
-        self._step(super().receive_data, (now, data), now=now, data=_pack(data))
+        self._recorder.step(super().receive_data, (now, data), now=now, data=_pack(data))
 
     def receive_eof(self, now: float) -> None:
-        self._step(super().receive_eof, (now,), now=now)
+        self._recorder.step(super().receive_eof, (now,), now=now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        self._step(super().connection_lost, (now, reason), now=now, reason=reason)
+        self._recorder.step(super().connection_lost, (now, reason), now=now, reason=reason)
 
     def handle_timeout(self, now: float) -> None:
-        self._step(super().handle_timeout, (now,), now=now)
+        self._recorder.step(super().handle_timeout, (now,), now=now)
 
     def shutdown(self, now: float, grace: float = 0.0) -> None:
-        self._step(super().shutdown, (now, grace), now=now, grace=grace)
+        self._recorder.step(super().shutdown, (now, grace), now=now, grace=grace)
 
     def events(self) -> list[Event]:
-        events = super().events()
-        if events:
-            described = [self._describe(event) for event in events]
-            self.trace.steps.append({"do": "events", "events": described})
+        recorder = self._recorder
+        busy, recorder.busy = recorder.busy, True
+        events: list[Event] = super().events()
+        recorder.busy = busy
+        recorder.happened(events, getattr(self, "codec", None))
         return events
 
     def data_to_send(self) -> bytes:
-        return self._step(super().data_to_send, ())
+        data: bytes = self._recorder.step(super().data_to_send, ())
+        return data
 
     def next_buffer(self) -> bytes | memoryview:
-        return self._step(super().next_buffer, ())
+        data: bytes | memoryview = self._recorder.step(super().next_buffer, ())
+        return data
 
 
 class TracedServerConnection(_Traced, ServerConnection):
-    """A ServerConnection with a `trace`; a driver's server makes it in `_make_connection`."""
+    """A ServerConnection with a `trace`."""
 
     def __init__(
         self,
         config: ServerConfig | None = None,
         *,
         now: float,
-        peer: Peer | None = None,
-        application: "Application | None" = None,
+        recorder: _Recorder | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(config, now=now, peer=peer, application=application)
-        self._begin("server", self._config, now, address=self.peer.address)
+        super().__init__(config, now=now, **options)
+        self._recorder = recorder or _Recorder(
+            "server", self._config, now, address=self.peer.address
+        )
 
     def turn_away(self, now: float, code: str, message: str) -> None:
         told = {"code": code, "message": message}
-        self._step(super().turn_away, (now, code, message), now=now, **told)
+        self._recorder.step(super().turn_away, (now, code, message), now=now, **told)
 
     def send_response(self, now: float, call: ServerCall, value: Any) -> None:
-        told = {} if self._busy else {**self._name(call), "value": self._note(value)}
-        self._step(super().send_response, (now, call, value), now=now, **told)
+        told = (
+            {} if self._recorder.busy else {**self._name(call), "value": _note(self.codec, value)}
+        )
+        self._recorder.step(super().send_response, (now, call, value), now=now, **told)
 
     def send_error(self, now: float, call: ServerCall, error: CallError) -> None:
-        told = {} if self._busy else {**self._name(call), "error": self._explain(error)}
-        self._step(super().send_error, (now, call, error), now=now, **told)
+        told = (
+            {}
+            if self._recorder.busy
+            else {**self._name(call), "error": _explain(self.codec, error)}
+        )
+        self._recorder.step(super().send_error, (now, call, error), now=now, **told)
 
     def refuse(self, now: float, call: ServerCall, error: CallError) -> None:
-        told = {**self._name(call), "error": self._explain(error)}
-        self._step(super().refuse, (now, call, error), now=now, **told)
+        told = {**self._name(call), "error": _explain(self.codec, error)}
+        self._recorder.step(super().refuse, (now, call, error), now=now, **told)
 
     def conclude(self, now: float, call: ServerCall) -> None:
-        self._step(super().conclude, (now, call), now=now, **self._name(call))
+        self._recorder.step(super().conclude, (now, call), now=now, **self._name(call))
 
     def _name(self, call: ServerCall) -> dict[str, Any]:
-        return {"call": self._place(call), "reply_metadata": dict(call.reply_metadata)}
+        return {"call": self._recorder.place(call), "reply_metadata": dict(call.reply_metadata)}
+
+
+class TracedServerPort(_Traced, ServerPort):
+    """A ServerPort with a `trace`, of what is done to the connections that it has, too."""
+
+    def __init__(
+        self,
+        config: ServerConfig | None = None,
+        *,
+        now: float,
+        make: Callable[..., Any] = TracedServerConnection,
+        **options: Any,
+    ) -> None:
+        config = config or ServerConfig()
+        peer = options.get("peer") or Peer()
+        self._recorder = _Recorder("port", config, now, address=peer.address)
+        super().__init__(config, now=now, make=partial(make, recorder=self._recorder), **options)
+
+    @property
+    def codec(self) -> Codec | None:
+        """That of the calls; None before there are any."""
+        return getattr(self.connection, "codec", None)
+
+    def turn_away(self, now: float, code: str, message: str) -> None:
+        told = {"code": code, "message": message}
+        self._recorder.step(super().turn_away, (now, code, message), now=now, **told)
 
 
 class TracedClientConnection(_Traced, ClientConnection):
@@ -219,7 +281,7 @@ class TracedClientConnection(_Traced, ClientConnection):
         self, config: ClientConfig | None = None, *, now: float, connect: str | None = None
     ) -> None:
         super().__init__(config, now=now, connect=connect)
-        self._begin("client", self._config, now, connect=connect)
+        self._recorder = _Recorder("client", self._config, now, connect=connect)
 
     def start_call(
         self,
@@ -233,18 +295,18 @@ class TracedClientConnection(_Traced, ClientConnection):
         told: dict[str, Any] = {name: options[name] for name in saved if name in options}
         if options.get("metadata"):
             told["metadata"] = dict(options["metadata"])
-        told["args"] = [self._note(arg) for arg in args]
-        told["kwargs"] = {name: self._note(arg) for name, arg in (kwargs or {}).items()}
+        told["args"] = [_note(self.codec, arg) for arg in args]
+        told["kwargs"] = {name: _note(self.codec, arg) for name, arg in (kwargs or {}).items()}
         start = super().start_call
 
         def start_call() -> Call:
             return start(now, method, args, kwargs, **options)
 
-        return self._step(start_call, (), now=now, method=method, **told)
+        return self._recorder.step(start_call, (), now=now, method=method, **told)
 
     def cancel(self, now: float, call: Call, error: CallError | None = None) -> None:
-        told = {"call": self._place(call), "error": error and self._explain(error)}
-        self._step(super().cancel, (now, call, error), now=now, **told)
+        told = {"call": self._recorder.place(call), "error": error and _explain(self.codec, error)}
+        self._recorder.step(super().cancel, (now, call, error), now=now, **told)
 
 
 def replay(trace: Trace, config: Any = None, application: "Application | None" = None) -> Trace:
@@ -256,21 +318,25 @@ def replay(trace: Trace, config: Any = None, application: "Application | None" =
     """
     start = trace.start
     config = config or trace.config
-    again: TracedServerConnection | TracedClientConnection
-    if start["end"] == "server":
-        config = config or ServerConfig(**start["settings"])
-        again = TracedServerConnection(
-            config, now=start["now"], peer=Peer(start["address"]), application=application
-        )
-    else:
+    again: Any
+    if start["end"] == "client":
         config = config or ClientConfig(**start["settings"])
         again = TracedClientConnection(config, now=start["now"], connect=start.get("connect"))
+    else:
+        config = config or ServerConfig(**start["settings"])
+        peer = Peer(start["address"])
+        if start["end"] == "server":
+            again = TracedServerConnection(config, now=start["now"], peer=peer)
+        else:
+            again = TracedServerPort(config, now=start["now"], peer=peer, application=application)
     for step in trace.steps:
-        _repeat(again, step)
-    return again.trace
+        # Calls are answered where they arrived.
+        _repeat(again if hasattr(again, step["do"]) else again.connection, again._recorder, step)
+    recorded: Trace = again.trace
+    return recorded
 
 
-def _repeat(connection: _Traced, step: Mapping[str, Any]) -> None:
+def _repeat(connection: Any, recorder: _Recorder, step: Mapping[str, Any]) -> None:
     given = {name: value for name, value in step.items() if name not in _OUTCOME}
     known: Codec | None = getattr(connection, "codec", None)  # a server's comes with the handshake
     failure = ""
@@ -294,7 +360,7 @@ def _repeat(connection: _Traced, step: Mapping[str, Any]) -> None:
     if "data" in given:
         given["data"] = b64decode(given["data"])
     if "call" in given:
-        given["call"] = connection._known[given["call"]]
+        given["call"] = recorder.known[given["call"]]
     if "reply_metadata" in given:
         given["call"].reply_metadata = given.pop("reply_metadata")
     if given.get("error"):
@@ -310,7 +376,7 @@ def _repeat(connection: _Traced, step: Mapping[str, Any]) -> None:
         connection.codec = Codec(known.name, encode, known.decode)
     with suppress(Exception):  # it is in the trace, to be compared like the rest
         getattr(connection, given.pop("do"))(**given)
-    if known is not None:
+    if failure and known is not None:
         connection.codec = known
 
 

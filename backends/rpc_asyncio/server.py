@@ -17,7 +17,7 @@ from rpc_common.server import FAREWELL, ServerBase, Settings
 from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
-from rpc_proto import Cancelled, Event, LocalProtocolError, Peer, ServerCall, ServerConnection
+from rpc_proto import Cancelled, Event, LocalProtocolError, Peer, ServerCall
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
@@ -34,7 +34,7 @@ _STOPPED = 0  # in place of a signal's number
 class _ServerProtocol(ConnectionProtocol):
     __slots__ = ("_peername", "_server", "_sock", "_turns", "opening", "surplus")
 
-    connection: ServerConnection
+    connection: Any  # a port until the peer makes calls
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class _ServerProtocol(ConnectionProtocol):
         self._turns = server._turns
         super().__init__(loop, tls)
         self._server = server
-        self.connection = None  # type: ignore[assignment]  # until there is a transport
+        self.connection = None  # until there is a transport
         self.opening: asyncio.Task[None] | None = None
         self._sock = sock
         self._peername = peername

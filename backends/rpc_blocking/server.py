@@ -22,7 +22,6 @@ from rpc_proto import (
     Cancelled,
     LocalProtocolError,
     ServerCall,
-    ServerConnection,
     State,
     Wish,
 )
@@ -62,7 +61,7 @@ class _Link:
     def __init__(self, server: "Server", channel: Channel, peername: Any) -> None:
         self.lock = Lock()  # of the connection, of the channel's writes, and of what is below
         self.channel = channel
-        self.connection: ServerConnection = None  # type: ignore[assignment]  # until TLS is done
+        self.connection: Any = None  # until TLS is done; a port until the peer makes calls
         self.surplus = False  # it came when there were enough
         self.busy = False  # what reads will write, too, when it is through with what it read
         self.timer_at: float | None = None  # when the keeper looks after this connection

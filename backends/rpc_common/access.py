@@ -64,15 +64,6 @@ class LoggedConnection(ServerConnection):
         if call in self._arrived:  # otherwise it was answered with the same error
             self._log_end(call, str(error.code), 0)
 
-    def _note_exchange(self, exchange: Any, now: float) -> None:
-        if exchange is not None:
-            seconds = now - self._http.began
-            status = str(exchange.status)
-            log_access(
-                self._access, self.peer.address, exchange.request, status, seconds, exchange.size
-            )
-        super()._note_exchange(exchange, now)
-
     def _log_end(self, call: ServerCall, code: str, size: int) -> None:
         seconds = self._now - self._arrived.pop(call, self._now)
         log_access(self._access, self.peer.address, call.method, code, seconds, size)

@@ -16,6 +16,7 @@ from rpc_proto import (
     Cancelled,
     ConnectionTerminated,
     Event,
+    HandshakeCompleted,
     HandshakeError,
     HttpServed,
     LocalProtocolError,
@@ -28,6 +29,7 @@ from rpc_proto import (
     ServerCall,
     ServerConfig,
     ServerConnection,
+    ServerPort,
     parse_address,
 )
 from rpc_proto.config import Authenticate
@@ -41,7 +43,7 @@ from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.memory import Memory
 from rpc_proto.services import Method, reflect
 
-from .access import LoggedConnection
+from .access import LoggedConnection, log_access
 from .forks import Forks
 from .log import Log
 from .runtime import Runtime
@@ -95,7 +97,8 @@ def peer_address(peername: Any) -> str:
 class Link(Protocol):
     """What a driver keeps for a connection."""
 
-    connection: ServerConnection  # None until TLS is done, where that comes first
+    # A port until the peer makes calls; None until TLS is done, where that comes first.
+    connection: Any
     surplus: bool  # there were enough connections when it was accepted
 
     def fileno(self) -> int:
@@ -195,12 +198,16 @@ class ServerBase(ABC):
         self.http = Router()
         built_in = BuiltIn(self.snapshot, offered.services, self._health.check)
         built_in.add_to(self.http, pages or Pages())
+        self._access: Log | None = None
         # Chosen once, so that who wants neither log nor spans pays for neither.
-        self._new_connection: Callable[..., ServerConnection] = ServerConnection
+        on_error = self._dispatcher.count_error
+        self._new_connection: Callable[..., ServerConnection]
+        self._new_connection = partial(ServerConnection, on_error=on_error)
         self._http_turns = HttpTurns(monotonic, self._make_lock())
         self._memory = Memory(self.config.budget, self._make_lock())
         if access_log:
-            self._new_connection = partial(LoggedConnection, self._log.get_child("access"))
+            self._access = self._log.get_child("access")
+            self._new_connection = partial(LoggedConnection, self._access, on_error=on_error)
         self._wrap: Callable[[Method], Callable[..., Any]] | None = None
         if tracer_provider is not None:
             from .otel import server_spans
@@ -405,15 +412,15 @@ class ServerBase(ABC):
 
     # Connections
 
-    def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerConnection:
-        peer = Peer(peer_address(peername), certificate or None)
-        return self._new_connection(
+    def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerPort:
+        return ServerPort(
             self.config,
             now=now,
-            peer=peer,
+            peer=Peer(peer_address(peername), certificate or None),
             application=self._answer_http,
             turns=self._http_turns,
             memory=self._memory,
+            make=self._new_connection,
         )
 
     # Applications
@@ -480,7 +487,6 @@ class ServerBase(ABC):
 
     def _admit(self, link: Link, now: float) -> None:
         """Begin with a connection that was accepted; one too many is told to go again."""
-        link.connection.on_error = self._dispatcher.count_error
         self._dispatcher.stats.connected()
         if self._stopping:
             refusal = "unavailable", "the server is shutting down"
@@ -517,14 +523,25 @@ class ServerBase(ABC):
             elif isinstance(event, SendBufferDrained):
                 if dispatcher.resume(link.connection):
                     self._resume_soon()
+            elif isinstance(event, HandshakeCompleted):
+                link.connection = link.connection.connection  # which is quicker without the port
             elif isinstance(event, ConnectionTerminated):
                 peer = link.connection.peer.address
                 dispatcher.stats.terminated(peer, event.error, monotonic())
                 self._log_end(peer, event)
             elif isinstance(event, ResponsePromised):
                 event.promise.on_settled(link.wake)
-            elif isinstance(event, HttpServed) and event.error is not None:
-                self._failed(event.error, "%s failed", event.request)
+            elif isinstance(event, HttpServed):
+                self._note_http(link, event)
+
+    def _note_http(self, link: Link, event: HttpServed) -> None:
+        if self._access is not None:
+            log_access(
+                *(self._access, link.connection.peer.address, event.request, str(event.status)),
+                *(event.seconds, event.size),
+            )
+        if event.error is not None:
+            self._failed(event.error, "%s failed", event.request)
 
     def _log_tls_failed(self, peername: Any, error: Exception) -> None:
         """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""

@@ -21,7 +21,7 @@ from rpc_common.log import get_log
 from rpc_common.server import Settings, SyncServer
 from rpc_common.sockets import Listener, listen
 from rpc_common.tls import Tls
-from rpc_proto import Address, LocalProtocolError, Peer, ServerCall, ServerConnection
+from rpc_proto import Address, LocalProtocolError, Peer, ServerCall
 from rpc_proto import Event as CoreEvent
 
 from .link import Link
@@ -40,7 +40,7 @@ _GO = object()  # tells a parked worker that it is meant
 class _ServerLink(Link):
     __slots__ = ("_peername", "_server", "_turns", "surplus")
 
-    connection: ServerConnection
+    connection: Any  # a port until the peer makes calls
 
     def __init__(
         self, server: "Server", hub: Any, sock: Socket, peername: Any, tls: Tls | None

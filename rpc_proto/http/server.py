@@ -53,7 +53,6 @@ class HttpServer:
         self.closing = False
         self.refusal: HttpError | None = None  # why, if that is the peer's fault
         self.unavailable: str | None = None  # why there is nothing but CONNECT, if so
-        self.eof = False
         self.began = 0.0  # when the head of the last request was complete
         self._application = application
         self._peer = peer

@@ -14,6 +14,7 @@ from rpc_proto import (
     NotFound,
     ServerConfig,
     ServerConnection,
+    ServerPort,
     Unimplemented,
 )
 from rpc_proto.states import mermaid
@@ -56,7 +57,7 @@ def test_the_handshake_is_as_written():
 
 
 def test_the_options_with_features_are_as_written():
-    server = ServerConnection(now=0.0)
+    server = ServerPort(now=0.0)
     (event,) = caused(server.receive_data, 0.0, VECTORS["client options with features"])
     assert event.agreed.features == frozenset()
     assert server.data_to_send() == VECTORS["server accepts"]
@@ -73,7 +74,7 @@ def test_connect_is_as_written(name):
     client = ClientConnection(ClientConfig(), now=0.0, connect="example.org:7000")
     if name == "http connect":
         assert client.data_to_send() == VECTORS[name]
-    server = ServerConnection(now=0.0)
+    server = ServerPort(now=0.0)
     server.receive_data(0.0, VECTORS[name])
     assert server.data_to_send() == VECTORS["http connected"]
     client.receive_data(0.0, VECTORS["http connected"])
@@ -84,7 +85,7 @@ def test_connect_is_as_written(name):
 
 
 def test_a_connect_that_is_refused_is_as_written():
-    server = ServerConnection(now=0.0)
+    server = ServerPort(now=0.0)
     server.receive_data(0.0, b"CONNECT /other HTTP/1.0\r\n\r\n")
     assert server.data_to_send() == VECTORS["http not found"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rpc_proto import HttpServed, ServerConfig, ServerConnection, State
+from rpc_proto import HttpServed, ServerConfig, ServerPort, State
 from rpc_proto.http import Request, Response
 from support.driving import caused
 from support.wire import line, options
@@ -365,7 +365,7 @@ def outcome(*pieces: bytes) -> Outcome:
         hosts.append(request.headers.get("host", ""))
         return Response.text("seen")
 
-    server = ServerConnection(ServerConfig(), now=0.0, application=application)
+    server = ServerPort(ServerConfig(), now=0.0, application=application)
     events = []
     now = 0.0
     for piece in (get(), *pieces):  # the first byte of a connection decides what it is
@@ -410,7 +410,7 @@ def test_what_is_right_is_read_in_the_one_way_and_the_next_request_is_seen_once(
     assert came.requests == [*seen, ("GET", "/poison", b"")]
     assert came.hosts[0] == host
     assert [answer for _, answer in came.exchanges] == [200] * (len(seen) + 1)
-    assert came.state is State.HANDSHAKE
+    assert came.state is State.OPEN
 
 
 @row_39

@@ -14,6 +14,7 @@ from rpc_proto import (
     ServerCall,
     ServerConfig,
     ServerConnection,
+    ServerPort,
     State,
     Wish,
 )
@@ -66,7 +67,7 @@ def errors(server: ServerConnection) -> list[tuple[int, str, int]]:
     ]
 
 
-def feed(server: ServerConnection, data: bytes, now: float) -> list[Any]:
+def feed(server: ServerConnection | ServerPort, data: bytes, now: float) -> list[Any]:
     """Give bytes as a driver does: piece by piece, as long as they are wanted."""
     events: list[Any] = []
     for at in range(0, len(data), 64 * KIB):
@@ -341,11 +342,11 @@ def test_peer_that_reads_slowly_but_steadily_is_kept() -> None:
 # HTTP
 
 
-def answering(memory: Memory, body: bytes) -> ServerConnection:
+def answering(memory: Memory, body: bytes) -> ServerPort:
     def application(request: Request, now: float) -> Response:
         return Response(200, body)
 
-    return ServerConnection(CONFIG, now=START, application=application, memory=memory)
+    return ServerPort(CONFIG, now=START, application=application, memory=memory)
 
 
 @pytest.mark.fault(65)

@@ -8,7 +8,7 @@ from rpc_proto import (
     ClientConfig,
     ClientConnection,
     ServerConfig,
-    ServerConnection,
+    ServerPort,
     State,
 )
 from support.driving import caused
@@ -75,8 +75,8 @@ def test_client_limits_the_answer_to_connect() -> None:
     assert termination(caused(client.handle_timeout, START + 10)).code == "deadline_exceeded"
 
 
-def http(data: bytes) -> tuple[bytes, ServerConnection]:
-    server = ServerConnection(now=START)
+def http(data: bytes) -> tuple[bytes, ServerPort]:
+    server = ServerPort(now=START)
     server.receive_data(START, data)
     return server.data_to_send(), server
 
@@ -172,13 +172,13 @@ def test_other_requests_have_the_status_of_the_table(
     "200 at once, with a line of the option handshake, so that the client learns the code.",
 )
 def test_server_with_too_many_connections_refuses_behind_the_200() -> None:
-    server = ServerConnection(now=START)
+    server = ServerPort(now=START)
     server.turn_away(START, "resource_exhausted", "full")
     server.receive_data(START, b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n")
     head, _, rest = server.data_to_send().partition(b"\r\n\r\n")
     assert head == b"HTTP/1.1 200 Connected"
     assert server_line(rest)["error"]["code"] == "resource_exhausted"
-    server = ServerConnection(now=START)
+    server = ServerPort(now=START)
     server.turn_away(START, "resource_exhausted", "full")
     server.receive_data(START, b"GET / HTTP/1.1\r\nHost: x:1\r\n\r\n")
     assert server.data_to_send().startswith(b"HTTP/1.1 503 ")
@@ -193,12 +193,12 @@ def test_server_with_too_many_connections_refuses_behind_the_200() -> None:
 def test_request_that_is_late_is_408_and_silence_is_closed_without_an_answer() -> None:
     whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     for part, status in ((whole[:9], b"HTTP/1.1 408 "), (b"", b"")):
-        server = ServerConnection(ServerConfig(handshake_timeout=2.0), now=START)
+        server = ServerPort(ServerConfig(handshake_timeout=2.0), now=START)
         server.receive_data(START + 1, whole)
         assert server.data_to_send().startswith(b"HTTP/1.1 404 ")
         server.receive_data(START + 2, part)
         server.handle_timeout(START + 2.9)
-        assert server.state is State.HANDSHAKE
+        assert server.state is State.OPEN
         server.handle_timeout(START + 3)
         assert server.data_to_send().startswith(status)
         assert server.state is not State.HANDSHAKE

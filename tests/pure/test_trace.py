@@ -18,7 +18,13 @@ from rpc_proto import (
     find_codec,
 )
 from rpc_proto.http import Promise, Request, Response
-from rpc_proto.trace import Trace, TracedClientConnection, TracedServerConnection, replay
+from rpc_proto.trace import (
+    Trace,
+    TracedClientConnection,
+    TracedServerConnection,
+    TracedServerPort,
+    replay,
+)
 from support.driving import caused
 from support.memory import Host, Pair
 from support.wire import CODECS, START, Wire, frame, line, options
@@ -172,7 +178,7 @@ def test_http_repeats_with_the_same_application() -> None:
             return Promise(now + 1.0, lambda now: Response.text("late"))
         return Response.text(request.path)
 
-    server = TracedServerConnection(now=START, application=application)
+    server = TracedServerPort(now=START, application=application)
     server.receive_data(START, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
     server.receive_data(START, b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n")
     server.handle_timeout(START + 1.0)

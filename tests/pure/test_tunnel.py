@@ -13,7 +13,7 @@ from rpc_proto import (
     ConnectionTerminated,
     HandshakeCompleted,
     HandshakeError,
-    ServerConnection,
+    ServerPort,
     State,
 )
 from rpc_proto.http.tunnel import MAX_ANSWER, Tunnel
@@ -298,7 +298,7 @@ def test_server_may_refuse_the_options_right_behind_its_success() -> None:
 
 @pytest.mark.parametrize("size", [1, 1000])
 def test_server_may_turn_a_peer_away_before_it_has_read_anything(size: int) -> None:
-    server = ServerConnection(now=START)
+    server = ServerPort(now=START)
     server.turn_away(START, "resource_exhausted", "full")
     server.handle_timeout(START + 1)
     data = server.data_to_send()
@@ -310,7 +310,7 @@ def test_server_may_turn_a_peer_away_before_it_has_read_anything(size: int) -> N
 
 
 def test_client_and_server_meet_in_the_tunnel() -> None:
-    client, server = ClientConnection(now=START, connect="h:1"), ServerConnection(now=START)
+    client, server = ClientConnection(now=START, connect="h:1"), ServerPort(now=START)
     while client.outbound or server.outbound:
         server.receive_data(START, client.data_to_send())
         client.receive_data(START, server.data_to_send())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpc_proto import Peer, ServerConfig, ServerConnection
+from rpc_proto import Peer, ServerConfig, ServerPort
 from rpc_proto.http import HttpError, Request, Response
 from rpc_proto.http.access import check_writer
 from rpc_proto.http.making import FRESH, Making, Pieces, Shared
@@ -28,7 +28,7 @@ class Server:
         self.seconds = seconds
         turns = HttpTurns(self.clock)
         self.connections = [
-            ServerConnection(ServerConfig(), now=0.0, application=self.work, turns=turns)
+            ServerPort(ServerConfig(), now=0.0, application=self.work, turns=turns)
             for _ in range(number)
         ]
 
@@ -51,7 +51,7 @@ class Server:
             stretches.append(self.clock.now - start)
 
 
-def answered(connection: ServerConnection) -> int:
+def answered(connection: ServerPort) -> int:
     return connection.data_to_send().count(b"done\n")
 
 
@@ -82,7 +82,7 @@ def test_who_waits_is_served_before_who_comes_later():
 
 
 def test_without_a_clock_sixteen_requests_are_served_at_a_time():
-    connection = ServerConnection(
+    connection = ServerPort(
         ServerConfig(), now=0.0, application=lambda request, now: Response.text("done")
     )
     connection.receive_data(0.0, REQUEST * 20)
@@ -138,7 +138,7 @@ def test_a_page_that_fails_is_tried_again():
 
     shared = Shared()
     failing = shared.ask("page", 0.0, fail)
-    connection = ServerConnection(ServerConfig(), now=0.0, application=lambda request, now: failing)
+    connection = ServerPort(ServerConfig(), now=0.0, application=lambda request, now: failing)
     connection.receive_data(0.0, REQUEST)
     assert connection.data_to_send().startswith(b"HTTP/1.1 500 ")
     made: list[int] = []
@@ -153,7 +153,7 @@ def test_no_answer_may_be_taken_for_something_else(path):
             raise HttpError(404, "there is nothing")
         return Response(200, b"[]", [("ETag", '"1"')])
 
-    connection = ServerConnection(ServerConfig(), now=0.0, application=application)
+    connection = ServerPort(ServerConfig(), now=0.0, application=application)
     connection.receive_data(0.0, REQUEST.replace(b" / ", f" {path} ".encode()))
     assert connection.data_to_send().count(b"X-Content-Type-Options: nosniff\r\n") == 1
 

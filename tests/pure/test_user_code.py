@@ -15,6 +15,7 @@ from rpc_proto import (
     Peer,
     ServerConfig,
     ServerConnection,
+    ServerPort,
     State,
 )
 from rpc_proto.http import Promise, Request, Response
@@ -75,7 +76,7 @@ def test_application_that_raises_anything_gets_500(answer: Any, kind: type[BaseE
     def application(request: Request, now: float) -> Any:
         return answer(kind, now)
 
-    server = ServerConnection(now=START, application=application)
+    server = ServerPort(now=START, application=application)
     events = [e for e in caused(server.receive_data, START, GET) if isinstance(e, HttpServed)]
     assert [(event.status, type(event.error)) for event in events] == [(500, kind)]
     assert server.data_to_send().startswith(b"HTTP/1.1 500 ")
@@ -84,7 +85,7 @@ def test_application_that_raises_anything_gets_500(answer: Any, kind: type[BaseE
 @pytest.mark.fault(69)
 def test_promise_that_raises_when_it_is_abandoned_is_told(kind: type[BaseException]) -> None:
     promise = Promise(START + 9, lambda now: Response(), lambda: fail(kind))
-    server = ServerConnection(now=START, application=lambda request, now: promise)
+    server = ServerPort(now=START, application=lambda request, now: promise)
     server.receive_data(START, GET)
     served = caused(server.connection_lost, START)[0]
     assert isinstance(served, HttpServed)

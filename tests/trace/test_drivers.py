@@ -13,8 +13,8 @@ import pytest
 
 import rpc_asyncio
 import rpc_blocking
-from rpc_proto import CallError, Peer, ServerConfig, quick
-from rpc_proto.trace import Trace, TracedServerConnection, replay
+from rpc_proto import CallError, Peer, ServerConfig, ServerConnection, ServerPort, quick
+from rpc_proto.trace import Trace, TracedServerPort, replay
 
 try:
     import rpc_gevent
@@ -57,7 +57,7 @@ def traced(kind: Any) -> Any:
             self.traces: list[Trace] = []
 
         def _make_connection(self, peername: Any, certificate: Any, now: float) -> Any:
-            connection = TracedServerConnection(self.config, now=now, peer=Peer("a peer"))
+            connection = TracedServerPort(self.config, now=now, peer=Peer("a peer"))
             self.traces.append(connection.trace)
             return connection
 
@@ -158,4 +158,5 @@ def test_server_is_repeated_by_the_core_alone(serve: Callable[[], list[Trace]]) 
 @pytest.mark.parametrize("kind", [rpc_asyncio.Server, rpc_blocking.Server])
 def test_servers_without_a_trace_use_plain_connections(kind: Any) -> None:
     connection = kind()._make_connection(("127.0.0.1", 1), None, 0.0)
-    assert type(connection).__name__ == "ServerConnection"
+    assert type(connection) is ServerPort
+    assert type(connection.connection) is ServerConnection

@@ -1,0 +1,302 @@
+"""One end of a connection, whatever is spoken over it: bytes in and out, time, and how it ends."""
+
+from abc import ABC, abstractmethod
+
+from .config import _Config
+from .errors import RpcError, Unavailable
+from .events import ConnectionTerminated, Event
+from .memory import Account
+from .states import TRANSITIONS, State, Trigger, Wish
+from .timers import Timer, TimerTable
+
+__all__ = ["Endpoint"]
+
+# Buffers are joined up to this size, in bytes; a larger one is handed out as it is.
+_JOINED = 64 * 1024
+
+# What is larger is handed out in pieces of this size: what the transport does not take of a buffer
+# is copied by some, so each peer that does not read would cost a copy of all that waits for it.
+_LARGEST_PIECE = 256 * 1024
+
+# Closing while the peer still sends makes a kernel reset the connection, and the last words are
+# lost with it: whoever lingers reads on until the peer has sent nothing for so many seconds.
+_SILENCE = 0.2
+
+_SLOWEST_READER = 16 * 1024  # bytes a second, at which what waits has to leave
+
+
+class Endpoint(ABC):
+    """One end of a connection, without any I/O, whatever is spoken over it.
+
+    Times are absolute seconds of one monotonic clock, which the embedder reads and passes in as
+    `now`. The kinds of method, and the order of calling them:
+
+    - inputs: `receive_data`, `receive_eof`, `connection_lost`, `handle_timeout`. They return
+      nothing and never raise, whatever the peer sent.
+    - commands: `shutdown` and those of the subclass. They return what they create, if anything,
+      and raise LocalProtocolError before anything is changed when they are used wrongly.
+    - outputs: after any input or command, act on `events()`, write what `data_to_send` or
+      `next_buffer` returns, do what `wish` says and arrange to be woken at `next_timeout`.
+    - getters: `state`, `outbound`, `high_water`, `agreed`, `ignored`, `received`, `sent`; and
+      `version`, a number: as long as it stays the same, no events wait but for those of an input,
+      `state` and `wish` are what they were, and `next_timeout` has not come nearer.
+    - `unsent`, for the embedder to set: bytes that it took and could not write yet.
+
+    `now` comes first in every input and command. Calling `handle_timeout` too early is harmless.
+    """
+
+    __slots__ = (
+        "_account",
+        "_config",
+        "_eof",
+        "_events",
+        "_now",
+        "_out",
+        "_received_at",
+        "_room",
+        "_silent",
+        "_terminated",
+        "_timers",
+        "_watched",
+        "high_water",
+        "outbound",
+        "received",
+        "sent",
+        "state",
+        "unsent",
+        "version",
+    )
+
+    _account: Account  # of a server's end, which holds no more than its share of memory
+    _config: _Config
+    _lingers = False  # whether to hear the peer out before the transport is closed
+
+    def __init__(self, config: _Config, now: float) -> None:
+        self._config = config
+        self.state = State.HANDSHAKE  # for looking; a plain attribute, as are the other getters
+        self.version = 0
+        self._now = now
+        self._received_at = now
+        self._events: list[Event] = []
+        self._out: list[bytes | memoryview] = []
+        self.outbound = 0  # bytes that `data_to_send` would return
+        self.unsent = 0
+        self.high_water = config.high_water
+        self._room = config.high_water  # outbound bytes from which on `_settle` is to be called
+        self._watched = 0  # what `sent` was when Timer.WRITE was set
+        self._timers = TimerTable()
+        self._eof = False  # the peer sends nothing more
+        self._silent = False  # nor does it seem to, after our last words
+        self._terminated = False
+        self.received = 0  # bytes, in all; `sent` are those that were taken to be written
+        self.sent = 0
+
+    # Getters
+
+    @property
+    def wish(self) -> Wish:
+        """What the transport is to do now."""
+        if self.state is State.CLOSED:
+            return Wish.ABORT
+        if self.state is not State.CLOSING:
+            return Wish.READ if self._wants_data() else Wish.PAUSE
+        if self.outbound:
+            return Wish.READ  # what it says is dropped
+        return Wish.HALF_CLOSE if self._lingers and not (self._eof or self._silent) else Wish.CLOSE
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to come of what is arriving: a hint for the size of a read."""
+        return 0
+
+    # Inputs
+
+    @abstractmethod
+    def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the peer; the buffer may be reused when this returns."""
+
+    @abstractmethod
+    def receive_eof(self, now: float) -> None:
+        """Take note that the peer sends nothing more; it may still read."""
+
+    @abstractmethod
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
+        """Take note that the transport is gone in both directions; nothing more can be sent."""
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
+        self._now = now
+        self.version += 1
+        for timer in self._timers.pop_due(now):
+            if self.state is not State.CLOSED:
+                self._handle_timer(timer, now)
+        if self.state is not State.CLOSED:
+            self._pass_time(now)
+
+    # Commands
+
+    @abstractmethod
+    def shutdown(self, now: float, grace: float = 0.0) -> None:
+        """End the connection in order: nothing new; what is under way gets `grace` seconds."""
+
+    # Outputs
+
+    def events(self) -> list[Event]:
+        """Return what has happened since the last call of this, in order."""
+        events = self._events
+        if events:
+            self._events = []
+        return events
+
+    def data_to_send(self) -> bytes:
+        """Return all that is to be written now; b"" when there is nothing."""
+        return bytes(self._take_out(len(self._out)))
+
+    def next_buffer(self) -> bytes | memoryview:
+        """Return what to write next: up to 256 KiB of a large body uncopied, or what fits in 64.
+
+        For a driver that stops when the transport is full: `outbound` tells whether there is more.
+        """
+        out = self._out
+        if self.outbound <= _JOINED and self.outbound < self._room:
+            self._out = []
+            self.outbound = 0
+            data = b"".join(out)
+            self.sent += len(data)
+            return data
+        size = 0
+        for count, chunk in enumerate(out):
+            size += len(chunk)
+            if size > _JOINED:
+                if count == 0 and size > _LARGEST_PIECE:
+                    whole = memoryview(chunk)
+                    out[:1] = whole[:_LARGEST_PIECE], whole[_LARGEST_PIECE:]
+                return self._take_out(count or 1)
+        return self._take_out(len(out))
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds, or None for never.
+
+        It is never before the `now` of the last input or command.
+        """
+        at = self._timers.earliest
+        return at if at is None or at > self._now else self._now
+
+    # What is spoken makes the difference
+
+    @abstractmethod
+    def _settle(self, now: float) -> None:
+        """Bring about what follows from the last input or command."""
+
+    @abstractmethod
+    def _pass_time(self, now: float) -> None:
+        """Do what is due, apart from timers, and settle."""
+
+    @abstractmethod
+    def _stop(self, error: RpcError | None, now: float) -> None:
+        """End what is under way: the connection has ended, for that reason if there is one."""
+
+    def _wants_data(self) -> bool:
+        return True
+
+    # Shared inner workings
+
+    def _note_eof(self, now: float) -> None:
+        self._now = now
+        self._eof = True
+        self.version += 1
+
+    def _move(self, trigger: Trigger) -> None:
+        self.state = TRANSITIONS[self.state, trigger]
+        self.version += 1
+
+    def _set_timer(self, timer: Timer, at: float) -> None:
+        self._timers.set(timer, at)
+        self.version += 1
+
+    def _take_out(self, count: int) -> bytes | memoryview:
+        out = self._out
+        data: bytes | memoryview
+        if count == len(out):
+            data = out[0] if count == 1 else b"".join(out)
+            self._out = []
+        else:
+            data = out[0] if count == 1 else b"".join(out[:count])
+            del out[:count]
+        before = self.outbound
+        self.outbound = before - len(data)
+        self.sent += len(data)
+        if self.state is State.CLOSING:
+            if before and not self.outbound:
+                self._linger(self._now)
+        elif before >= self._room > self.outbound or before >= self.high_water > self.outbound:
+            self._drained()
+        return data
+
+    def _send_line(self, line: bytes) -> None:
+        self._out.append(line)
+        self.outbound += len(line)
+
+    def _drained(self) -> None:
+        """Let what waited for the outbound bytes to sink below the high-water mark go on."""
+        self._timers.clear(Timer.WRITE)
+        self.version += 1
+
+    def _watch_writing(self, now: float) -> None:
+        """Limit how long outbound bytes may stay above the high-water mark."""
+        if (
+            self._is_full()
+            and Timer.WRITE not in self._timers
+            and self.state not in (State.CLOSING, State.CLOSED)
+        ):
+            self._watched = self.sent
+            self._set_timer(Timer.WRITE, now + self._config.write_timeout)
+
+    def _is_full(self) -> bool:
+        waiting = self.outbound + self.unsent
+        return waiting >= self._room and waiting > 0
+
+    def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
+        self._move(trigger)
+        self._timers.clear_all()
+        if self.state is State.CLOSING:
+            self._set_timer(Timer.CLOSE, now + self._config.close_timeout)
+            self._room = 0  # so that the last byte that is taken does not go unnoticed
+            if not self.outbound:
+                self._linger(now)
+        else:
+            self._out.clear()  # there is nowhere to send it
+            self.outbound = 0
+        if not self._terminated:
+            self._terminated = True
+            if error is not None:
+                # Its frames hold this connection: what keeps the error would keep all of it.
+                error.__traceback__ = None
+                if error.__cause__ is None:
+                    error.__context__ = None
+            self._stop(error, now)
+            self._events.append(ConnectionTerminated(error))
+
+    def _linger(self, now: float) -> None:
+        """Take note that all was handed out; hear the peer out, if that is our way."""
+        self.version += 1
+        if self._lingers and not self._eof:
+            # What the transport has not written yet, the peer cannot have answered.
+            at = (now if self.unsent else self._received_at) + _SILENCE
+            if at > now:
+                self._set_timer(Timer.LINGER, at)
+            else:
+                self._silent = True
+
+    def _handle_timer(self, timer: Timer, now: float) -> None:
+        if timer is Timer.LINGER:
+            self._linger(now)
+        elif timer is Timer.CLOSE:
+            self._end(Trigger.LATE, None, now)
+        elif timer is Timer.WRITE:
+            seconds = self._config.write_timeout
+            if self.sent - self._watched >= seconds * _SLOWEST_READER or not self._is_full():
+                return  # if it is still full it is watched from now on
+            self._end(
+                Trigger.LOST, Unavailable(f"the peer did not read enough for {seconds:g} s"), now
+            )

@@ -1,0 +1,235 @@
+"""What a server puts behind each connection that it accepts: calls, or HTTP, as the peer begins."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from .config import Peer, ServerConfig
+from .context import ServerCall
+from .events import Event
+from .memory import Memory
+from .server import ServerConnection
+from .states import State, Wish
+
+if TYPE_CHECKING:
+    from .http.connection import HttpConnection
+    from .http.messages import Application
+    from .http.turns import HttpTurns
+
+__all__ = ["ServerPort"]
+
+
+class ServerPort:
+    """A server's end of a connection that looks at its first byte (docs/protocol.md, "HTTP").
+
+    It is driven as an `Endpoint` is. A peer that begins with HTTP is served by an `HttpConnection`,
+    whose requests `application` answers; any other has a `ServerConnection`, and so has who asks
+    for CONNECT, with all that came behind it. `connection` is the one that it has now.
+
+    Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, together do not keep their
+    server from its calls for long; those that share `memory`, a rpc_proto.memory.Memory, together
+    hold no more than that. `make` makes the ServerConnection.
+    """
+
+    __slots__ = (
+        "_application",
+        "_config",
+        "_events",
+        "_http",
+        "_make",
+        "_memory",
+        "_opened",
+        "_refusal",
+        "_turns",
+        "connection",
+    )
+
+    def __init__(
+        self,
+        config: ServerConfig | None = None,
+        *,
+        now: float,
+        peer: Peer | None = None,
+        application: "Application | None" = None,
+        turns: "HttpTurns | None" = None,
+        memory: Memory | None = None,
+        make: Callable[..., ServerConnection] = ServerConnection,
+    ) -> None:
+        self._config = config or ServerConfig()
+        self._application = application
+        self._turns = turns
+        self._memory = memory or Memory(self._config.budget)
+        self._opened: float | None = now  # until it has seen the first byte
+        self._refusal: tuple[str, str] | None = None
+        self._events: list[Event] = []  # of the connection before
+        self._http: HttpConnection | None = None  # while it is what the peer speaks
+        self._make = make
+        self.connection: ServerConnection | HttpConnection = make(
+            self._config, now=now, peer=peer, memory=self._memory
+        )
+
+    # Getters
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        return self.connection.peer
+
+    @peer.setter
+    def peer(self, peer: Peer) -> None:
+        self.connection.peer = peer
+
+    @property
+    def state(self) -> State:
+        """Where the connection is."""
+        return self.connection.state
+
+    @property
+    def wish(self) -> Wish:
+        """What the transport is to do now."""
+        return self.connection.wish
+
+    @property
+    def version(self) -> int:
+        """A number: see `Endpoint`."""
+        return self.connection.version
+
+    @property
+    def outbound(self) -> int:
+        """Bytes that `data_to_send` would return."""
+        return self.connection.outbound
+
+    @property
+    def high_water(self) -> int:
+        """Outbound bytes from which on nothing is read."""
+        return self.connection.high_water
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the embedder took and could not write yet."""
+        return self.connection.unsent
+
+    @unsent.setter
+    def unsent(self, size: int) -> None:
+        self.connection.unsent = size
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to come of the frame that is arriving: a hint for the size of a read."""
+        return self.connection.missing
+
+    @property
+    def received(self) -> int:
+        """Bytes that came, in all."""
+        return self.connection.received
+
+    @property
+    def sent(self) -> int:
+        """Bytes that were taken to be written, in all."""
+        return self.connection.sent
+
+    @property
+    def calls(self) -> Iterable[ServerCall]:
+        """Calls whose handlers have not ended."""
+        return getattr(self.connection, "calls", ())
+
+    # Inputs
+
+    def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the peer; the buffer may be reused when this returns."""
+        if self._opened is not None and len(data):
+            if 0x41 <= data[0] <= 0x5A and self.state is State.HANDSHAKE:  # a method begins so
+                self._begin_http(self._opened)
+            self._opened = None
+        self.connection.receive_data(now, data)
+        self._look_for_tunnel(now)
+
+    def receive_eof(self, now: float) -> None:
+        """Take note that the peer sends nothing more; it may still read."""
+        self.connection.receive_eof(now)
+        self._look_for_tunnel(now)
+
+    def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
+        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        self.connection.connection_lost(now, reason)
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
+        self.connection.handle_timeout(now)
+        self._look_for_tunnel(now)
+
+    # Commands
+
+    def turn_away(self, now: float, code: str, message: str) -> None:
+        """Refuse the peer before it makes calls: when there are too many, say.
+
+        What it says tells whether it hears so in JSON or as a 503; it has a second for that.
+        """
+        self.connection.turn_away(now, code, message)
+        self._refusal = code, message
+
+    def shutdown(self, now: float, grace: float = 0.0) -> None:
+        """End the connection in order: nothing new; calls in flight get `grace` seconds."""
+        self.connection.shutdown(now, grace)
+
+    # Outputs
+
+    def events(self) -> list[Event]:
+        """Return what has happened since the last call of this, in order."""
+        events = self.connection.events()
+        if self._events:
+            events = self._events + events
+            self._events = []
+        return events
+
+    def data_to_send(self) -> bytes:
+        """Return all that is to be written now; b"" when there is nothing."""
+        return self.connection.data_to_send()
+
+    def next_buffer(self) -> bytes | memoryview:
+        """Return what to write next, as `Endpoint.next_buffer` does."""
+        return self.connection.next_buffer()
+
+    def next_timeout(self) -> float | None:
+        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
+        return self.connection.next_timeout()
+
+    # From one to the other
+
+    def _begin_http(self, opened: float) -> None:
+        from .http.connection import HttpConnection  # with h11, which calls do not need
+
+        self._http = HttpConnection(
+            self._config,
+            now=opened,
+            peer=self.peer,
+            application=self._application,
+            turns=self._turns,
+            memory=self._memory,
+            unavailable=self._refusal and self._refusal[1],
+        )
+        self._succeed(self._http)
+
+    def _look_for_tunnel(self, now: float) -> None:
+        http = self._http
+        if http is None or http.tunnel is None:
+            return
+        self._http = None
+        behind, preface = http.tunnel, http.data_to_send()
+        calls = self._make(
+            self._config, now=now, peer=self.peer, memory=self._memory, preface=preface
+        )
+        calls.received = http.received - len(behind)
+        calls.sent = http.sent - len(preface)
+        calls.unsent = http.unsent
+        self._succeed(calls)
+        if self._refusal is not None:
+            calls.turn_away(now, *self._refusal)
+        calls.receive_data(now, behind)
+        if http.eof and calls.state is not State.CLOSED:
+            calls.receive_eof(now)
+
+    def _succeed(self, connection: "ServerConnection | HttpConnection") -> None:
+        before = self.connection
+        self._events += before.events()
+        connection.version += before.version + 1
+        self.connection = connection
