@@ -7,7 +7,7 @@ import selectors
 import socket
 from time import monotonic
 
-from rpc_proto import Dispatcher, RequestReceived, ServerConnection, Wish
+from rpc_proto import Dispatcher, ServerConnection, Wish
 
 
 class Arith:
@@ -31,9 +31,7 @@ def serve(sock: socket.socket, dispatcher: Dispatcher) -> None:
                 connection.receive_data(monotonic(), data)
             else:
                 connection.receive_eof(monotonic())
-            for event in connection.events():
-                if isinstance(event, RequestReceived):
-                    dispatcher.handle(connection, event.call)
+            dispatcher.serve(connection.events())
             sock.sendall(connection.data_to_send())
         except OSError as error:
             connection.connection_lost(monotonic(), str(error))

@@ -13,16 +13,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fuzz.strategies import EXAMPLES, any_frames, codecs, spread
 from rpc_proto import (
     Aborted,
-    Call,
     CallCancelled,
     CallCompleted,
     CallError,
     CallFailed,
     ClientConfig,
     ConnectionTerminated,
+    InboundCall,
+    OutboundCall,
     RequestReceived,
     ResourceExhausted,
-    ServerCall,
     ServerConfig,
     State,
     Unavailable,
@@ -82,10 +82,10 @@ class Life(RuleBasedStateMachine):
             ),
             chunk=chunk,
         )
-        self.started: list[Call] = []
+        self.started: list[OutboundCall] = []
         self.gone: set[int] = set()  # one-way calls that had left when start_call returned
-        self.handlers: list[ServerCall] = []  # those that have not ended
-        self.answers: dict[ServerCall, Any] = {}  # what their callers must get
+        self.handlers: list[InboundCall] = []  # those that have not ended
+        self.answers: dict[InboundCall, Any] = {}  # what their callers must get
         self.broken = False  # the peer broke a rule: whatever it says then is not to be trusted
         self.pair.on_server_event = self.arrived
         self.seen: dict[Any, Any] = {}  # of each end what it last showed
@@ -178,7 +178,7 @@ class Life(RuleBasedStateMachine):
         if then_carry:
             self.pair.pump()
 
-    def end_one(self, call: ServerCall, size: int, how: str) -> None:
+    def end_one(self, call: InboundCall, size: int, how: str) -> None:
         self.handlers.remove(call)
         server, now = self.pair.server, self.pair.now
         waited = not call.ended and call in server.calls.by_id.values()
@@ -353,7 +353,7 @@ class Life(RuleBasedStateMachine):
             assert end.state is State.CLOSED
             assert not len(end.calls)
         assert not pair.client._queue
-        served: dict[int, ServerCall] = {call.id: call for call in pair.requests()}
+        served: dict[int, InboundCall] = {call.id: call for call in pair.requests()}
         told = {event.call for event in pair.server_events if isinstance(event, CallCancelled)}
         for asked in served.values():
             assert (asked in told) is not (asked in self.answers)
@@ -367,7 +367,7 @@ class Life(RuleBasedStateMachine):
             if call.id in ends and not self.broken:
                 self.check_outcome(ends[call.id], served.get(call.id))
 
-    def check_outcome(self, event: Any, served: ServerCall | None) -> None:
+    def check_outcome(self, event: Any, served: InboundCall | None) -> None:
         if isinstance(event, CallFailed):
             error: CallError = event.error
             # "False only when the handler surely did not start, so that a retry is safe."

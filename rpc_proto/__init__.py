@@ -7,11 +7,11 @@ others are packages of their own (`rpc_asyncio`); docs/embedding.md shows how to
 from typing import TYPE_CHECKING
 
 from .addresses import Address, parse_address
-from .calls import Call
+from .calls import InboundCall, OutboundCall
 from .client import ClientConnection
 from .codecs import Codec, find_codec
 from .config import ClientConfig, Peer, ServerConfig
-from .context import ServerCall, current_call
+from .context import CallContext, current_call
 from .errors import (
     CODES,
     Aborted,
@@ -69,9 +69,9 @@ __all__ = [
     "Aborted",
     "Address",
     "AlreadyExists",
-    "Call",
     "CallCancelled",
     "CallCompleted",
+    "CallContext",
     "CallError",
     "CallFailed",
     "Cancelled",
@@ -88,11 +88,13 @@ __all__ = [
     "HandshakeCompleted",
     "HandshakeError",
     "HttpServed",
+    "InboundCall",
     "Internal",
     "InvalidArgument",
     "LocalProtocolError",
     "NotFound",
     "OutOfRange",
+    "OutboundCall",
     "Peer",
     "PermissionDenied",
     "ProtocolError",
@@ -102,7 +104,6 @@ __all__ = [
     "ResponsePromised",
     "RpcError",
     "SendBufferDrained",
-    "ServerCall",
     "ServerConfig",
     "ServerConnection",
     "ServerPort",

@@ -1,17 +1,20 @@
-"""A call at its client, and the table that finds the calls of a connection by id and deadline."""
+"""A call as each end of a connection sees it, and the table of those of one connection."""
 
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
-from .context import ServerCall
+from .frames import Flag
+from .headers import NO_METADATA
 
-__all__ = ["IDS", "Call", "CallTable"]
+__all__ = ["IDS", "CallTable", "InboundCall", "OutboundCall"]
+
+_ONE_WAY = Flag.ONE_WAY
 
 IDS = 2**64  # ids are unsigned 64-bit numbers; 0 is none
 
 
-class Call:
+class OutboundCall:
     """One call as its caller's end sees it.
 
     `waiter` belongs to the driver: it hangs there whatever waits for the answer and finds it again
@@ -55,10 +58,65 @@ class Call:
         self.sent = False
 
     def __repr__(self) -> str:
-        return f"<Call {self.id} {self.method}>"
+        return f"<OutboundCall {self.id} {self.method}>"
 
 
-AnyCall = TypeVar("AnyCall", Call, ServerCall)
+class InboundCall:
+    """One call as its server's end sees it: from the request until its handler has ended.
+
+    `deadline` is when the caller stops waiting: absolute seconds of the clock that gives `now`, or
+    None; `arrived` is when the request came. `ended` tells that the caller has its outcome, so that
+    whatever the handler still does is in vain. `reply_metadata` goes with the answer. `connection`
+    is where it is answered; `cost` the bytes that are counted for it there. `job` belongs to
+    whoever serves it, until it has.
+    """
+
+    __slots__ = (
+        "arrived",
+        "body",
+        "connection",
+        "cost",
+        "deadline",
+        "ended",
+        "flags",
+        "id",
+        "job",
+        "metadata",
+        "method",
+        "one_way",
+        "reply_metadata",
+    )
+
+    def __init__(
+        self,
+        connection: Any,
+        call_id: int,
+        method: str,
+        deadline: float | None,
+        metadata: Mapping[str, str],
+        flags: int,
+        body: bytes,
+        arrived: float,
+    ) -> None:
+        self.connection = connection
+        self.id = call_id
+        self.method = method
+        self.deadline = deadline
+        self.metadata = metadata
+        self.flags = flags
+        self.body = body
+        self.arrived = arrived
+        self.one_way = flags & _ONE_WAY != 0
+        self.cost = 0
+        self.ended = False
+        self.reply_metadata = NO_METADATA
+        self.job: Any = None
+
+    def __repr__(self) -> str:
+        return f"<InboundCall {self.id} {self.method}>"
+
+
+AnyCall = TypeVar("AnyCall", OutboundCall, InboundCall)
 
 _SLACK = 64
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .calls import IDS, Call, CallTable
+from .calls import IDS, CallTable, OutboundCall
 from .codecs import SMALL, explain, find_codec
 from .config import MAX_TIMEOUT, ClientConfig
 from .connection import Connection, clip
@@ -70,8 +70,8 @@ class ClientConnection(Connection):
         config = config or ClientConfig()
         super().__init__(config, now)
         self.codec = find_codec(config.codec)
-        self.calls: CallTable[Call] = CallTable()
-        self._queue: OrderedDict[int, Call] = OrderedDict()
+        self.calls: CallTable[OutboundCall] = CallTable()
+        self._queue: OrderedDict[int, OutboundCall] = OrderedDict()
         self._queued = 0  # bytes of their arguments
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
         self._max_calls = 0
@@ -117,7 +117,7 @@ class ClientConnection(Connection):
         returns: Any = None,
         one_way: bool = False,
         waiter: Any = None,
-    ) -> Call:
+    ) -> OutboundCall:
         """Start a call and return it.
 
         `method` is "Service.method"; `args` and `kwargs` are encoded before this returns;
@@ -148,7 +148,9 @@ class ClientConnection(Connection):
             while serial % IDS == 0 or serial % IDS in calls:
                 serial += 1
             call_id = serial % IDS
-        call = Call(serial, call_id, method, deadline, metadata, returns, flags, body, waiter)
+        call = OutboundCall(
+            serial, call_id, method, deadline, metadata, returns, flags, body, waiter
+        )
         queue = self._queue
         if (
             state is _OPEN
@@ -186,7 +188,7 @@ class ClientConnection(Connection):
         self.version += 1
         return call
 
-    def cancel(self, now: float, call: Call, error: CallError | None = None) -> None:
+    def cancel(self, now: float, call: OutboundCall, error: CallError | None = None) -> None:
         """Give a call up: it fails with `error`, and the server is told to stop its handler.
 
         Cancelling a call that has ended is no error: it changes nothing.
@@ -232,7 +234,7 @@ class ClientConnection(Connection):
                 f"metadata must map strings to strings: {error}", maybe_executed=False
             ) from error
 
-    def _send_request(self, call: Call, now: float) -> None:
+    def _send_request(self, call: OutboundCall, now: float) -> None:
         """Send a call whose turn has come; CallError if it cannot be or the server would refuse."""
         timeout = None
         if call.deadline is not None:
@@ -306,18 +308,18 @@ class ClientConnection(Connection):
             maybe_executed=False,
         )
 
-    def _next_queued(self) -> Call:
+    def _next_queued(self) -> OutboundCall:
         _, call = self._queue.popitem(last=False)
         self._queued -= len(call.body)
         return call
 
-    def _unqueue(self, call: Call) -> None:
+    def _unqueue(self, call: OutboundCall) -> None:
         if self._queue.pop(call.id, None) is not None:
             self._queued -= len(call.body)
 
     # Ends of calls
 
-    def _abandon(self, call: Call, error: CallError) -> None:
+    def _abandon(self, call: OutboundCall, error: CallError) -> None:
         """Report the end of a call that has been taken from the table; tell the server."""
         if call.sent:
             self._send(FrameType.CANCEL, 0, call.id)
@@ -325,7 +327,7 @@ class ClientConnection(Connection):
             self._unqueue(call)
         self._events.append(CallFailed(call, error))
 
-    def _expire(self, call: Call, now: float) -> None:
+    def _expire(self, call: OutboundCall, now: float) -> None:
         self.calls.remove(call)
         where = "its answer came" if call.sent else "it could be sent"
         self._abandon(

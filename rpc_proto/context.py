@@ -1,4 +1,4 @@
-"""A call at its server, what its handler can know of it, and what flows into calls it makes."""
+"""A call that runs, what its handler can know of it, and what flows into the calls it makes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,139 +6,77 @@ from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from typing import Any
 
+from .calls import InboundCall
 from .config import Peer
 from .errors import CallError, LocalProtocolError
-from .frames import Flag
-from .headers import NO_METADATA
 from .propagation import merge, trace_context
 
-__all__ = ["ServerCall", "ambient_call", "current_call", "inherit"]
-
-_ONE_WAY = Flag.ONE_WAY
+__all__ = ["CallContext", "Job", "ambient_call", "current_call", "inherit"]
 
 
-class ServerCall:
-    """One call as its server's end sees it: from the request until the handler has ended.
+class Job:
+    """A call that a Dispatcher has taken on, until its handler has ended.
 
-    `current_call()` returns it inside a handler. `peer` is who calls, `metadata` what came along
-    (read-only), `deadline` when the caller stops waiting: absolute seconds of the driver's
-    monotonic clock, or None. `ended` tells that the caller has its outcome, so that whatever the
-    handler still does is in vain; if it was not an answer, `error` says why.
-
-    `handler` belongs to the driver: what it runs the handler with; `began`, too: when that was, set
-    only if it was not at once. `flows_on` is metadata for the calls that the handler makes; None
-    until somebody asks what of `metadata` that is. `arrived` is when the request came. The rest is
-    a Dispatcher's: `target` is the Method while the call waits for its handler to end, `lane` where
-    it waits for its turn.
+    `call` is as it arrived, `method` and its arguments what is to be run. `error` says why nobody
+    waits for the answer any more, if so. `owner` and `handler` belong to the driver: what it has
+    for the connection, and what it runs the handler with; `began`, too: when that was, set only if
+    it was not at once.
     """
 
     __slots__ = (
         "_on_cancel",
         "args",
-        "arrived",
         "began",
-        "body",
+        "call",
         "clock",
-        "connection",
-        "cost",
-        "deadline",
-        "ended",
         "error",
-        "flags",
         "flows_on",
         "handler",
-        "id",
         "kwargs",
         "lane",
-        "metadata",
         "method",
-        "one_way",
         "owner",
-        "peer",
-        "reply_metadata",
-        "target",
     )
 
-    # Without values until they are known: they would cost every call something.
-    arrived: float
-    began: float
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    connection: Any
-    lane: Any
-    owner: Any
-    clock: Callable[[], float]
+    began: float  # without a value until it is known: that would cost every call something
 
     def __init__(
         self,
-        call_id: int,
-        method: str,
-        deadline: float | None,
-        metadata: Mapping[str, str],
-        flags: int,
-        body: bytes,
-        peer: Peer,
+        call: InboundCall,
+        method: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        clock: Callable[[], float],
+        owner: Any,
     ) -> None:
-        self.id = call_id
-        self.method = method
-        self.deadline = deadline
-        self.metadata = metadata
-        self.flags = flags
-        self.body = body
-        self.peer = peer
-        self.cost = 0  # bytes that the connection counts for it
-        self.one_way = flags & _ONE_WAY != 0
-        self.ended = False
-        self.error: CallError | None = None
-        self.reply_metadata = NO_METADATA
-        self.flows_on: Mapping[str, str] | None = None
-        self.handler: Any = None
-        self.target: Any = None
-        self._on_cancel: list[Callable[[], Any]] | None = None
+        self.call = call
+        self.method = method  # a Method
+        self.args = args
+        self.kwargs = kwargs
+        self.clock = clock
+        self.owner = owner
+        self.lane: Any = method.lane  # where it waits for its turn; None if it need not
+        self.error: CallError | None
+        self.flows_on: Mapping[str, str] | None  # metadata for the calls that it makes
+        self.handler: Any
+        self._on_cancel: list[Callable[[], Any]] | None
+        self.error = self.flows_on = self.handler = self._on_cancel = None
 
     def __repr__(self) -> str:
-        return f"<ServerCall {self.id} {self.method}>"
+        return f"<Job {self.call.id} {self.method.name}>"
 
-    def invoke(self) -> Any:
-        """Call the handler, in a context of its own: `copy_context().run(call.invoke)`."""
+    def run(self) -> Any:
+        """Call the handler, in a context of its own: `copy_context().run(job.run)`."""
         ambient_call.set(self)
-        return self.target.function(*self.args, **self.kwargs)
-
-    @property
-    def time_left(self) -> float | None:
-        """Seconds until the deadline, 0 or more; None without one."""
-        deadline = self.deadline
-        return None if deadline is None else max(0.0, deadline - self.clock())
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more; `error` says why."""
-        return self.error is not None
+        return self.method.function(*self.args, **self.kwargs)
 
     @property
     def answered(self) -> bool:
         """Whether the call has been answered, so that what goes on in its context is on its own."""
-        return self.ended and self.error is None
-
-    def raise_if_cancelled(self) -> None:
-        """Raise the reason if nobody waits any more: for a `def` handler with a long loop."""
-        if self.error is not None:
-            raise self.error
-
-    def set_reply_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Send strings along with the answer, in place of what was set before."""
-        for name, value in metadata.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise LocalProtocolError(
-                    f"reply metadata must map strings to strings, not {name!r} to {value!r}"
-                )
-        self.reply_metadata = dict(metadata)
+        return self.call.ended and self.error is None
 
     def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], Any]:
-        """Call `callback()` when the call is cancelled, now if it is; return what undoes that.
-
-        It runs wherever the driver learns of the cancellation and must be quick.
-        """
+        """Call `callback()` when the call is cancelled: see `CallContext.on_cancel`."""
         callbacks = self._on_cancel
         if callbacks is None:
             callbacks = self._on_cancel = []
@@ -157,7 +95,7 @@ class ServerCall:
         return undo
 
     def cancel(self, error: CallError) -> None:
-        """For drivers: nobody waits any more, for the reason given; raises what a callback does."""
+        """Take note that nobody waits any more, and why; raises what a callback does."""
         self.error = error
         callbacks = self._on_cancel
         if callbacks:
@@ -166,15 +104,78 @@ class ServerCall:
                     stack.callback(callbacks.pop())
 
 
-ambient_call: ContextVar[ServerCall | None] = ContextVar("rpc_proto_call", default=None)
+class CallContext:
+    """What a handler can know of the call that it serves; `current_call()` returns it."""
+
+    __slots__ = ("_job",)
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __repr__(self) -> str:
+        return f"<CallContext of {self._job.call.method} for {self.peer.address}>"
+
+    @property
+    def deadline(self) -> float | None:
+        """When the caller stops waiting: seconds of `time.monotonic()`; None for never."""
+        return self._job.call.deadline
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, 0 or more; None without one."""
+        deadline = self._job.call.deadline
+        return None if deadline is None else max(0.0, deadline - self._job.clock())
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What came along with the call, read-only."""
+        return self._job.call.metadata
+
+    @property
+    def peer(self) -> Peer:
+        """Who calls: address, certificate, and what `authenticate` returned."""
+        peer: Peer = self._job.call.connection.peer
+        return peer
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self._job.error is not None
+
+    def raise_if_cancelled(self) -> None:
+        """Raise the reason if nobody waits any more: for a `def` handler with a long loop."""
+        if self._job.error is not None:
+            raise self._job.error
+
+    def set_reply_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Send strings along with the answer, in place of what was set before.
+
+        LocalProtocolError if a name or a value is no string.
+        """
+        for name, value in metadata.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise LocalProtocolError(
+                    f"reply metadata must map strings to strings, not {name!r} to {value!r}"
+                )
+        self._job.call.reply_metadata = dict(metadata)
+
+    def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], Any]:
+        """Call `callback()` when the call is cancelled, now if it is; return what undoes that.
+
+        It runs wherever the driver learns of the cancellation and must be quick.
+        """
+        return self._job.on_cancel(callback)
 
 
-def current_call() -> ServerCall:
+ambient_call: ContextVar[Job | None] = ContextVar("rpc_proto_call", default=None)
+
+
+def current_call() -> CallContext:
     """Return the call that the running handler serves; LocalProtocolError outside of one."""
-    context = ambient_call.get()
-    if context is None:
+    job = ambient_call.get()
+    if job is None:
         raise LocalProtocolError("current_call() works only inside a handler")
-    return context
+    return CallContext(job)
 
 
 def inherit(
@@ -193,12 +194,12 @@ def inherit(
     deadline = None if timeout == math.inf else now + timeout
     ambient = ambient_call.get()
     if ambient is not None and not ambient.answered:
-        inherited = ambient.deadline
+        inherited = ambient.call.deadline
         if inherited is not None and (deadline is None or inherited < deadline):
             deadline = inherited
         flows_on = ambient.flows_on
         if flows_on is None:
-            flows_on = ambient.flows_on = trace_context(ambient.metadata)
+            flows_on = ambient.flows_on = trace_context(ambient.call.metadata)
         if flows_on:
             metadata = merge(flows_on, metadata)
     return deadline, metadata

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from typing import Any, Protocol
 
+from .calls import InboundCall
 from .codecs import SMALL
-from .context import ServerCall
+from .context import Job
 from .errors import CallError, Internal, ResourceExhausted, Unimplemented, Unknown
+from .events import CallCancelled, Event, RequestReceived
 from .frames import Flag
 from .lanes import Lane
 from .server import ServerConnection
@@ -45,7 +47,9 @@ class Dispatcher:
     A call leaves the queue unserved when its deadline passes or its caller gives up. `snapshot`
     tells the numbers; so that errors are among them, set `on_error` of each connection to
     `count_error`. A driver with threads gives a `lock`: what calls of several connections share is
-    behind it.
+    behind it. `report(error, message)` hears of what the user's code raised outside of handlers: a
+    callback of `on_cancel()`, or a codec that raises more than an Exception; without it `serve`
+    raises that when all else is done.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Dispatcher:
         threads: int | None = None,
         debug: bool = False,
         lock: Lock | None = None,
+        report: Callable[[BaseException, str], None] | None = None,
     ) -> None:
         limits = {"max_concurrency": max_concurrency, "max_queued": max_queued}
         if threads is not None:
@@ -73,10 +78,12 @@ class Dispatcher:
         if threads is not None:
             self._threads = Lane(min(threads, max_concurrency))
             self._lanes.append(self._threads)
-        self._outliving: set[ServerCall] = set()  # cancelled, but their handlers still run
+        self._outliving: set[InboundCall] = set()  # cancelled, but their handlers still run
         self._lock = lock  # None rather than a context that does nothing, which takes its time
         self._clock = clock
         self._debug = debug
+        self._report = report
+        self._failure: BaseException | None = None
 
     @property
     def running(self) -> int:
@@ -149,8 +156,8 @@ class Dispatcher:
             load = {"running": self.running, "queued": self.queued}
             methods = {name: stats.copy() for name, stats in self._records()}
             for call in in_flight:
-                method = call.target
-                if method is not None:
+                if call.job is not None:
+                    method = call.job.method
                     name = method.name if method.stats is not self.stats.removed else REMOVED
                     methods[name].in_flight += 1
         return {"load": load, **self.stats.snapshot(methods, now, connections)}
@@ -159,7 +166,7 @@ class Dispatcher:
         """Return a count of MethodStats, of all methods together."""
         return sum(getattr(stats, name) for _, stats in self._records())
 
-    def count_error(self, call: ServerCall, error: CallError, now: float) -> None:
+    def count_error(self, call: InboundCall, error: CallError, now: float) -> None:
         """Count a call that ended with an error; for `ServerConnection.on_error`."""
         with self.stats.lock:
             stats = self._stats_of(call)
@@ -172,125 +179,145 @@ class Dispatcher:
         yield UNKNOWN, self.stats.unknown
         yield REMOVED, self.stats.removed
 
-    def _stats_of(self, call: ServerCall) -> MethodStats:
-        method = call.target or self.methods.get(call.method)
+    def _stats_of(self, call: InboundCall) -> MethodStats:
+        method = self.methods.get(call.method) if call.job is None else call.job.method
         return method.stats if method is not None else self.stats.unknown
 
     # Calls
 
-    def begin(self, connection: ServerConnection, call: ServerCall, owner: Any) -> bool:
-        """Take a call that arrived; whether it is to run now: else it is refused, or queued.
+    def receive(self, events: Iterable[Event], owner: Any = None) -> list[Job]:
+        """Take what happened on a connection, and return what is to be done about it.
 
-        To run it, call `call.invoke` in a context of its own; or `call.target.function` with
-        `call.args` and `call.kwargs`, where `ambient_call` is the call. `owner` is what the driver
-        keeps for the connection. What a codec or a type raises that is no Exception is raised
-        again, after the call has been answered.
+        A job without an `error` is to be run now: call its `run` in a context of its own, and then
+        `finish`. One that has an `error` runs already and is to be stopped. Other events than those
+        about calls are nothing to this; after a `SendBufferDrained` see `resume`. `owner` is what
+        the driver keeps for the connection: each job brings it back.
         """
+        jobs: list[Job] = []
+        for event in events:
+            if type(event) is RequestReceived:
+                job = self._begin(event.call, owner)
+            elif type(event) is CallCancelled:
+                job = self._cancel(event.call, event.error)
+            else:
+                continue
+            if job is not None:
+                jobs.append(job)
+        return jobs
+
+    def serve(self, events: Iterable[Event]) -> None:
+        """Run the calls that have arrived here and now, by `def` handlers: enough for a small loop.
+
+        What a handler or a codec raises that is no Exception is raised again, after the answers.
+        """
+        for job in self.receive(events):
+            if job.error is None:
+                self._run_here(job)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _run_here(self, job: Job) -> None:
+        try:
+            result = copy_context().run(job.run)
+        except BaseException as error:
+            self.finish(job, None, error)
+            if not isinstance(error, Exception):
+                self._failure = self._failure or error
+        else:
+            self.finish(job, result)
+
+    def _begin(self, call: InboundCall, owner: Any) -> Job | None:
+        """Take a call that arrived; return it if it is to run now, else it is refused, or waits."""
+        connection: ServerConnection = call.connection
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
             connection.conclude(self._clock(), call)
-            return False
+            return None
         try:
             method = self.methods[call.method]
         except KeyError:
             unknown = Unimplemented(f"no method {call.method!r:.100} is registered here")
             connection.refuse(self._clock(), call, unknown)
-            return False
+            return None
         try:
             body = call.body
             if len(body) > SMALL and not call.flags & _RAW:
                 connection.reserve(call, connection.check_encoded(body, method.weight))
-            call.args, call.kwargs = method.decode(connection.codec, call.flags, body)
+            args, kwargs = method.decode(connection.codec, call.flags, body)
         except CallError as wrong:
             wrong.maybe_executed = False
             connection.refuse(self._clock(), call, wrong)
-            return False
-        except BaseException:  # of a codec or of a type, and more than an Exception
+            return None
+        except BaseException as error:  # of a codec or of a type, and more than an Exception
             text = f"the arguments of {method.name} could not be decoded"
             connection.send_error(self._clock(), call, Internal(text, maybe_executed=False))
-            raise
+            self._failed(error, f"{call.method}: its arguments could not be decoded")
+            return None
         call.body = b""
-        call.target = method
-        call.connection = connection
-        call.owner = owner
-        call.clock = self._clock
-        lane = call.lane = method.lane
+        call.job = job = Job(call, method, args, kwargs, self._clock, owner)
+        lane = method.lane
         if lane is None:
-            return True
+            return job
         lock = self._lock
         if lock is not None:
             lock.acquire()
         try:
             if lane.enter(connection):
-                return True
+                return job
             if self.queued < self._max_queued or not lane.waits(connection):
-                lane.wait(call, connection)
-                return False
+                lane.wait(job, connection)
+                return None
         finally:
             if lock is not None:
                 lock.release()
-        call.target = None
-        error = ResourceExhausted(
+        call.job = None
+        full = ResourceExhausted(
             f"{lane.running} handlers run and {self.queued} calls wait", maybe_executed=False
         )
-        connection.send_error(self._clock(), call, error)
-        return False
+        connection.send_error(self._clock(), call, full)
+        return None
 
-    def postpone(self, call: ServerCall) -> None:
-        """Put a call that was to run back to the head of its queue: its peer reads too slowly.
+    def _cancel(self, call: InboundCall, error: CallError) -> Job | None:
+        """Take note that nobody waits for a call; return it if its handler is to be stopped."""
+        job: Job | None = call.job
+        with self.stats.lock:
+            self._stats_of(call).cancelled += 1
+        if job is None:  # it never began, or has ended
+            return None
+        with self.stats.lock:
+            waits = job.lane is not None and job.lane.withdraw(job, call.connection)
+            if waits:
+                job.method.stats.withdrawn += 1
+        if not waits:
+            self._outliving.add(call)
+        try:
+            job.cancel(error)  # which raises what a callback does
+        except BaseException as raised:
+            self._failed(raised, f"{call.method}: a callback of on_cancel() failed")
+        if not waits:
+            return job
+        call.job = None
+        call.connection.conclude(self._clock(), call)
+        return None
+
+    def postpone(self, job: Job) -> None:
+        """Put a job that was to run back to the head of its queue: its peer reads too slowly.
 
         Others may run in its place: see `next_queued`.
         """
+        connection = job.call.connection
         with self.stats.lock:
-            call.lane.leave(call.connection)
-            call.lane.wait(call, call.connection, first=True)
+            job.lane.leave(connection)
+            job.lane.wait(job, connection, first=True)
 
     def resume(self, connection: ServerConnection) -> bool:
-        """Act on a `SendBufferDrained`; whether calls may run now: see `next_queued`."""
+        """Act on a `SendBufferDrained`; whether jobs may run now: see `next_queued`."""
         with self.stats.lock:
             for lane in self._lanes:
                 lane.resume(connection)
         return self.queued > 0
 
-    def handle(self, connection: ServerConnection, call: ServerCall) -> None:
-        """Find, run and answer a call here and now, by a `def` handler: enough for a small loop.
-
-        What a handler raises that is no Exception is raised again, after the answer.
-        """
-        if self.begin(connection, call, None):
-            try:
-                result = copy_context().run(call.invoke)
-            except BaseException as error:
-                self.finish(call, None, error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                self.finish(call, result)
-
-    def cancel(self, call: ServerCall, error: CallError) -> bool:
-        """Take note of a `CallCancelled`; whether a handler runs that is to be stopped.
-
-        Raises what a callback of `on_cancel` raised, after all else is done; `call.target` then
-        tells the same: None if no handler runs.
-        """
-        with self.stats.lock:
-            self._stats_of(call).cancelled += 1
-        if call.target is None:  # it never began, or has ended
-            return False
-        with self.stats.lock:
-            waits = call.lane is not None and call.lane.withdraw(call, call.connection)
-            if waits:
-                call.target.stats.withdrawn += 1
-        if not waits:
-            self._outliving.add(call)
-        try:
-            call.cancel(error)  # which raises what a callback does
-        finally:
-            if waits:
-                call.target = None
-                call.connection.conclude(self._clock(), call)
-        return not waits
-
-    def finish(self, call: ServerCall, result: Any, error: BaseException | None = None) -> bool:
+    def finish(self, job: Job, result: Any, error: BaseException | None = None) -> bool:
         """Answer a call whose handler has ended, with its result or with what it raised.
 
         Return whether calls wait for that: see `next_queued`. What a codec raises that is no
@@ -298,20 +325,22 @@ class Dispatcher:
         """
         clock = self._clock
         now = clock()
+        call = job.call
+        connection = call.connection
         latency = now - call.arrived
         lock = self._lock
         if lock is not None:
             lock.acquire()
-        lane = call.lane
+        lane = job.lane
         try:
             if lane is not None:
-                lane.leave(call.connection)
-            method = call.target.stats
+                lane.leave(connection)
+            method = job.method.stats
             latencies = method.latencies
             latencies.append(latency)
             if error is not None:
                 method.failed += 1
-            elif call.error is not None:
+            elif job.error is not None:
                 method.late += 1
             if len(latencies) >= BATCH:
                 method.fold()
@@ -320,31 +349,37 @@ class Dispatcher:
                 lock.release()
         try:
             if error is None:
-                call.connection.send_response(now, call, result)
+                connection.send_response(now, call, result)
             else:
-                call.connection.send_error(now, call, self._to_call_error(error))
+                connection.send_error(now, call, self._to_call_error(error))
         finally:
-            if call.error is not None:
+            if job.error is not None:
                 self._outliving.discard(call)
-            call.target = None
+            call.job = None
         stats = self.stats
         if latency > stats.slow_from or now >= stats.turns_at:
-            stats.note_slow(call, now, clock())
+            stats.note_slow(job, now, clock())
         return lane is not None and lane.queued > 0
 
     def is_unexpected(self, error: BaseException) -> bool:
         """Whether a handler's exception is one that the operator should hear of."""
         return not isinstance(error, CallError)
 
-    def next_queued(self) -> ServerCall | None:
-        """Return the next call that may run now, if one waits; call it after an end."""
+    def next_queued(self) -> Job | None:
+        """Return the next job that may run now, if one waits; ask after an end."""
         with self.stats.lock:
             for lane in self._lanes:
-                call = lane.next()
-                if call is not None:
-                    call.began = self._clock()
-                    return call
+                job = lane.next()
+                if job is not None:
+                    job.began = self._clock()
+                    return job
         return None
+
+    def _failed(self, error: BaseException, message: str) -> None:
+        if self._report is not None:
+            self._report(error, message)
+        else:
+            self._failure = self._failure or error
 
     def _to_call_error(self, error: BaseException) -> CallError:
         try:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .calls import Call
-from .context import ServerCall
+from .calls import InboundCall, OutboundCall
 from .errors import CallError, RpcError
 from .handshake import Answer
 
@@ -52,7 +51,7 @@ class RequestReceived(Event):
 
     __slots__ = ("call",)
 
-    def __init__(self, call: ServerCall) -> None:
+    def __init__(self, call: InboundCall) -> None:
         self.call = call
 
 
@@ -64,7 +63,7 @@ class CallCancelled(Event):
 
     __slots__ = ("call", "error")
 
-    def __init__(self, call: ServerCall, error: CallError) -> None:
+    def __init__(self, call: InboundCall, error: CallError) -> None:
         self.call = call
         self.error = error
 
@@ -74,7 +73,7 @@ class CallCompleted(Event):
 
     __slots__ = ("call", "metadata", "value")
 
-    def __init__(self, call: Call, value: Any, metadata: Mapping[str, str]) -> None:
+    def __init__(self, call: OutboundCall, value: Any, metadata: Mapping[str, str]) -> None:
         self.call = call
         self.value = value
         self.metadata = metadata
@@ -85,7 +84,7 @@ class CallFailed(Event):
 
     __slots__ = ("call", "error")
 
-    def __init__(self, call: Call, error: CallError) -> None:
+    def __init__(self, call: OutboundCall, error: CallError) -> None:
         self.call = call
         self.error = error
 

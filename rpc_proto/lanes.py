@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 
-from .context import ServerCall
+from .context import Job
 from .server import ServerConnection
 
 __all__ = ["Lane"]
 
-Queue = OrderedDict[ServerCall, None]
+Queue = OrderedDict[Job, None]
 
 
 class Lane:
@@ -56,23 +56,23 @@ class Lane:
         if self._parked:
             self.resume(connection)
 
-    def wait(self, call: ServerCall, connection: ServerConnection, first: bool = False) -> None:
+    def wait(self, job: Job, connection: ServerConnection, first: bool = False) -> None:
         """Let a call wait, behind the others of its connection or before them."""
         queue = self._turns.get(connection) or self._parked.get(connection)
         if queue is None:
             queue = OrderedDict()
             self._line_up(connection, queue)
-        queue[call] = None
+        queue[job] = None
         if first:
-            queue.move_to_end(call, last=False)
+            queue.move_to_end(job, last=False)
         self.queued += 1
 
-    def withdraw(self, call: ServerCall, connection: ServerConnection) -> bool:
+    def withdraw(self, job: Job, connection: ServerConnection) -> bool:
         """Take a call out of the queue; whether it was there."""
         for queues in (self._turns, self._parked):
             queue = queues.get(connection)
-            if queue is not None and call in queue:
-                del queue[call]
+            if queue is not None and job in queue:
+                del queue[job]
                 self.queued -= 1
                 if not queue:
                     del queues[connection]
@@ -83,20 +83,20 @@ class Lane:
         """Whether calls of this connection wait."""
         return connection in self._turns or connection in self._parked
 
-    def next(self) -> ServerCall | None:
+    def next(self) -> Job | None:
         """Return the next call that may run now, counted as one that runs."""
         while self._turns and self.running < self.limit:
             connection, queue = self._turns.popitem(last=False)
             if not self._has_turns(connection):
                 self._parked[connection] = queue
                 continue
-            call, _ = queue.popitem(last=False)
+            job, _ = queue.popitem(last=False)
             self.queued -= 1
             self.running += 1
             self.running_of[connection] = self.running_of.get(connection, 0) + 1
             if queue:
                 self._line_up(connection, queue)
-            return call
+            return job
         return None
 
     def resume(self, connection: ServerConnection) -> None:

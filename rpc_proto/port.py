@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from .calls import InboundCall
 from .config import Peer, ServerConfig
-from .context import ServerCall
 from .events import Event
 from .memory import Memory
 from .server import ServerConnection
@@ -128,7 +128,7 @@ class ServerPort:
         return self.connection.sent
 
     @property
-    def calls(self) -> Iterable[ServerCall]:
+    def calls(self) -> Iterable[InboundCall]:
         """Calls whose handlers have not ended."""
         return getattr(self.connection, "calls", ())
 

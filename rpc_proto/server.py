@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .budget import PATIENCE, Budgeted
-from .calls import CallTable
+from .calls import CallTable, InboundCall
 from .codecs import SMALL, explain, find_codec
 from .config import Peer, ServerConfig
 from .connection import Connection, clip
-from .context import ServerCall
 from .errors import (
     CallError,
     Cancelled,
@@ -42,7 +41,7 @@ from .timers import Timer
 
 __all__ = ["ServerConnection"]
 
-OnError = Callable[[ServerCall, CallError, float], None]
+OnError = Callable[[InboundCall, CallError, float], None]
 
 _OPEN = State.OPEN
 _new = object.__new__
@@ -102,7 +101,7 @@ class ServerConnection(Budgeted, Connection):
             self._send_line(preface)
         self.peer = peer or Peer()
         self.on_error = on_error
-        self.calls: CallTable[ServerCall] = CallTable()
+        self.calls: CallTable[InboundCall] = CallTable()
         self._handling_timeout = config.handling_timeout
         self._max_calls = config.max_calls
         self._given_up = 0  # calls in the table for whose answer nobody waits any more
@@ -137,7 +136,7 @@ class ServerConnection(Budgeted, Connection):
         else:
             self._set_timer(Timer.HANDSHAKE, now + PATIENCE)
 
-    def send_response(self, now: float, call: ServerCall, value: Any) -> None:
+    def send_response(self, now: float, call: InboundCall, value: Any) -> None:
         """Answer a call; one that has ended already is no error, and nothing is sent.
 
         A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
@@ -204,7 +203,7 @@ class ServerConnection(Budgeted, Connection):
         if self.state is not _OPEN or self.outbound >= self._room:
             self._settle(now)
 
-    def send_error(self, now: float, call: ServerCall, error: CallError) -> None:
+    def send_error(self, now: float, call: InboundCall, error: CallError) -> None:
         """Answer a call with an error, as `send_response` does with a value.
 
         The caller gets code, message (1 KiB) and details, and `maybe_executed` if it is False.
@@ -213,17 +212,17 @@ class ServerConnection(Budgeted, Connection):
             self._fail(call, error)
             self._settle(now)
 
-    def refuse(self, now: float, call: ServerCall, error: CallError) -> None:
+    def refuse(self, now: float, call: InboundCall, error: CallError) -> None:
         """Answer with an error a call that no handler will see; too many end the connection."""
         error.maybe_executed = False
         self.send_error(now, call, error)
         self._count_refusal(call, now)
 
-    def conclude(self, now: float, call: ServerCall) -> None:
+    def conclude(self, now: float, call: InboundCall) -> None:
         """Free the slot of a call whose handler has ended; one without an answer gets an error."""
         self.send_error(now, call, Internal("the handler ended without an answer"))
 
-    def reserve(self, call: ServerCall, decoded: int) -> None:
+    def reserve(self, call: InboundCall, decoded: int) -> None:
         """Count a call at what its arguments take when they are decoded, in bytes.
 
         `decoded` is what `check_encoded` returned. ResourceExhausted if there is no room for it.
@@ -265,7 +264,7 @@ class ServerConnection(Budgeted, Connection):
         self._cover()
         return False
 
-    def _uncount(self, call: ServerCall) -> None:
+    def _uncount(self, call: InboundCall) -> None:
         """Count the bytes of a call no longer: its handler has ended."""
         self._account.calls -= call.cost
         call.cost = 0
@@ -286,8 +285,7 @@ class ServerConnection(Budgeted, Connection):
         if kind == _REQUEST:
             if self._is_taken(call_id, now):
                 return True
-            call = ServerCall(call_id, "", None, NO_METADATA, flags, b"", self.peer)
-            call.arrived = now
+            call = InboundCall(self, call_id, "", None, NO_METADATA, flags, b"", now)
             error = ResourceExhausted(
                 f"the server has no memory for a call of {size} bytes now", maybe_executed=False
             )
@@ -303,7 +301,7 @@ class ServerConnection(Budgeted, Connection):
 
     # Answers
 
-    def _conclude(self, call: ServerCall, now: float) -> bool:
+    def _conclude(self, call: InboundCall, now: float) -> bool:
         """Take the call from the table; whether its caller still waits."""
         calls = self.calls.by_id
         if call.cost:
@@ -321,16 +319,16 @@ class ServerConnection(Budgeted, Connection):
         call.ended = True
         return True
 
-    def _fail(self, call: ServerCall, error: CallError) -> None:
+    def _fail(self, call: InboundCall, error: CallError) -> None:
         """End a call with an error."""
         self._report(call, error)
         self._answer_error(call, error)
 
-    def _report(self, call: ServerCall, error: CallError) -> None:
+    def _report(self, call: InboundCall, error: CallError) -> None:
         if self.on_error is not None:
             self.on_error(call, error, self._now)
 
-    def _answer_error(self, call: ServerCall, error: CallError) -> None:
+    def _answer_error(self, call: InboundCall, error: CallError) -> None:
         if not call.one_way:
             header = b""
             if call.reply_metadata:
@@ -354,14 +352,14 @@ class ServerConnection(Budgeted, Connection):
             FrameType.ERROR, flags, call_id, header if len(header) <= max_header else b"", body
         )
 
-    def _end_call(self, call: ServerCall, error: CallError) -> None:
+    def _end_call(self, call: InboundCall, error: CallError) -> None:
         """Tell the driver that nobody waits for this call any more."""
         call.ended = True
         self._given_up += 1
         self._report(call, error)
         self._events.append(CallCancelled(call, error))
 
-    def _count_refusal(self, call: ServerCall, now: float) -> None:
+    def _count_refusal(self, call: InboundCall, now: float) -> None:
         limit = self._config.refusals
         forgiven = (now - self._refused_at) * limit / 10
         self._refused_at = now
@@ -448,8 +446,7 @@ class ServerConnection(Budgeted, Connection):
         limit = self._handling_timeout
         if limit is not None and (deadline is None or deadline > now + limit):
             deadline = now + limit
-        call = ServerCall(call_id, method, deadline, metadata, flags, body, self.peer)
-        call.arrived = now
+        call = InboundCall(self, call_id, method, deadline, metadata, flags, body, now)
         if (
             self.state is not _OPEN
             or (timeout is not None and timeout <= 0)
@@ -484,7 +481,7 @@ class ServerConnection(Budgeted, Connection):
         self._violate(why, now)
         return True
 
-    def _refuse_arrival(self, call: ServerCall, now: float) -> None:
+    def _refuse_arrival(self, call: InboundCall, now: float) -> None:
         """Answer a call that is not even taken on."""
         if self.state is not State.OPEN:
             error: CallError = Unavailable("the server is shutting down", maybe_executed=False)
@@ -550,7 +547,7 @@ class ServerConnection(Budgeted, Connection):
         if self.state is State.DRAINING and not self._has_callers():
             self._end(Trigger.DRAINED, None, now)
 
-    def _expire(self, call: ServerCall, now: float) -> None:
+    def _expire(self, call: InboundCall, now: float) -> None:
         if not call.ended:
             error = DeadlineExceeded(f"the deadline of {call.method} passed before it ended")
             self._answer_error(call, error)

@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from heapq import heappush, heapreplace
 from typing import Any
 
+from .calls import InboundCall
 from .connection import Connection, clip
-from .context import ServerCall
+from .context import Job
 from .errors import CODES, CallError, HandshakeError, RemoteProtocolError, RpcError
 
 __all__ = ["BATCH", "BOUNDS", "REMOVED", "UNKNOWN", "MethodStats", "ServerStats"]
@@ -162,7 +163,7 @@ class ServerStats:
     # Calls
 
     def count_error(
-        self, stats: MethodStats, name: str, call: ServerCall, error: CallError, now: float
+        self, stats: MethodStats, name: str, call: InboundCall, error: CallError, now: float
     ) -> None:
         """Count a call that ended with an error, whether or not a handler saw it; with the lock."""
         code = clip(str(error.code))[:64]
@@ -173,15 +174,16 @@ class ServerStats:
         slack = _SAME_TIME if code == "cancelled" else 0.0
         if call.deadline is not None and call.deadline <= now + slack:
             stats.overruns += 1
-        self._note_error(now, name, code, str(error.message), call.peer.address)
+        self._note_error(now, name, code, str(error.message), call.connection.peer.address)
 
-    def note_slow(self, call: ServerCall, ended: float, sent: float) -> None:
+    def note_slow(self, job: Job, ended: float, sent: float) -> None:
         """Take note of a call that may be one of the slowest; `sent`: when its answer was."""
+        call = job.call
         arrived = call.arrived
-        began = getattr(call, "began", arrived)
+        began = getattr(job, "began", arrived)
         latency = ended - arrived
         entry = (
-            *(latency, ended, call.method, call.peer.address),
+            *(latency, ended, call.method, call.connection.peer.address),
             *(began - arrived, ended - began, sent - ended),
         )
         with self.lock:

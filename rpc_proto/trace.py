@@ -14,11 +14,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from .calls import Call
+from .calls import InboundCall, OutboundCall
 from .client import ClientConnection
 from .codecs import Codec
 from .config import ClientConfig, Peer, ServerConfig
-from .context import ServerCall
 from .errors import CallError
 from .events import (
     CallCancelled,
@@ -102,7 +101,7 @@ class _Recorder:
             raise
         finally:
             self.busy = False
-        if isinstance(result, Call):
+        if isinstance(result, OutboundCall):
             step["started"] = [self.place(result), result.sent]
         elif result is not None:
             step["result"] = _pack(result) if isinstance(result, (bytes, memoryview)) else result
@@ -223,13 +222,13 @@ class TracedServerConnection(_Traced, ServerConnection):
         told = {"code": code, "message": message}
         self._recorder.step(super().turn_away, (now, code, message), now=now, **told)
 
-    def send_response(self, now: float, call: ServerCall, value: Any) -> None:
+    def send_response(self, now: float, call: InboundCall, value: Any) -> None:
         told = (
             {} if self._recorder.busy else {**self._name(call), "value": _note(self.codec, value)}
         )
         self._recorder.step(super().send_response, (now, call, value), now=now, **told)
 
-    def send_error(self, now: float, call: ServerCall, error: CallError) -> None:
+    def send_error(self, now: float, call: InboundCall, error: CallError) -> None:
         told = (
             {}
             if self._recorder.busy
@@ -237,14 +236,14 @@ class TracedServerConnection(_Traced, ServerConnection):
         )
         self._recorder.step(super().send_error, (now, call, error), now=now, **told)
 
-    def refuse(self, now: float, call: ServerCall, error: CallError) -> None:
+    def refuse(self, now: float, call: InboundCall, error: CallError) -> None:
         told = {**self._name(call), "error": _explain(self.codec, error)}
         self._recorder.step(super().refuse, (now, call, error), now=now, **told)
 
-    def conclude(self, now: float, call: ServerCall) -> None:
+    def conclude(self, now: float, call: InboundCall) -> None:
         self._recorder.step(super().conclude, (now, call), now=now, **self._name(call))
 
-    def _name(self, call: ServerCall) -> dict[str, Any]:
+    def _name(self, call: InboundCall) -> dict[str, Any]:
         return {"call": self._recorder.place(call), "reply_metadata": dict(call.reply_metadata)}
 
 
@@ -290,7 +289,7 @@ class TracedClientConnection(_Traced, ClientConnection):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> Call:
+    ) -> OutboundCall:
         saved = ("deadline", "one_way")
         told: dict[str, Any] = {name: options[name] for name in saved if name in options}
         if options.get("metadata"):
@@ -299,12 +298,12 @@ class TracedClientConnection(_Traced, ClientConnection):
         told["kwargs"] = {name: _note(self.codec, arg) for name, arg in (kwargs or {}).items()}
         start = super().start_call
 
-        def start_call() -> Call:
+        def start_call() -> OutboundCall:
             return start(now, method, args, kwargs, **options)
 
         return self._recorder.step(start_call, (), now=now, method=method, **told)
 
-    def cancel(self, now: float, call: Call, error: CallError | None = None) -> None:
+    def cancel(self, now: float, call: OutboundCall, error: CallError | None = None) -> None:
         told = {"call": self._recorder.place(call), "error": error and _explain(self.codec, error)}
         self._recorder.step(super().cancel, (now, call, error), now=now, **told)
 

@@ -13,7 +13,6 @@ from rpc_common.forks import Forks
 from rpc_common.patching import check_patching
 from rpc_common.tls import Tls
 from rpc_proto import (
-    Call,
     CallCompleted,
     CallFailed,
     ClientConfig,
@@ -23,6 +22,7 @@ from rpc_proto import (
     Event,
     HandshakeCompleted,
     LocalProtocolError,
+    OutboundCall,
     State,
 )
 from rpc_proto.context import inherit
@@ -346,7 +346,7 @@ class Client:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         one_way: bool = False,
-    ) -> Call:
+    ) -> OutboundCall:
         # Quicker than get_running_loop(), which asks the kernel for the pid each time on 3.11.
         if get_ident() != self._thread or self._forks != Forks.count or not self._is_running():
             self._refuse_stranger()
@@ -372,7 +372,7 @@ class Client:
             protocol.wrote()
         return call
 
-    async def _wait(self, call: Call) -> CallCompleted:
+    async def _wait(self, call: OutboundCall) -> CallCompleted:
         try:
             event: CallCompleted = await call.waiter
         except asyncio.CancelledError:
@@ -380,7 +380,7 @@ class Client:
             raise
         return event
 
-    def _give_up(self, call: Call) -> None:
+    def _give_up(self, call: OutboundCall) -> None:
         self._connection.cancel(monotonic(), call)
         self._protocol.react()
         self._protocol.flush_soon()

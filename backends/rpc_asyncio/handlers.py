@@ -12,7 +12,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rpc_proto import ServerCall
+from rpc_proto.context import Job
 
 from .internals import (
     HAS_PRIVATE_NAMES,
@@ -27,8 +27,8 @@ __all__ = ["HandlerRunner"]
 
 _NOTHING: Any = object()
 
-# report(call, result, error): a handler ended
-Report = Callable[[ServerCall, Any, BaseException | None], None]
+# report(job, result, error): a handler ended
+Report = Callable[[Job, Any, BaseException | None], None]
 # end_process(error): after the report of a handler that raised this
 EndProcess = Callable[[KeyboardInterrupt | SystemExit], None]
 
@@ -45,7 +45,7 @@ class _DirectRunner:
         self._spare: _Handler | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, call: ServerCall) -> None:
+    def start(self, job: Job) -> None:
         """Run a handler up to its end or its first wait; report its end, now or later."""
         spare = self._spare
         if spare is None or spare.is_spoilt():
@@ -55,35 +55,35 @@ class _DirectRunner:
         task = spare.task
         enter_task(loop, task)
         try:
-            result = context.run(spare.begin, call)
+            result = context.run(spare.begin, job)
         except BaseException as error:
             leave_task(loop, task)
-            spare.coroutine = spare.call = call.handler = None
-            self._report(call, None, error)
+            spare.coroutine = spare.job = job.handler = None
+            self._report(job, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 self._end_process(error)
             return
         leave_task(loop, task)
         if spare.coroutine is None:
-            self._report(call, result, None)
+            self._report(job, result, None)
         else:
             self._spare = None
             self.tasks.add(task)
             spare.adopt(context, result)
 
-    def cancel(self, call: ServerCall) -> None:
+    def cancel(self, job: Job) -> None:
         """Cancel the Task of a handler that waits."""
-        call.handler.task.cancel()
+        job.handler.task.cancel()
 
     def ended(self, handler: "_Handler", result: Any, error: BaseException | None) -> None:
         """Take note of the end of a handler that waited."""
-        call = handler.call
-        assert call is not None
+        job = handler.job
+        assert job is not None
         self.tasks.discard(handler.task)
         # Task and handler, call and context must not keep each other alive.
         del handler.task
-        handler.coroutine = handler.context = handler.call = call.handler = None
-        self._report(call, result, error)
+        handler.coroutine = handler.context = handler.job = job.handler = None
+        self._report(job, result, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._end_process(error)
 
@@ -105,34 +105,34 @@ class _PlainRunner:
         self._end_process = end_process
         self.tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, call: ServerCall) -> None:
+    def start(self, job: Job) -> None:
         """Run a handler; report its end later."""
-        name = f"rpc handler {call.target.name}"
+        name = f"rpc handler {job.method.name}"
         outcome: list[Any] = []
-        call.handler = task = self._loop.create_task(self._run(call, outcome), name=name)
+        job.handler = task = self._loop.create_task(self._run(job, outcome), name=name)
         self.tasks.add(task)
-        task.add_done_callback(partial(self._ended, call, outcome))
+        task.add_done_callback(partial(self._ended, job, outcome))
 
-    async def _run(self, call: ServerCall, outcome: list[Any]) -> None:
+    async def _run(self, job: Job, outcome: list[Any]) -> None:
         # Not as that of the Task, which a handler that cancels itself would lose, and which would
         # end the process before the call is answered.
         try:
-            outcome += await call.invoke(), None
+            outcome += await job.run(), None
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             outcome += None, error
 
-    def cancel(self, call: ServerCall) -> None:
+    def cancel(self, job: Job) -> None:
         """Cancel the Task of a handler."""
-        call.handler.cancel()
+        job.handler.cancel()
 
-    def _ended(self, call: ServerCall, outcome: list[Any], task: "asyncio.Task[Any]") -> None:
+    def _ended(self, job: Job, outcome: list[Any], task: "asyncio.Task[Any]") -> None:
         self.tasks.discard(task)
-        call.handler = None
+        job.handler = None
         result, error = outcome or (None, asyncio.CancelledError())
         outcome.clear()
-        self._report(call, result, error)
+        self._report(job, result, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._end_process(error)
         error = None  # or error, traceback and frame would keep each other alive
@@ -150,7 +150,7 @@ else:
 class _Handler(Coroutine[Any, Any, None]):
     """The coroutine of a Task that first waits for a handler to adopt and then is that handler."""
 
-    __slots__ = ("_runner", "_waits_for", "call", "context", "coroutine", "parked", "task")
+    __slots__ = ("_runner", "_waits_for", "context", "coroutine", "job", "parked", "task")
 
     def __init__(self, runner: _DirectRunner) -> None:
         self._runner = runner
@@ -158,7 +158,7 @@ class _Handler(Coroutine[Any, Any, None]):
         self.coroutine: Any = None
         self.context: Context | None = None
         self._waits_for = _NOTHING
-        self.call: ServerCall | None = None
+        self.job: Job | None = None
         self.task: asyncio.Task[None] = runner._loop.create_task(self, name="rpc handler, spare")
 
     def is_spoilt(self) -> bool:
@@ -168,23 +168,23 @@ class _Handler(Coroutine[Any, Any, None]):
         # Not `cancelling()`: the handler may have taken that back, which does not undo this.
         return self.task.done() or will_be_cancelled(self.task)
 
-    def begin(self, call: ServerCall) -> Any:
+    def begin(self, job: Job) -> Any:
         """Run a handler's first step; return its result, or what it waits for: see `coroutine`."""
-        self.call = call
-        call.handler = self
-        self.coroutine = coroutine = call.invoke()
+        self.job = job
+        job.handler = self
+        self.coroutine = coroutine = job.run()
         try:
             return coroutine.send(None)
         except StopIteration as stop:  # caught here, it costs half of what it does further out
-            self.coroutine = self.call = call.handler = None
+            self.coroutine = self.job = job.handler = None
             return stop.value
 
     def adopt(self, context: Context, waits_for: Any) -> None:
         """Go on with the handler whose first step yielded `waits_for`."""
-        assert self.call is not None
+        assert self.job is not None
         self.context = context
         self._waits_for = waits_for
-        self.task.set_name(f"rpc handler {self.call.target.name}")
+        self.task.set_name(f"rpc handler {self.job.method.name}")
         if self.parked is not None and not self.parked.done():
             self.parked.set_result(None)
 

@@ -17,7 +17,8 @@ from rpc_common.server import FAREWELL, ServerBase, Settings
 from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
-from rpc_proto import Cancelled, Event, LocalProtocolError, Peer, ServerCall
+from rpc_proto import Cancelled, Event, LocalProtocolError, Peer
+from rpc_proto.context import Job
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
@@ -364,47 +365,47 @@ class Server(ServerBase):
 
     # Handlers
 
-    def _run(self, call: ServerCall) -> None:
-        method = call.target
+    def _run(self, job: Job) -> None:
+        method = job.method
         if method.is_async:
-            self._runner.start(call)
+            self._runner.start(job)
         elif method.is_quick:
-            self._run_quick(call)
+            self._run_quick(job)
         else:
             context = copy_context()
             try:
-                call.handler = self._threads.submit(lambda: self._run_in_thread(context, call))
+                job.handler = self._threads.submit(lambda: self._run_in_thread(context, job))
             except RuntimeError as error:
-                self._ended(call, None, self._no_thread(call, error))
+                self._ended(job, None, self._no_thread(job, error))
 
-    def _run_in_thread(self, context: Context, call: ServerCall) -> None:
+    def _run_in_thread(self, context: Context, job: Job) -> None:
         result, error = None, None
-        call.began = monotonic()
+        job.began = monotonic()
         try:
-            result = context.run(call.invoke)
+            result = context.run(job.run)
         except BaseException as raised:
             error = raised
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            self._loop.call_soon_threadsafe(self._thread_ended, call, result, error)
+            self._loop.call_soon_threadsafe(self._thread_ended, job, result, error)
         del error  # its traceback holds this frame
 
-    def _thread_ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
-        call.handler = None
-        self._abandoned.discard(call)
-        self._ended(call, result, error)
+    def _thread_ended(self, job: Job, result: Any, error: BaseException | None) -> None:
+        job.handler = None
+        self._abandoned.discard(job)
+        self._ended(job, result, error)
 
-    def _stop_handler(self, call: ServerCall) -> None:
-        if call.handler is None:  # it has ended meanwhile
+    def _stop_handler(self, job: Job) -> None:
+        if job.handler is None:  # it has ended meanwhile
             return
-        if call.target.is_async:
-            self._runner.cancel(call)
-        elif call.handler.cancel():
-            self._thread_ended(call, None, Cancelled("cancelled before it ran"))
+        if job.method.is_async:
+            self._runner.cancel(job)
+        elif job.handler.cancel():
+            self._thread_ended(job, None, Cancelled("cancelled before it ran"))
         else:
             # A thread cannot be stopped; its slot stays taken until it ends.
-            self._abandoned.add(call)
-            self._log_abandoned(call)
+            self._abandoned.add(job)
+            self._log_abandoned(job)
 
     def _resume_soon(self) -> None:
         # Not here: this may be the last step of a Task, inside of which no other can begin.

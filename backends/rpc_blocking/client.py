@@ -18,7 +18,6 @@ from rpc_common.patching import check_patching
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
 from rpc_proto import (
-    Call,
     CallCompleted,
     CallFailed,
     ClientConfig,
@@ -27,6 +26,7 @@ from rpc_proto import (
     Event,
     HandshakeCompleted,
     LocalProtocolError,
+    OutboundCall,
     State,
 )
 from rpc_proto.config import MAX_TIMEOUT
@@ -159,7 +159,7 @@ class Client(SyncClient):
 
     # Calls
 
-    def _begin(self, *what: Any) -> Call:
+    def _begin(self, *what: Any) -> OutboundCall:
         self._check_owner()
         now = monotonic()
         with self._lock:
@@ -197,7 +197,7 @@ class Client(SyncClient):
                 if connection.outbound >= EARLY:
                     self._flush()
 
-    def _wait(self, call: Call, waiter: Any) -> CallCompleted:
+    def _wait(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         if waiter.event is None:
             self._check_owner()
             if waiter.taken:
@@ -219,7 +219,7 @@ class Client(SyncClient):
                     undo()
         return outcome(waiter)
 
-    def _give_up(self, call: Call) -> None:
+    def _give_up(self, call: OutboundCall) -> None:
         self._check_owner()
         nested = self._has_lock()  # where a generator is collected, of `call_many`
         with self._lock:

@@ -21,10 +21,10 @@ from rpc_proto import (
     Address,
     Cancelled,
     LocalProtocolError,
-    ServerCall,
     State,
     Wish,
 )
+from rpc_proto.context import Job
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
 
@@ -468,53 +468,53 @@ class Server(SyncServer):
 
     # Handlers
 
-    def _run(self, call: ServerCall) -> None:
-        if call.target.is_quick:
-            self._run_quick(call)
+    def _run(self, job: Job) -> None:
+        if job.method.is_quick:
+            self._run_quick(job)
         else:
-            self._run_in_pool(call)
+            self._run_in_pool(job)
 
-    def _run_in_pool(self, call: ServerCall) -> None:
+    def _run_in_pool(self, job: Job) -> None:
         context = copy_context()
         try:
-            call.handler = self._threads.submit(lambda: self._run_here(context, call))
+            job.handler = self._threads.submit(lambda: self._run_here(context, job))
         except RuntimeError as error:
             # Not here: the lock that is held may be that of another connection.
-            answer = self._no_thread(call, error)
-            end = lambda: self._ended(call, None, answer)  # noqa: E731
-            self._keeper.call_at(monotonic(), lambda: call.owner._visit(end))
+            answer = self._no_thread(job, error)
+            end = lambda: self._ended(job, None, answer)  # noqa: E731
+            self._keeper.call_at(monotonic(), lambda: job.owner._visit(end))
 
-    def _run_here(self, context: Context, call: ServerCall) -> None:
+    def _run_here(self, context: Context, job: Job) -> None:
         result: Any = None
         error: BaseException | None = None
-        call.began = monotonic()
+        job.began = monotonic()
         try:
-            if call.ended:
+            if job.call.ended:
                 raise Cancelled("cancelled before it ran")
-            result = context.run(call.invoke)
+            result = context.run(job.run)
         except BaseException as raised:
             error = raised
-        with call.owner.lock:
-            call.handler = None
-            self._abandoned.discard(call)
-            self._ended(call, result, error)
+        with job.owner.lock:
+            job.handler = None
+            self._abandoned.discard(job)
+            self._ended(job, result, error)
         del error  # its traceback holds this frame
         if self._stopping:
             with self._lock:
                 self._gone.notify_all()
 
-    def _stop_handler(self, call: ServerCall) -> None:
-        job = call.handler
-        if job is None:  # it is about to begin, and will see that it need not
+    def _stop_handler(self, job: Job) -> None:
+        handler = job.handler
+        if handler is None:  # it is about to begin, and will see that it need not
             return
-        if job.cancel():
-            call.handler = None
-            self._ended(call, None, Cancelled("cancelled before it ran"))
+        if handler.cancel():
+            job.handler = None
+            self._ended(job, None, Cancelled("cancelled before it ran"))
         else:
-            self._abandoned.add(call)
-            self._log_abandoned(call)
+            self._abandoned.add(job)
+            self._log_abandoned(job)
 
     def _resume_soon(self) -> None:
         # Always in the pool: this thread may belong to another connection.
-        while (call := self._dispatcher.next_queued()) is not None:
-            self._run_in_pool(call)
+        while (job := self._dispatcher.next_queued()) is not None:
+            self._run_in_pool(job)

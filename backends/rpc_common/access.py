@@ -6,7 +6,7 @@ Its logger is `<package>.access`.
 from logging import INFO
 from typing import Any
 
-from rpc_proto import CallError, RequestReceived, ServerCall, ServerConfig, ServerConnection
+from rpc_proto import CallError, InboundCall, RequestReceived, ServerConfig, ServerConnection
 from rpc_proto.frames import Frame
 
 from .log import Log
@@ -40,9 +40,9 @@ class LoggedConnection(ServerConnection):
     ) -> None:
         super().__init__(config, now=now, **options)
         self._access = access
-        self._arrived: dict[ServerCall, float] = {}  # calls that have no line yet
+        self._arrived: dict[InboundCall, float] = {}  # calls that have no line yet
 
-    def send_response(self, now: float, call: ServerCall, value: Any) -> None:
+    def send_response(self, now: float, call: InboundCall, value: Any) -> None:
         before = self.outbound
         super().send_response(now, call, value)
         if call in self._arrived:  # otherwise it ended before, or the result could not be sent
@@ -54,16 +54,16 @@ class LoggedConnection(ServerConnection):
         if type(event) is RequestReceived:
             self._arrived.setdefault(event.call, now)
 
-    def _answer_error(self, call: ServerCall, error: CallError) -> None:
+    def _answer_error(self, call: InboundCall, error: CallError) -> None:
         before = self.outbound
         super()._answer_error(call, error)
         self._log_end(call, str(error.code), self.outbound - before)
 
-    def _end_call(self, call: ServerCall, error: CallError) -> None:
+    def _end_call(self, call: InboundCall, error: CallError) -> None:
         super()._end_call(call, error)
         if call in self._arrived:  # otherwise it was answered with the same error
             self._log_end(call, str(error.code), 0)
 
-    def _log_end(self, call: ServerCall, code: str, size: int) -> None:
+    def _log_end(self, call: InboundCall, code: str, size: int) -> None:
         seconds = self._now - self._arrived.pop(call, self._now)
         log_access(self._access, self.peer.address, call.method, code, seconds, size)

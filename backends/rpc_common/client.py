@@ -11,7 +11,6 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from rpc_proto import (
     Address,
-    Call,
     CallCompleted,
     CallFailed,
     ClientConfig,
@@ -19,6 +18,7 @@ from rpc_proto import (
     Codec,
     HandshakeError,
     LocalProtocolError,
+    OutboundCall,
     State,
     Unavailable,
     parse_address,
@@ -168,7 +168,7 @@ class Pending(Generic[Result]):
 
     __slots__ = ("_call", "_client", "_waiter")
 
-    def __init__(self, client: "SyncClient", call: Call) -> None:
+    def __init__(self, client: "SyncClient", call: OutboundCall) -> None:
         self._client = client
         self._call = call
         self._waiter = call.waiter
@@ -187,7 +187,7 @@ class Pending(Generic[Result]):
         self._client._give_up(self._call)
 
 
-Waiting = deque[tuple[Call, Any]]  # calls that were started, each with its waiter
+Waiting = deque[tuple[OutboundCall, Any]]  # calls that were started, each with its waiter
 
 
 class SyncClient(ABC):
@@ -493,7 +493,7 @@ class SyncClient(ABC):
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         one_way: bool = False,
-    ) -> Call:
+    ) -> OutboundCall:
         deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
         return self._connection.start_call(
             now,
@@ -508,7 +508,7 @@ class SyncClient(ABC):
         )
 
     @abstractmethod
-    def _begin(self, *what: Any) -> Call:
+    def _begin(self, *what: Any) -> OutboundCall:
         """Start a call (see `_start`), whose waiter gets its last event; it leaves at once."""
 
     @abstractmethod
@@ -522,9 +522,9 @@ class SyncClient(ABC):
         """
 
     @abstractmethod
-    def _wait(self, call: Call, waiter: Any) -> CallCompleted:
+    def _wait(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         """Wait until a call has ended."""
 
     @abstractmethod
-    def _give_up(self, call: Call) -> None:
+    def _give_up(self, call: OutboundCall) -> None:
         """Cancel a call, if it has not ended."""

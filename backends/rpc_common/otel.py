@@ -12,17 +12,16 @@ from typing import Any
 
 from rpc_proto import (
     Address,
-    Call,
     CallCompleted,
     CallError,
     CallFailed,
     ClientConfig,
     ClientConnection,
     Event,
-    ServerCall,
+    OutboundCall,
     __version__,
-    current_call,
 )
+from rpc_proto.context import Job, ambient_call
 from rpc_proto.frames import Flag
 from rpc_proto.services import Method
 
@@ -97,10 +96,11 @@ def server_spans(
 
 @contextmanager
 def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iterator[None]:
-    call = current_call()
+    job = ambient_call.get()
+    assert job is not None
     span = None
     try:
-        span = _start(tracer, name, call)
+        span = _start(tracer, name, job)
     except Exception:
         _log.exception("no span for %s", name)
     failure: BaseException | None = None
@@ -110,8 +110,8 @@ def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iter
         failure = error
         raise
     finally:
-        if call.error is not None:  # what the caller was told by then, whatever the handler did
-            failure = call.error
+        if job.error is not None:  # what the caller was told by then, whatever the handler did
+            failure = job.error
         if span is not None:
             try:
                 _end_served(span, failure, cancellation)
@@ -120,19 +120,19 @@ def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iter
         del failure  # its traceback holds this frame
 
 
-def _start(tracer: Tracer, name: str, call: ServerCall) -> Span:
+def _start(tracer: Tracer, name: str, job: Job) -> Span:
     attributes = _describe(name)
-    host, colon, port = call.peer.address.rpartition(":")
+    host, colon, port = job.call.connection.peer.address.rpartition(":")
     if colon:
         attributes |= {"network.peer.address": host, "network.peer.port": int(port)}
-    context = extract(call.metadata)
+    context = extract(job.call.metadata)
     span = tracer.start_span(name, context, SpanKind.SERVER, attributes)
     context = trace.set_span_in_context(span, context)
     attach(context)  # for good: a handler has a context of its own
     carrier: dict[str, str] = {}
     inject(carrier, context)
     if carrier:  # a provider that does nothing adds nothing: then what came along flows on
-        call.flows_on = carrier
+        job.flows_on = carrier
     return span
 
 
@@ -176,7 +176,7 @@ class ConnectionWithSpans(ClientConnection):
         self._server: dict[str, str | int] = {"server.address": where.host or where.path}
         if where.port:
             self._server["server.port"] = where.port
-        self._spans: dict[Call, Span] = {}
+        self._spans: dict[OutboundCall, Span] = {}
 
     def start_call(
         self,
@@ -185,7 +185,7 @@ class ConnectionWithSpans(ClientConnection):
         *arguments: Any,
         metadata: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> Call:
+    ) -> OutboundCall:
         carrier = dict(metadata or ())
         span = self._start(_name(str(method)), carrier)
         try:

@@ -26,13 +26,13 @@ from rpc_proto import (
     ResourceExhausted,
     ResponsePromised,
     SendBufferDrained,
-    ServerCall,
     ServerConfig,
     ServerConnection,
     ServerPort,
     parse_address,
 )
 from rpc_proto.config import Authenticate
+from rpc_proto.context import Job
 from rpc_proto.dispatch import Dispatcher, Lock
 from rpc_proto.health import HEALTH, Health
 from rpc_proto.http import Pages, Promise, Request, Response, Router
@@ -180,6 +180,7 @@ class ServerBase(ABC):
             clock=monotonic,
             debug=debug,
             lock=self._make_lock(),
+            report=lambda error, message: self._failed(error, "%s", message),
         )
         self._limits = {
             "max_concurrency": max_concurrency,
@@ -217,7 +218,7 @@ class ServerBase(ABC):
         self._listeners: list[Any] = []
         self._links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
         self._turns = Turns()
-        self._abandoned: set[ServerCall] = set()
+        self._abandoned: set[Job] = set()
         self._stopping = False
         self._told_stopped = False
         self._mounted: list[Any] = []
@@ -397,17 +398,17 @@ class ServerBase(ABC):
             *map(dispatcher.total, ("served", "failed", "refused", "cancelled")),
         )
 
-    def _no_thread(self, call: ServerCall, error: RuntimeError) -> ResourceExhausted:
+    def _no_thread(self, job: Job, error: RuntimeError) -> ResourceExhausted:
         """Return what to answer when no thread can be had for a handler."""
-        self._log.error("no thread for %s: %s", call.target.name, error)
+        self._log.error("no thread for %s: %s", job.method.name, error)
         return ResourceExhausted("the server has no thread for the handler")
 
-    def _log_abandoned(self, call: ServerCall) -> None:
+    def _log_abandoned(self, job: Job) -> None:
         self._log.warning(
             "%s goes on in vain and keeps its thread, as %d now do: %s",
-            call.target.name,
+            job.method.name,
             len(self._abandoned),
-            call.error,
+            job.error,
         )
 
     # Connections
@@ -501,38 +502,34 @@ class ServerBase(ABC):
         self._handle_events(link, link.connection.events())
 
     def _handle_events(self, link: Link, events: list[Event]) -> None:
-        dispatcher = self._dispatcher
+        jobs = self._dispatcher.receive(events, link)
+        for job in jobs:
+            if job.error is None:
+                self._run(job)
+            else:
+                self._stop_handler(job)
+        if len(jobs) == len(events):  # as it is, for the most part
+            return
         for event in events:
-            if type(event) is RequestReceived:
-                try:
-                    ready = dispatcher.begin(link.connection, event.call, link)
-                except BaseException as error:  # the call has been answered
-                    self._failed(error, "%s: its arguments could not be decoded", event.call.method)
-                    continue
-                if ready:
-                    self._run(event.call)
-            elif isinstance(event, CallCancelled):
-                call = event.call
-                try:
-                    running = dispatcher.cancel(call, event.error)
-                except BaseException as error:
-                    running = call.target is not None
-                    self._failed(error, "%s: a callback of on_cancel() failed", call.method)
-                if running:
-                    self._stop_handler(call)
-            elif isinstance(event, SendBufferDrained):
-                if dispatcher.resume(link.connection):
-                    self._resume_soon()
-            elif isinstance(event, HandshakeCompleted):
-                link.connection = link.connection.connection  # which is quicker without the port
-            elif isinstance(event, ConnectionTerminated):
-                peer = link.connection.peer.address
-                dispatcher.stats.terminated(peer, event.error, monotonic())
-                self._log_end(peer, event)
-            elif isinstance(event, ResponsePromised):
-                event.promise.on_settled(link.wake)
-            elif isinstance(event, HttpServed):
-                self._note_http(link, event)
+            kind = type(event)
+            if kind is not RequestReceived and kind is not CallCancelled:
+                self._handle_event(link, event)
+
+    def _handle_event(self, link: Link, event: Event) -> None:
+        """Act on what is not about a call."""
+        if isinstance(event, SendBufferDrained):
+            if self._dispatcher.resume(link.connection):
+                self._resume_soon()
+        elif isinstance(event, HandshakeCompleted):
+            link.connection = link.connection.connection  # which is quicker without the port
+        elif isinstance(event, ConnectionTerminated):
+            peer = link.connection.peer.address
+            self._dispatcher.stats.terminated(peer, event.error, monotonic())
+            self._log_end(peer, event)
+        elif isinstance(event, ResponsePromised):
+            event.promise.on_settled(link.wake)
+        elif isinstance(event, HttpServed):
+            self._note_http(link, event)
 
     def _note_http(self, link: Link, event: HttpServed) -> None:
         if self._access is not None:
@@ -577,22 +574,22 @@ class ServerBase(ABC):
     # Handlers
 
     @abstractmethod
-    def _run(self, call: ServerCall) -> None:
+    def _run(self, job: Job) -> None:
         """Run the handler of a call that has begun, and report its end to `_ended`."""
 
-    def _run_quick(self, call: ServerCall) -> None:
+    def _run_quick(self, job: Job) -> None:
         """Run a handler that never waits, here and now."""
         try:
-            result = copy_context().run(call.invoke)
+            result = copy_context().run(job.run)
         except BaseException as error:
-            self._ended(call, None, error)
+            self._ended(job, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 self._end_process(error)
         else:
-            self._ended(call, result, None)
+            self._ended(job, result, None)
 
     @abstractmethod
-    def _stop_handler(self, call: ServerCall) -> None:
+    def _stop_handler(self, job: Job) -> None:
         """Stop the handler of a call for whose answer nobody waits; it may have ended."""
 
     @abstractmethod
@@ -602,13 +599,13 @@ class ServerBase(ABC):
     def _resume_some(self) -> bool:
         """Run calls of the queue, not too many in a row; whether more may be waiting."""
         for _ in range(_RESUMED_AT_ONCE):
-            call = self._dispatcher.next_queued()
-            if call is None:
+            job = self._dispatcher.next_queued()
+            if job is None:
                 return False
-            self._run(call)
+            self._run(job)
         return True
 
-    def _ended(self, call: ServerCall, result: Any, error: BaseException | None) -> None:
+    def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
         """Answer a call whose handler has ended."""
         dispatcher = self._dispatcher
         failure: BaseException | None = None
@@ -617,13 +614,13 @@ class ServerBase(ABC):
                 error = Cancelled("the handler was cancelled")
             elif dispatcher.is_unexpected(error):
                 failure = error
-        method = call.target
+        method = job.method
         try:
-            others_wait = dispatcher.finish(call, result, error)
+            others_wait = dispatcher.finish(job, result, error)
         except BaseException as raised:  # by a codec; the call has been answered
             failure = raised
             others_wait = True
-        call.owner.wrote()
+        job.owner.wrote()
         if others_wait:
             self._resume_soon()
         if failure is not None:  # last, since a log may take its time

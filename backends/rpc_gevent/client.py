@@ -13,7 +13,6 @@ from rpc_common.forks import Forks
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
 from rpc_proto import (
-    Call,
     CallCompleted,
     CallFailed,
     ClientConfig,
@@ -21,6 +20,7 @@ from rpc_proto import (
     ConnectionTerminated,
     HandshakeCompleted,
     LocalProtocolError,
+    OutboundCall,
 )
 from rpc_proto import Event as CoreEvent
 
@@ -166,7 +166,7 @@ class Client(SyncClient):
         if waits and getcurrent() is self._hub:
             raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
 
-    def _begin(self, *what: Any, together: bool = False) -> Call:
+    def _begin(self, *what: Any, together: bool = False) -> OutboundCall:
         if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
             self._check_owner()
         call = self._start(monotonic(), _Waiter(), *what)
@@ -185,7 +185,7 @@ class Client(SyncClient):
             call = self._begin(method, args, {}, *options, together=True)
             waiting.append((call, call.waiter))
 
-    def _wait(self, call: Call, waiter: Any) -> CallCompleted:
+    def _wait(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         if waiter.event is None:
             self._check_owner()
             if waiter.greenlet is not None:
@@ -203,7 +203,7 @@ class Client(SyncClient):
         # No name for the event: its error would keep this frame alive, and the frame the error.
         return waiter.event if type(waiter.event) is CallCompleted else outcome(waiter)
 
-    def _give_up(self, call: Call) -> None:
+    def _give_up(self, call: OutboundCall) -> None:
         self._check_owner(waits=False)
         self._connection.cancel(monotonic(), call)
         self._link.react()

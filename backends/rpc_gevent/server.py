@@ -21,8 +21,9 @@ from rpc_common.log import get_log
 from rpc_common.server import Settings, SyncServer
 from rpc_common.sockets import Listener, listen
 from rpc_common.tls import Tls
-from rpc_proto import Address, LocalProtocolError, Peer, ServerCall
+from rpc_proto import Address, LocalProtocolError, Peer
 from rpc_proto import Event as CoreEvent
+from rpc_proto.context import Job
 
 from .link import Link
 from .runtime import GEVENT, get_ident
@@ -153,7 +154,7 @@ class Server(SyncServer):
         self._quiet: Event
         self._workers: list[greenlet] = []  # the spare ones
         self._alive = 0  # workers, the spare ones included
-        self._ready: deque[ServerCall] = deque()
+        self._ready: deque[Job] = deque()
         self._resuming = False
 
     # Life
@@ -286,8 +287,8 @@ class Server(SyncServer):
 
     # Handlers
 
-    def _run(self, call: ServerCall) -> None:
-        self._ready.append(call)
+    def _run(self, job: Job) -> None:
+        self._ready.append(job)
 
     def _run_ready(self) -> None:
         """Run the calls that are ready, each up to its end or its first wait; only the hub may.
@@ -308,13 +309,13 @@ class Server(SyncServer):
         worker = getcurrent()
         while True:
             while self._ready:
-                call = self._ready.popleft()
-                if self._must_wait(call):
-                    self._dispatcher.postpone(call)
+                job = self._ready.popleft()
+                if self._must_wait(job):
+                    self._dispatcher.postpone(job)
                     self._resume_soon()
                 else:
-                    self._work_on(call, worker)
-                del call
+                    self._work_on(job, worker)
+                del job
             if self._stopping and not self._dispatcher.running:
                 self._quiet.set()
             if self._stopping or len(self._workers) >= _SPARE_WORKERS:
@@ -324,26 +325,26 @@ class Server(SyncServer):
                 break
         self._alive -= 1
 
-    def _must_wait(self, call: ServerCall) -> bool:
+    def _must_wait(self, job: Job) -> bool:
         """Whether answers have filled the send buffer since this call was found ready."""
-        connection = call.connection
+        connection = job.call.connection
         return (
             connection.outbound >= connection.high_water
-            and call.lane is not None
-            and call.error is None
+            and job.lane is not None
+            and job.error is None
         )
 
-    def _work_on(self, call: ServerCall, worker: greenlet) -> None:
+    def _work_on(self, job: Job, worker: greenlet) -> None:
         result: Any = None
-        error: BaseException | None = call.error  # it may have been cancelled before its turn
+        error: BaseException | None = job.error  # it may have been cancelled before its turn
         if error is None:
-            call.handler = worker
+            job.handler = worker
             try:
-                result = self._context.copy().run(call.invoke)
+                result = self._context.copy().run(job.run)
             except BaseException as raised:
                 error = raised
-            call.handler = None
-        self._ended(call, result, error)
+            job.handler = None
+        self._ended(job, result, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._end_process(error)
         del error  # its traceback holds this frame
@@ -361,12 +362,12 @@ class Server(SyncServer):
             except BaseException:
                 pass
 
-    def _stop_handler(self, call: ServerCall) -> None:
-        if call.handler is not None:
-            self._hub.loop.run_callback(self._kill, call, call.handler)
+    def _stop_handler(self, job: Job) -> None:
+        if job.handler is not None:
+            self._hub.loop.run_callback(self._kill, job, job.handler)
 
-    def _kill(self, call: ServerCall, worker: greenlet) -> None:
-        if call.handler is worker:  # it has not ended meanwhile
+    def _kill(self, job: Job, worker: greenlet) -> None:
+        if job.handler is worker:  # it has not ended meanwhile
             worker.throw(GreenletExit)
 
     def _resume_soon(self) -> None:

@@ -34,7 +34,7 @@ async def start(*arguments: str) -> AsyncIterator[Started]:
     pipe = asyncio.subprocess.PIPE
     # Should the demo be killed, the pipe closes and takes the server along. Ctrl-C is for the demo
     # alone: it is not to find a server that has gone before it.
-    process = await asyncio.create_subprocess_exec(
+    creation = asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rpc_cli", *arguments, "--stop-with-stdin"),
         stdin=pipe,
         stdout=pipe,
@@ -45,7 +45,10 @@ async def start(*arguments: str) -> AsyncIterator[Started]:
             if name not in (TOKEN_VARIABLE, REGISTRY_TOKEN_VARIABLE, ETCD_PASSWORD_VARIABLE)
         },
     )
+    # Whoever cancels this waits for it: asyncio would kill the child and might lose its status.
+    creating = asyncio.create_task(creation)
     try:
+        process = await asyncio.shield(creating)
         assert process.stdout is not None
         try:
             async with asyncio.timeout(_START_TIMEOUT):
@@ -56,6 +59,7 @@ async def start(*arguments: str) -> AsyncIterator[Started]:
             raise CommandError("a server of the demo did not start")
         yield Started(process, line.removeprefix(LISTENING))
     finally:
+        process = await creating
         if process.returncode is None:
             # Process.kill looks first whether the child has ended, and so takes its exit status
             # away from the loop, which then complains.

@@ -308,7 +308,10 @@ async def test_handler_learns_why_it_was_cancelled():
             try:
                 await asyncio.Event().wait()
             finally:
-                reasons.append(type(call.error))
+                try:
+                    call.raise_if_cancelled()
+                except Cancelled as reason:
+                    reasons.append(type(reason))
                 seen.set()
 
     async with pair(Why()) as (server, client):

@@ -16,35 +16,35 @@ from rpc_proto import (
     Cancelled,
     LocalProtocolError,
     ResourceExhausted,
-    ServerCall,
     ServerConfig,
     Unavailable,
     Unknown,
     current_call,
     quick,
 )
+from rpc_proto.context import Job
 from support.by_hand import CANCEL, frame, request
 
 
 class Kinds:
     async def coroutine(self) -> list:
-        return [current_call().method, threading.get_ident()]
+        return [current_call().cancelled, threading.get_ident()]
 
     def function(self) -> list:
-        return [current_call().method, threading.get_ident()]
+        return [current_call().cancelled, threading.get_ident()]
 
     @quick
     def quick_function(self) -> list:
-        return [current_call().method, threading.get_ident()]
+        return [current_call().cancelled, threading.get_ident()]
 
 
 async def test_each_kind_of_handler_runs_where_it_should():
     here = threading.get_ident()
     async with pair(Kinds()) as (server, client):
-        assert await client.call("Kinds.coroutine") == ["Kinds.coroutine", here]
-        assert await client.call("Kinds.quick_function") == ["Kinds.quick_function", here]
-        method, thread = await client.call("Kinds.function")
-        assert method == "Kinds.function"
+        assert await client.call("Kinds.coroutine") == [False, here]
+        assert await client.call("Kinds.quick_function") == [False, here]
+        cancelled, thread = await client.call("Kinds.function")
+        assert cancelled is False
         assert thread != here
         assert server.stats["tasks"] == 0
 
@@ -116,7 +116,7 @@ async def test_calls_cancelled_while_they_wait_for_a_thread_are_let_go():
         for task in waiting:
             task.cancel()
         await until(lambda: server.stats["queued"] == 0)
-        kept = [o for o in gc.get_objects() if isinstance(o, ServerCall) and o.target]
+        kept = [o for o in gc.get_objects() if isinstance(o, Job)]
         assert len(kept) == 1
         opened.set()
         assert await running == 5
@@ -556,6 +556,6 @@ async def test_call_for_which_there_is_no_thread_fails_alone(caplog):
             threading.stack_size(usual)
         assert "no thread for Kinds.function" in caplog.text
         assert server.stats["running"] == 1
-        assert (await client.call("Kinds.function"))[0] == "Kinds.function"
+        assert (await client.call("Kinds.function"))[0] is False
         gate.opened.set()
         await waiting

@@ -20,12 +20,12 @@ from rpc_blocking import Client, Server
 from rpc_proto import (
     DeadlineExceeded,
     ResourceExhausted,
-    ServerCall,
     ServerConfig,
     Unknown,
     current_call,
     quick,
 )
+from rpc_proto.context import Job
 
 
 class Where:
@@ -73,7 +73,7 @@ def test_calls_cancelled_while_they_wait_for_a_thread_are_let_go():
         for body in bodies:
             body.cancel()
         until(lambda: server.stats["queued"] == 0)
-        kept = [o for o in gc.get_objects() if isinstance(o, ServerCall) and o.target]
+        kept = [o for o in gc.get_objects() if isinstance(o, Job)]
         assert len(kept) == 1
         gate.open_()
         assert running.result() == "through"

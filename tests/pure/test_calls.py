@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import Call, Peer, ServerCall
+from rpc_proto import InboundCall, OutboundCall
 from rpc_proto.calls import CallTable
 
 
-def make(number: int, deadline: float | None = None) -> Call:
-    return Call(number, number, "S.m", deadline, None, None, 0, b"", None)
+def make(number: int, deadline: float | None = None) -> OutboundCall:
+    return OutboundCall(number, number, "S.m", deadline, None, None, 0, b"", None)
 
 
-def table(*calls: Call) -> CallTable[Call]:
-    made: CallTable[Call] = CallTable()
+def table(*calls: OutboundCall) -> CallTable[OutboundCall]:
+    made: CallTable[OutboundCall] = CallTable()
     for call in calls:
         made.insert(call)
     return made
@@ -104,5 +104,5 @@ def test_heap_stays_small_while_many_calls_overlap() -> None:
 
 
 def test_calls_show_their_id_and_method() -> None:
-    assert repr(make(7)) == "<Call 7 S.m>"
-    assert repr(ServerCall(8, "S.m", None, {}, 0, b"", Peer())) == "<ServerCall 8 S.m>"
+    assert repr(make(7)) == "<OutboundCall 7 S.m>"
+    assert repr(InboundCall(None, 8, "S.m", None, {}, 0, b"", 0.0)) == "<InboundCall 8 S.m>"

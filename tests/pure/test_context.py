@@ -11,11 +11,11 @@ from rpc_proto import (
     ClientConfig,
     LocalProtocolError,
     Peer,
-    ServerCall,
     ServerConfig,
     current_call,
 )
-from rpc_proto.context import ambient_call, inherit
+from rpc_proto.context import CallContext, Job, ambient_call, inherit
+from support.driving import make_job
 from support.memory import Host, Pair
 
 
@@ -23,7 +23,6 @@ class Seen:
     def all(self) -> list[Any]:
         call = current_call()
         return [
-            call.method,
             dict(call.metadata),
             call.deadline,
             call.time_left,
@@ -46,19 +45,12 @@ class Clock:
         return self.now
 
 
-def context(deadline: float | None = None, clock: Any = None) -> ServerCall:
-    call = ServerCall(1, "S.m", deadline, {}, 0, b"", Peer())
-    call.clock = clock or Clock()
-    return call
-
-
 def test_handler_sees_method_metadata_deadline_and_peer() -> None:
     config = ServerConfig(authenticate=lambda token, peer: "alice")
     pair = Pair(server=config, peer=Peer("10.0.0.1:99")).open()
     Host(pair, Seen())
     call = pair.call("Seen.all", timeout=2.0, metadata={"k": "v"})
     assert pair.outcome(call) == [
-        "Seen.all",
         {"k": "v"},
         pair.now + 2.0,
         2.0,
@@ -71,12 +63,12 @@ def test_handler_sees_method_metadata_deadline_and_peer() -> None:
 def test_handler_of_a_call_without_deadline_sees_none() -> None:
     pair = Pair(peer=Peer("x")).open()
     Host(pair, Seen())
-    assert pair.outcome(pair.call("Seen.all")) == ["Seen.all", {}, None, None, "x", None, False]
+    assert pair.outcome(pair.call("Seen.all")) == [{}, None, None, "x", None, False]
 
 
 def test_time_left_runs_down_to_zero() -> None:
     clock = Clock()
-    made = context(102.0, clock)
+    made = CallContext(make_job(102.0, clock=clock))
     assert made.time_left == 2.0
     clock.now = 101.5
     assert made.time_left == 0.5
@@ -93,19 +85,20 @@ def test_reply_metadata_reaches_the_caller() -> None:
 
 @pytest.mark.parametrize("metadata", [{"k": 1}, {1: "v"}, {"k": b"v"}, {"k": None}])
 def test_reply_metadata_of_other_than_strings_is_refused(metadata: Any) -> None:
-    made = context()
+    job = make_job()
+    made = CallContext(job)
     made.set_reply_metadata({"kept": "yes"})
     with pytest.raises(LocalProtocolError):
         made.set_reply_metadata(metadata)
-    assert made.reply_metadata == {"kept": "yes"}
+    assert job.call.reply_metadata == {"kept": "yes"}
 
 
 def test_reply_metadata_is_a_copy() -> None:
-    made = context()
+    job = make_job()
     metadata = {"k": "v"}
-    made.set_reply_metadata(metadata)
+    CallContext(job).set_reply_metadata(metadata)
     metadata["k"] = "w"
-    assert made.reply_metadata == {"k": "v"}
+    assert job.call.reply_metadata == {"k": "v"}
 
 
 def test_current_call_works_only_inside_a_handler() -> None:
@@ -120,7 +113,7 @@ def test_cancelled_call_raises_its_reason_where_the_handler_asks() -> None:
     pair = Pair().open()
     host = Host(pair, Seen(), slow=["Seen.wait"])
     call = pair.call("Seen.wait")
-    running = host.running[0]
+    running = CallContext(host.running[0])
     running.raise_if_cancelled()
     pair.client.cancel(pair.now, call)
     pair.report(pair.client)
@@ -133,7 +126,7 @@ def test_cancelled_call_raises_its_reason_where_the_handler_asks() -> None:
 
 
 def test_callbacks_run_once_in_order_when_the_call_is_cancelled() -> None:
-    made = context()
+    made = make_job()
     ran: list[int] = []
     for number in (1, 2, 3):
         made.on_cancel(lambda number=number: ran.append(number))
@@ -146,7 +139,7 @@ def test_callbacks_run_once_in_order_when_the_call_is_cancelled() -> None:
 
 
 def test_callback_of_a_call_that_is_cancelled_already_runs_at_once() -> None:
-    made = context()
+    made = make_job()
     made.cancel(Cancelled())
     ran: list[int] = []
     made.on_cancel(lambda: ran.append(1))()
@@ -154,20 +147,20 @@ def test_callback_of_a_call_that_is_cancelled_already_runs_at_once() -> None:
 
 
 def test_callback_that_fails_does_not_keep_others_from_running() -> None:
-    made = context()
+    made = make_job()
     ran: list[int] = []
     made.on_cancel(lambda: 1 // 0)
     made.on_cancel(lambda: ran.append(2))
     with pytest.raises(ZeroDivisionError):
         made.cancel(Cancelled())
     assert ran == [2]
-    assert made.cancelled
+    assert CallContext(made).cancelled
 
 
 # Deadlines of calls made inside a handler
 
 
-def picked(ambient: ServerCall | None, timeout: float | None, default: float = 60.0) -> Any:
+def picked(ambient: Job | None, timeout: float | None, default: float = 60.0) -> Any:
     def inside() -> float | None:
         ambient_call.set(ambient)
         return inherit(timeout, default, 100.0, None)[0]
@@ -204,19 +197,19 @@ def test_deadline_outside_of_a_handler(timeout: Any, default: float, deadline: A
 def test_deadline_inside_a_handler_is_never_later_than_its_own(
     inherited: Any, timeout: Any, deadline: Any
 ) -> None:
-    assert picked(context(inherited), timeout) == deadline
+    assert picked(make_job(inherited), timeout) == deadline
 
 
 def test_deadline_of_a_call_that_has_been_answered_is_not_inherited() -> None:
-    ambient = context(103.0)
-    ambient.ended = True
+    ambient = make_job(103.0)
+    ambient.call.ended = True
     assert ambient.answered
     assert picked(ambient, 5.0) == 105.0
 
 
 def test_deadline_of_a_call_that_was_cancelled_is_inherited() -> None:
-    ambient = context(103.0)
-    ambient.ended = True
+    ambient = make_job(103.0)
+    ambient.call.ended = True
     ambient.cancel(Cancelled())
     assert not ambient.answered
     assert picked(ambient, 5.0) == 103.0
@@ -237,7 +230,7 @@ def test_deadline_passes_down_a_chain_of_calls() -> None:
             deadline, _ = inherit(None, 60.0, second.now, None)
             call = second.client.start_call(second.now, "Seen.all", deadline=deadline)
             second.pump()
-            return second.outcome(call)[2]
+            return second.outcome(call)[1]
 
     first = Pair().open()
     Host(first, Front())

@@ -222,7 +222,6 @@ def test_running_call_that_is_cancelled_is_to_be_stopped_and_holds_its_place() -
     pair.report(pair.client)
     pair.pump()
     assert host.stopped == [running]
-    assert running.cancelled
     assert type(running.error) is Cancelled
     assert (host.dispatcher.running, host.dispatcher.total("cancelled")) == (1, 1)
     host.dispatcher.finish(running, None, Cancelled("stopped"))
@@ -236,8 +235,8 @@ def test_running_call_is_counted_though_a_callback_of_its_cancellation_raises() 
     running.on_cancel(lambda: 1 / 0)
     pair.client.cancel(pair.now, call)
     pair.report(pair.client)
-    with pytest.raises(ZeroDivisionError):
-        pair.pump()
+    pair.pump()
+    assert [type(error) for error in host.failures] == [ZeroDivisionError]
     assert host.dispatcher.snapshot(pair.now)["calls"]["in_flight"] == 1
     host.dispatcher.finish(running, None)
     assert host.dispatcher.snapshot(pair.now)["calls"]["in_flight"] == 0
@@ -268,11 +267,7 @@ def test_call_that_ended_by_the_bytes_that_brought_it_is_not_run() -> None:
 def test_connections_share_the_places() -> None:
     pair, host = hosted(slow=SLOW, max_concurrency=1)
     other, _ = hosted()
-    other.on_server_event = lambda event: (
-        host.dispatcher.begin(other.server, event.call, None)
-        if type(event).__name__ == "RequestReceived"
-        else None
-    )
+    other.on_server_event = lambda event: host.dispatcher.receive([event])
     pair.call("Arith.add", 1, 2)
     queued = other.call("Arith.add", 3, 4)
     host.finish()
@@ -290,8 +285,7 @@ def test_small_loop_may_have_its_calls_handled_here_and_now() -> None:
         pair.request(f"Arith.{name}", *args)
         for name, args in [("add", (1, 2)), ("crash", ()), ("missing", ())]
     )
-    for _, served in (good, bad, none):
-        dispatcher.handle(pair.server, served)
+    dispatcher.serve(pair.server_events)
     pair.pump()
     assert pair.outcome(good[0]) == 3
     assert type(pair.outcome(bad[0])) is Unknown
@@ -310,10 +304,10 @@ def test_limit_that_is_no_positive_whole_number_is_refused(name: str, value: Any
 def test_handler_sees_its_own_call_only() -> None:
     class Who:
         def am_i(self) -> str:
-            return current_call().method
+            return current_call().metadata["name"]
 
     pair = Pair().open()
     Host(pair, Who())
-    assert pair.outcome(pair.call("Who.am_i")) == "Who.am_i"
+    assert pair.outcome(pair.call("Who.am_i", metadata={"name": "me"})) == "me"
     with pytest.raises(Exception, match="inside a handler"):
         current_call()

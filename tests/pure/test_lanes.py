@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import ClientConfig, RequestReceived, SendBufferDrained, ServerConfig, quick
+from rpc_proto import ClientConfig, SendBufferDrained, ServerConfig, quick
 from rpc_proto.dispatch import Dispatcher
 from support.memory import Host, Pair
 
@@ -44,17 +44,15 @@ def another(host: Host) -> Pair:
     pair = connected()
 
     def handle(event: Any) -> None:
-        if isinstance(event, RequestReceived) and host.dispatcher.begin(
-            pair.server, event.call, host
-        ):
-            host._start(event.call)
+        for job in host.dispatcher.receive([event]):
+            host._start(job)
 
     pair.on_server_event = handle
     return pair
 
 
 def texts(host: Host) -> list[str]:
-    return [call.args[0] for call in host.running]
+    return [job.args[0] for job in host.running]
 
 
 @pytest.mark.fault(96)
@@ -127,7 +125,7 @@ def test_plain_handlers_have_the_limit_of_the_threads() -> None:
     for _ in range(4):
         pair.call("Work.wait")
         pair.call("Work.coroutine")
-    names = [call.target.name for call in host.running]
+    names = [job.method.name for job in host.running]
     assert (names.count("Work.wait"), names.count("Work.coroutine")) == (2, 4)
     assert (host.dispatcher.running, host.dispatcher.queued) == (6, 2)
 

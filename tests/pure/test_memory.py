@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from rpc_proto import (
     ClientConfig,
     ClientConnection,
+    InboundCall,
     RequestReceived,
     ResourceExhausted,
-    ServerCall,
     ServerConfig,
     ServerConnection,
     ServerPort,
@@ -53,7 +53,7 @@ def connected(memory: Memory, config: ServerConfig = CONFIG) -> ServerConnection
     return server
 
 
-def calls(events: list[Any]) -> list[ServerCall]:
+def calls(events: list[Any]) -> list[InboundCall]:
     return [event.call for event in events if isinstance(event, RequestReceived)]
 
 
@@ -139,7 +139,7 @@ def test_default_is_128_mib_or_four_times_the_largest_call() -> None:
 def test_connection_at_its_share_stops_reading_and_then_refuses() -> None:
     memory = Memory(CONFIG.budget)
     server = connected(memory)
-    taken: list[ServerCall] = []
+    taken: list[InboundCall] = []
     for number in range(1, 1025):
         if server.wish is Wish.PAUSE:
             break
@@ -269,13 +269,13 @@ def test_arguments_count_at_what_they_can_grow_to() -> None:
     dispatcher.register(Work())
     server = connected(memory)
     body = b"\xdc\x10\x00" + b"\x90" * 0x1000  # 4,096 empty lists
-    (call,) = calls(caused(server.receive_data, START, WIRE.request(1, "Work.take", body=body)))
-    assert dispatcher.begin(server, call, None)
+    events = caused(server.receive_data, START, WIRE.request(1, "Work.take", body=body))
+    (job,) = dispatcher.receive(events)
     assert memory.used > 64 * len(body)
-    dispatcher.finish(call, None)
+    dispatcher.finish(job, None)
     assert memory.take(memory.limit - 4 * QUANTUM - memory.used, 0)
-    (call,) = calls(caused(server.receive_data, START, WIRE.request(2, "Work.take", body=body)))
-    assert not dispatcher.begin(server, call, None)
+    events = caused(server.receive_data, START, WIRE.request(2, "Work.take", body=body))
+    assert dispatcher.receive(events) == []
     assert errors(server) == [(2, "resource_exhausted", NOT_EXECUTED)]
 
 
@@ -293,8 +293,7 @@ def test_texts_count_at_their_size(codec: str) -> None:
     wire = Wire(codec)
     for number in range(1, 51):  # 2.5 MB in all
         request = wire.request(number, "Work.take", ["x" * 50_000])
-        (call,) = calls(caused(server.receive_data, START, request))
-        assert dispatcher.begin(server, call, None)
+        assert len(dispatcher.receive(caused(server.receive_data, START, request))) == 1
     assert memory.used < 4 * MIB
 
 
@@ -457,7 +456,7 @@ def test_books_are_right_whatever_happens(actions: list[tuple[str, int, int]]) -
     config = CONFIG.override(memory=4 * MIB)
     memory = Memory(config.budget)
     servers = [connected(memory, config) for _ in range(4)]
-    running: list[list[ServerCall]] = [[] for _ in servers]
+    running: list[list[InboundCall]] = [[] for _ in servers]
     pending = [b""] * 4
     ids = [0] * 4
     now = START

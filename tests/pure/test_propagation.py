@@ -5,20 +5,21 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import Cancelled, Peer, ServerCall
-from rpc_proto.context import ambient_call, inherit
+from rpc_proto import Cancelled
+from rpc_proto.context import Job, ambient_call, inherit
 from rpc_proto.propagation import trace_context
+from support.driving import make_job
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 
 
-def serving(metadata: dict[str, str]) -> ServerCall:
-    return ServerCall(1, "S.m", None, metadata, 0, b"", Peer())
+def serving(metadata: dict[str, str]) -> Job:
+    return make_job(metadata=metadata)
 
 
-def metadata_inside(call: ServerCall | None, given: Any = None) -> Any:
+def metadata_inside(call: Job | None, given: Any = None) -> Any:
     """Return the metadata of a call that the handler of another makes."""
 
     def inside() -> Any:
@@ -118,12 +119,12 @@ def test_caller_with_a_traceparent_of_its_own_gets_no_tracestate_of_another() ->
 
 def test_trace_of_a_call_that_has_been_answered_does_not_flow_on() -> None:
     call = serving({"traceparent": PARENT})
-    call.ended = True
+    call.call.ended = True
     assert metadata_inside(call) is None
 
 
 def test_trace_of_a_call_that_was_cancelled_flows_on() -> None:
     call = serving({"traceparent": PARENT})
-    call.ended = True
+    call.call.ended = True
     call.cancel(Cancelled())
     assert metadata_inside(call) == {"traceparent": PARENT}

@@ -136,7 +136,7 @@ def test_error_with_details_that_cannot_be_encoded_repeats() -> None:
 def test_reply_metadata_repeats() -> None:
     pair = traced()
     call, served = pair.request("Work.wait")
-    served.set_reply_metadata({"seen": "yes"})
+    served.reply_metadata = {"seen": "yes"}
     pair.respond(served, 1)
     assert pair.ends(call)[0].metadata == {"seen": "yes"}
     assert_repeats(pair)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -138,8 +139,10 @@ def test_call_whose_codec_raises_anything_is_answered_before_that_goes_on(
 ) -> None:
     pair, host = hosted(raising(kind))
     call = pair.client.start_call(pair.now, "Service.echo", (what,))
-    with pytest.raises(kind):
+    with suppress(kind):
         pair.pump()
+        assert what == "decode"
+        assert [type(error) for error in host.failures] == [kind]
     pair.pump()
     error = pair.outcome(call)
     assert type(error) is Internal
@@ -154,9 +157,9 @@ def test_handler_that_raises_anything_in_a_small_loop_is_answered_before_that_go
 ) -> None:
     pair, host = hosted(PLAIN)
     pair.on_server_event = None
-    call, served = pair.request("Service.fail", kind.__name__)
+    call, _ = pair.request("Service.fail", kind.__name__)
     with pytest.raises(kind):
-        host.dispatcher.handle(pair.server, served)
+        host.dispatcher.serve(pair.server_events)
     pair.pump()
     assert pair.outcome(call).code == "unknown"
     assert (host.dispatcher.running, pair.server.calls_in_flight) == (0, 0)
@@ -177,12 +180,12 @@ def test_call_that_waits_leaves_its_queue_and_its_slot_though_a_callback_of_its_
     first = pair.call("Service.echo", 1)
     call = pair.call("Service.echo", 2)
     waiting = pair.requests()[-1]
-    waiting.on_cancel(lambda: fail(kind))
+    waiting.job.on_cancel(lambda: fail(kind))
     pair.client.cancel(pair.now, call)
     pair.report(pair.client)
-    with pytest.raises(kind):
-        pair.pump()
-    assert waiting.target is None
+    pair.pump()
+    assert [type(error) for error in host.failures] == [kind]
+    assert waiting.job is None
     assert (host.dispatcher.queued, pair.server.calls_in_flight) == (0, 1)
     host.finish()
     assert pair.outcome(first) == 1

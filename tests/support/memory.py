@@ -9,8 +9,6 @@ from contextvars import copy_context
 from typing import Any
 
 from rpc_proto import (
-    Call,
-    CallCancelled,
     CallCompleted,
     CallError,
     CallFailed,
@@ -18,16 +16,18 @@ from rpc_proto import (
     ClientConnection,
     ConnectionTerminated,
     Event,
+    InboundCall,
+    OutboundCall,
     Peer,
     RequestReceived,
     SendBufferDrained,
-    ServerCall,
     ServerConfig,
     ServerConnection,
     State,
     Wish,
 )
 from rpc_proto.connection import Connection
+from rpc_proto.context import Job
 from rpc_proto.dispatch import Dispatcher
 
 from .wire import START
@@ -187,30 +187,32 @@ class Pair:
                 if hook is not None:
                     hook(event)
 
-    def call(self, method: str, *args: Any, timeout: float | None = None, **options: Any) -> Call:
+    def call(
+        self, method: str, *args: Any, timeout: float | None = None, **options: Any
+    ) -> OutboundCall:
         """Start a call and carry it over."""
         deadline = None if timeout is None else self.now + timeout
         call = self.client.start_call(self.now, method, args, deadline=deadline, **options)
         self.pump()
         return call
 
-    def request(self, method: str, *args: Any, **options: Any) -> tuple[Call, ServerCall]:
+    def request(self, method: str, *args: Any, **options: Any) -> tuple[OutboundCall, InboundCall]:
         """Start a call and return it as both ends see it."""
         call = self.call(method, *args, **options)
         served = self.requests()[-1]
         assert served.id == call.id
         return call, served
 
-    def requests(self) -> list[ServerCall]:
+    def requests(self) -> list[InboundCall]:
         """Every call that arrived at the server."""
         return [event.call for event in self.server_events if isinstance(event, RequestReceived)]
 
-    def respond(self, call: ServerCall, value: Any = None) -> None:
+    def respond(self, call: InboundCall, value: Any = None) -> None:
         """Answer a call and carry the answer over."""
         self.server.send_response(self.now, call, value)
         self.pump()
 
-    def fail(self, call: ServerCall, error: CallError) -> None:
+    def fail(self, call: InboundCall, error: CallError) -> None:
         """Answer a call with an error and carry that over."""
         self.server.send_error(self.now, call, error)
         self.pump()
@@ -225,7 +227,7 @@ class Pair:
         self.report(self.server)
         self.pump()
 
-    def ends(self, call: Call) -> list[Event]:
+    def ends(self, call: OutboundCall) -> list[Event]:
         """The terminal events of a call at the client; always exactly one in the end."""
         return [
             event
@@ -233,7 +235,7 @@ class Pair:
             if isinstance(event, (CallCompleted, CallFailed)) and event.call is call
         ]
 
-    def outcome(self, call: Call) -> Any:
+    def outcome(self, call: OutboundCall) -> Any:
         """The value or the error that a call ended with."""
         return outcome(self.ends(call))
 
@@ -282,45 +284,47 @@ class Host:
             threads=threads,
             clock=lambda: pair.now,
             debug=debug,
+            report=lambda error, message: self.failures.append(error),
         )
         pair.server.on_error = self.dispatcher.count_error
         for service in services:
             self.dispatcher.register(service)
-        self.running: list[ServerCall] = []
-        self.stopped: list[ServerCall] = []
+        self.running: list[Job] = []
+        self.stopped: list[Job] = []
         self.ran: list[str] = []
+        self.failures: list[BaseException] = []
         pair.on_server_event = self.handle
 
     def handle(self, event: Event) -> None:
-        if isinstance(event, RequestReceived):
-            if self.dispatcher.begin(self.pair.server, event.call, self):
-                self._start(event.call)
-        elif isinstance(event, CallCancelled) and self.dispatcher.cancel(event.call, event.error):
-            self.stopped.append(event.call)
-        elif isinstance(event, SendBufferDrained) and self.dispatcher.resume(self.pair.server):
+        for job in self.dispatcher.receive([event]):
+            if job.error is None:
+                self._start(job)
+            else:
+                self.stopped.append(job)
+        if isinstance(event, SendBufferDrained) and self.dispatcher.resume(self.pair.server):
             self._resume()
 
-    def finish(self, call: ServerCall | None = None) -> None:
+    def finish(self, job: Job | None = None) -> None:
         """Let a slow handler, the first by default, run to its end."""
-        call = call or self.running[0]
-        self.running.remove(call)
-        self._run(call)
+        job = job or self.running[0]
+        self.running.remove(job)
+        self._run(job)
         self.pair.pump()
 
-    def _start(self, call: ServerCall) -> None:
-        if call.target.name in self.slow:
-            self.running.append(call)
+    def _start(self, job: Job) -> None:
+        if job.method.name in self.slow:
+            self.running.append(job)
         else:
-            self._run(call)
+            self._run(job)
 
-    def _run(self, call: ServerCall) -> None:
-        self.ran.append(call.target.name)
+    def _run(self, job: Job) -> None:
+        self.ran.append(job.method.name)
         try:
-            result = copy_context().run(call.invoke)
+            result = copy_context().run(job.run)
         except Exception as error:
-            self.dispatcher.finish(call, None, error)
+            self.dispatcher.finish(job, None, error)
         else:
-            self.dispatcher.finish(call, result)
+            self.dispatcher.finish(job, result)
         self._resume()
 
     def _resume(self) -> None:

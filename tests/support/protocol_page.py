@@ -10,7 +10,6 @@ from rpc_proto import (
     Event,
     HandshakeCompleted,
     RemoteProtocolError,
-    RequestReceived,
     ServerConfig,
     ServerConnection,
     State,
@@ -70,9 +69,7 @@ class Served:
 
     def send(self, *data: bytes) -> list[Frame]:
         """Receive bytes; return the frames that come back."""
-        for event in caused(self.server.receive_data, START, b"".join(data)):
-            if isinstance(event, RequestReceived):
-                self.dispatcher.handle(self.server, event.call)
+        self.dispatcher.serve(caused(self.server.receive_data, START, b"".join(data)))
         return frames_in(self.server.data_to_send())
 
     def ask(self, header: bytes, body: bytes = b"", flags: int = 0) -> Frame:

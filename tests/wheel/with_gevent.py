@@ -25,6 +25,7 @@ from rpc_gevent import (
     Server,
 )
 from rpc_proto import (
+    CallContext,
     CallError,
     ClientConfig,
     Codec,
@@ -33,7 +34,6 @@ from rpc_proto import (
     NotFound,
     Peer,
     RpcError,
-    ServerCall,
     ServerConfig,
     Unavailable,
     current_call,
@@ -53,7 +53,7 @@ class Arith:
     @expose
     def add(self, a: int, b: int) -> int:
         call = current_call()
-        assert_type(call, ServerCall)
+        assert_type(call, CallContext)
         assert_type(call.deadline, float | None)
         assert_type(call.time_left, float | None)
         assert_type(call.peer, Peer)
