@@ -46,11 +46,13 @@ from .events import (
     GoAwayReceived,
     HandshakeCompleted,
     HttpServed,
+    ObserverFailed,
     RequestReceived,
     ResponsePromised,
     SendBufferDrained,
 )
 from .lazy import lazily
+from .observers import Observer
 from .port import ServerPort
 from .server import ServerConnection
 from .states import State, Wish
@@ -93,6 +95,8 @@ __all__ = [
     "InvalidArgument",
     "LocalProtocolError",
     "NotFound",
+    "Observer",
+    "ObserverFailed",
     "OutOfRange",
     "OutboundCall",
     "Peer",

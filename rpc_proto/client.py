@@ -1,7 +1,8 @@
 """The client's end of a connection (docs/protocol.md, "Calls")."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .calls import IDS, CallTable, OutboundCall
@@ -20,10 +21,11 @@ from .errors import (
     RpcError,
     Unavailable,
 )
-from .events import CallCompleted, CallFailed, HandshakeCompleted
+from .events import CallCompleted, CallFailed, HandshakeCompleted, ObserverFailed
 from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
 from .handshake import FEATURES, Options, agree_features, encode_options, parse_answer
 from .headers import NO_METADATA, HeaderError
+from .observers import Observer, Observers
 from .states import State, Trigger
 from .typed import convert, decoder, weight
 
@@ -53,7 +55,7 @@ class ClientConnection(Connection):
     returns it with `sent` True, or it waits and ends with an event.
 
     With `connect`, "host:port", the connection begins with HTTP CONNECT to there, and the options
-    follow when that is accepted.
+    follow when that is accepted. `observers` see the calls: see `rpc_proto.Observer`.
     """
 
     __slots__ = ("_max_calls", "_options", "_queued", "_serial", "_tunnel")
@@ -61,14 +63,19 @@ class ClientConnection(Connection):
     _config: ClientConfig
 
     def __init__(
-        self, config: ClientConfig | None = None, *, now: float, connect: str | None = None
+        self,
+        config: ClientConfig | None = None,
+        *,
+        now: float,
+        connect: str | None = None,
+        observers: Iterable[Observer] | Observers = (),
     ) -> None:
         """Raise HandshakeError if the token is too long to be sent.
 
         ValueError is for the codec, or for a `connect` that is no host and port.
         """
         config = config or ClientConfig()
-        super().__init__(config, now)
+        super().__init__(config, now, observers)
         self.codec = find_codec(config.codec)
         self.calls: CallTable[OutboundCall] = CallTable()
         self._queue: OrderedDict[int, OutboundCall] = OrderedDict()
@@ -151,6 +158,9 @@ class ClientConnection(Connection):
         call = OutboundCall(
             serial, call_id, method, deadline, metadata, returns, flags, body, waiter
         )
+        observers = self._observers
+        if observers.started or observers.carry:
+            self._announce(call, now)
         queue = self._queue
         if (
             state is _OPEN
@@ -165,10 +175,15 @@ class ClientConnection(Connection):
             self._now = now
             try:
                 self._send_request(call, now)
-            except CallError:
+            except CallError as error:
                 self._serial = previous
+                if observers.failed:
+                    self._tell(observers.failed, call, error, 0)
                 raise
-            if not one_way and calls.insert(call):
+            if one_way:
+                if observers.answered:
+                    self._tell(observers.answered, call, 0)
+            elif calls.insert(call):
                 self.version += 1
             if self.outbound >= self.high_water:
                 self._watch_writing(now)
@@ -177,9 +192,16 @@ class ClientConnection(Connection):
         full = self._check_queue(size)
         if full is not None:
             body = call.body = b""  # or the error's traceback would keep it for as long as it lives
+            if observers.failed:
+                self._tell(observers.failed, call, full, 0)
             raise full
-        if metadata:  # which the caller may change meanwhile
-            call.metadata = self._copy_metadata(metadata)
+        if call.metadata:  # which the caller may change meanwhile
+            try:
+                call.metadata = self._copy_metadata(call.metadata)
+            except InvalidArgument as error:
+                if observers.failed:
+                    self._tell(observers.failed, call, error, 0)
+                raise
         self._serial = serial
         calls.insert(call)
         queue[call_id] = call
@@ -280,11 +302,11 @@ class ClientConnection(Connection):
                 self._send_request(call, now)
             except CallError as error:
                 self.calls.remove(call)
-                self._events.append(CallFailed(call, error))
+                self._fail(call, error)
                 continue
             if call.flags & _ONE_WAY:
                 self.calls.remove(call)
-                self._events.append(CallCompleted(call, None, NO_METADATA))
+                self._complete(call, None, NO_METADATA, 0)
         self._watch_writing(now)
         if self.state is State.DRAINING:
             while queue:  # the server takes no more calls behind our GOAWAY
@@ -317,7 +339,34 @@ class ClientConnection(Connection):
         if self._queue.pop(call.id, None) is not None:
             self._queued -= len(call.body)
 
+    def _announce(self, call: OutboundCall, now: float) -> None:
+        """Tell observers of a call that is about to be sent; take what they send along."""
+        self._now = now
+        self._tell(self._observers.started, call)
+        for carry in self._observers.carry:
+            try:
+                carried = carry(call)
+            except Exception as error:
+                self._events.append(ObserverFailed(error))
+                self.version += 1
+                continue
+            if carried:
+                with suppress(InvalidArgument):  # which is raised when the call is sent
+                    call.metadata = self._copy_metadata(call.metadata or {}) | dict(carried)
+
     # Ends of calls
+
+    def _complete(
+        self, call: OutboundCall, value: Any, metadata: Mapping[str, str], size: int
+    ) -> None:
+        self._events.append(CallCompleted(call, value, metadata))
+        if self._observers.answered:
+            self._tell(self._observers.answered, call, size)
+
+    def _fail(self, call: OutboundCall, error: CallError, size: int = 0) -> None:
+        self._events.append(CallFailed(call, error))
+        if self._observers.failed:
+            self._tell(self._observers.failed, call, error, size)
 
     def _abandon(self, call: OutboundCall, error: CallError) -> None:
         """Report the end of a call that has been taken from the table; tell the server."""
@@ -325,7 +374,7 @@ class ClientConnection(Connection):
             self._send(FrameType.CANCEL, 0, call.id)
         else:
             self._unqueue(call)
-        self._events.append(CallFailed(call, error))
+        self._fail(call, error)
 
     def _expire(self, call: OutboundCall, now: float) -> None:
         self.calls.remove(call)
@@ -351,9 +400,7 @@ class ClientConnection(Connection):
         self._queue.clear()
         self._queued = 0
         for call in self.calls.clear():
-            self._events.append(
-                CallFailed(call, CallError.of(code, message, maybe_executed=call.sent))
-            )
+            self._fail(call, CallError.of(code, message, maybe_executed=call.sent))
 
     # Receiving
 
@@ -420,7 +467,8 @@ class ClientConnection(Connection):
             return
         del calls[call_id]
         if kind == _ERROR:
-            self._events.append(CallFailed(call, self._decode_error(flags, body)))
+            size = PREFIX_SIZE + len(header) + len(body)
+            self._fail(call, self._decode_error(flags, body), size)
             return
         try:
             if len(body) > SMALL and not flags & _RAW:
@@ -432,13 +480,15 @@ class ClientConnection(Connection):
         except ResourceExhausted as error:
             error.message = f"the result of {call.method} is {error.message}"
             error.__traceback__ = None  # or its frames would keep the body for as long as it lives
-            self._events.append(CallFailed(call, error))
+            self._fail(call, error, PREFIX_SIZE + len(header) + len(body))
         except Exception as error:  # a codec may raise anything
-            self._events.append(
-                CallFailed(call, DataLoss(f"the result of {call.method} is bad: {explain(error)}"))
-            )
+            bad = DataLoss(f"the result of {call.method} is bad: {explain(error)}")
+            self._fail(call, bad, PREFIX_SIZE + len(header) + len(body))
         else:
             self._events.append(CallCompleted(call, value, metadata))
+            if self._observers.answered:
+                size = PREFIX_SIZE + len(header) + len(body)
+                self._tell(self._observers.answered, call, size)
 
     def _was_used(self, call_id: int) -> bool:
         return call_id != 0 and (self._serial - call_id) % IDS < self._serial
@@ -479,9 +529,7 @@ class ClientConnection(Connection):
             if call.serial > last or not call.sent:
                 self.calls.remove(call)
                 self._unqueue(call)
-                self._events.append(
-                    CallFailed(call, Unavailable("the server is going away", maybe_executed=False))
-                )
+                self._fail(call, Unavailable("the server is going away", maybe_executed=False))
 
     def _last_call_id(self) -> int:
         return 0  # the server makes no calls

@@ -4,6 +4,7 @@ The protocol itself is in client.py and server.py; docs/protocol.md is its speci
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from .codecs import WORST_GROWTH, Codec
@@ -21,6 +22,7 @@ from .events import GoAwayReceived
 from .frames import Frame, FrameReader, FrameType, encode_prefix
 from .handshake import Answer, LineReader
 from .headers import Headers
+from .observers import Observer, Observers
 from .states import State, Trigger
 from .timers import Timer
 from .typed import decoder
@@ -76,8 +78,10 @@ class Connection(Endpoint):
     codec: Codec
     _headers: Headers
 
-    def __init__(self, config: _Config, now: float) -> None:
-        super().__init__(config, now)
+    def __init__(
+        self, config: _Config, now: float, observers: Iterable[Observer] | Observers
+    ) -> None:
+        super().__init__(config, now, observers)
         # Bodies up to this size keep both limits, whatever is in them.
         self._harmless = min(config.max_encoded, config.max_decoded // WORST_GROWTH)
         self._queue: Any = ()  # calls that wait to be sent; a server has none

@@ -14,6 +14,7 @@ from .errors import CallError, Internal, ResourceExhausted, Unimplemented, Unkno
 from .events import CallCancelled, Event, RequestReceived
 from .frames import Flag
 from .lanes import Lane
+from .observers import Observer
 from .server import ServerConnection
 from .services import Method, reflect
 from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
@@ -35,7 +36,7 @@ class Lock(Protocol):
     def __exit__(self, *_: object) -> Any: ...
 
 
-class Dispatcher:
+class Dispatcher(Observer):
     """The services of one server and the calls that run on it, over all its connections.
 
     At most `max_concurrency` handlers run at a time; at most `max_queued` calls wait for one, and
@@ -45,11 +46,11 @@ class Dispatcher:
     take of a limit, and who comes next, is said at `Lane`.
 
     A call leaves the queue unserved when its deadline passes or its caller gives up. `snapshot`
-    tells the numbers; so that errors are among them, set `on_error` of each connection to
-    `count_error`. A driver with threads gives a `lock`: what calls of several connections share is
-    behind it. `report(error, message)` hears of what the user's code raised outside of handlers: a
-    callback of `on_cancel()`, or a codec that raises more than an Exception; without it `serve`
-    raises that when all else is done.
+    tells the numbers; errors are among them if this is an observer of each connection. A driver
+    with threads gives a `lock`: what calls of several connections share is behind it.
+    `report(error, message)` hears of what the user's code raised outside of handlers: a callback of
+    `on_cancel()`, or a codec that raises more than an Exception; without it `serve` raises that
+    when all else is done.
     """
 
     def __init__(
@@ -166,8 +167,8 @@ class Dispatcher:
         """Return a count of MethodStats, of all methods together."""
         return sum(getattr(stats, name) for _, stats in self._records())
 
-    def count_error(self, call: InboundCall, error: CallError, now: float) -> None:
-        """Count a call that ended with an error; for `ServerConnection.on_error`."""
+    def failed(self, now: float, call: Any, error: CallError, size: int) -> None:
+        """Count a call that ended with an error."""
         with self.stats.lock:
             stats = self._stats_of(call)
             name = call.method if stats is not self.stats.unknown else UNKNOWN

@@ -1,11 +1,14 @@
 """One end of a connection, whatever is spoken over it: bytes in and out, time, and how it ends."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
 
 from .config import _Config
 from .errors import RpcError, Unavailable
 from .events import ConnectionTerminated, Event
 from .memory import Account
+from .observers import NOBODY, Observer, Observers, tell
 from .states import TRANSITIONS, State, Trigger, Wish
 from .timers import Timer, TimerTable
 
@@ -51,6 +54,7 @@ class Endpoint(ABC):
         "_eof",
         "_events",
         "_now",
+        "_observers",
         "_out",
         "_received_at",
         "_room",
@@ -71,8 +75,11 @@ class Endpoint(ABC):
     _config: _Config
     _lingers = False  # whether to hear the peer out before the transport is closed
 
-    def __init__(self, config: _Config, now: float) -> None:
+    def __init__(
+        self, config: _Config, now: float, observers: Iterable[Observer] | Observers
+    ) -> None:
         self._config = config
+        self._observers = Observers.of(observers) if observers else NOBODY
         self.state = State.HANDSHAKE  # for looking; a plain attribute, as are the other getters
         self.version = 0
         self._now = now
@@ -200,6 +207,13 @@ class Endpoint(ABC):
         return True
 
     # Shared inner workings
+
+    def _tell(self, methods: tuple[Any, ...], *what: Any) -> None:
+        """Tell observers something; what one raises is an event."""
+        before = len(self._events)
+        tell(self._events, methods, self._now, *what)
+        if len(self._events) != before:
+            self.version += 1
 
     def _note_eof(self, now: float) -> None:
         self._now = now

@@ -19,6 +19,7 @@ __all__ = [
     "GoAwayReceived",
     "HandshakeCompleted",
     "HttpServed",
+    "ObserverFailed",
     "RequestReceived",
     "ResponsePromised",
     "SendBufferDrained",
@@ -137,6 +138,15 @@ class SendBufferDrained(Event):
     """
 
     __slots__ = ()
+
+
+class ObserverFailed(Event):
+    """An observer raised `error`; the call that it was told of goes on."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 class ConnectionTerminated(Event):

@@ -7,6 +7,7 @@ from .calls import InboundCall
 from .config import Peer, ServerConfig
 from .events import Event
 from .memory import Memory
+from .observers import Observer, Observers
 from .server import ServerConnection
 from .states import State, Wish
 
@@ -27,7 +28,7 @@ class ServerPort:
 
     Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, together do not keep their
     server from its calls for long; those that share `memory`, a rpc_proto.memory.Memory, together
-    hold no more than that. `make` makes the ServerConnection.
+    hold no more than that. `observers` see calls and HTTP. `make` makes the ServerConnection.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class ServerPort:
         "_http",
         "_make",
         "_memory",
+        "_observers",
         "_opened",
         "_refusal",
         "_turns",
@@ -52,6 +54,7 @@ class ServerPort:
         application: "Application | None" = None,
         turns: "HttpTurns | None" = None,
         memory: Memory | None = None,
+        observers: Iterable[Observer] | Observers = (),
         make: Callable[..., ServerConnection] = ServerConnection,
     ) -> None:
         self._config = config or ServerConfig()
@@ -63,8 +66,13 @@ class ServerPort:
         self._events: list[Event] = []  # of the connection before
         self._http: HttpConnection | None = None  # while it is what the peer speaks
         self._make = make
+        self._observers = Observers.of(observers)
         self.connection: ServerConnection | HttpConnection = make(
-            self._config, now=now, peer=peer, memory=self._memory
+            self._config,
+            now=now,
+            peer=peer,
+            memory=self._memory,
+            observers=self._observers,
         )
 
     # Getters
@@ -206,6 +214,7 @@ class ServerPort:
             turns=self._turns,
             memory=self._memory,
             unavailable=self._refusal and self._refusal[1],
+            observers=self._observers,
         )
         self._succeed(self._http)
 
@@ -216,7 +225,12 @@ class ServerPort:
         self._http = None
         behind, preface = http.tunnel, http.data_to_send()
         calls = self._make(
-            self._config, now=now, peer=self.peer, memory=self._memory, preface=preface
+            self._config,
+            now=now,
+            peer=self.peer,
+            memory=self._memory,
+            preface=preface,
+            observers=self._observers,
         )
         calls.received = http.received - len(behind)
         calls.sent = http.sent - len(preface)

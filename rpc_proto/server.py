@@ -1,6 +1,6 @@
 """The server's end of a connection (docs/protocol.md, "Calls")."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 from .budget import PATIENCE, Budgeted
@@ -36,12 +36,11 @@ from .handshake import (
 )
 from .headers import LONGEST_CACHED, NO_METADATA, HeaderError
 from .memory import Memory
+from .observers import Observer, Observers
 from .states import State, Trigger
 from .timers import Timer
 
 __all__ = ["ServerConnection"]
-
-OnError = Callable[[InboundCall, CallError, float], None]
 
 _OPEN = State.OPEN
 _new = object.__new__
@@ -67,8 +66,7 @@ class ServerConnection(Budgeted, Connection):
     `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
     told that nobody waits for the answer any more.
 
-    `on_error(call, error, now)`, if it is set, is called for each call that ends with an error,
-    those included that are refused without an event: for counting.
+    `observers` see the calls: see `rpc_proto.Observer`.
     """
 
     __slots__ = (
@@ -81,7 +79,6 @@ class ServerConnection(Budgeted, Connection):
         "_refusal",
         "_refusals",
         "_refused_at",
-        "on_error",
         "peer",
     )
 
@@ -93,14 +90,13 @@ class ServerConnection(Budgeted, Connection):
         peer: Peer | None = None,
         memory: Memory | None = None,
         preface: bytes = b"",
-        on_error: OnError | None = None,
+        observers: Iterable[Observer] | Observers = (),
     ) -> None:
         config = config or ServerConfig()
-        super().__init__(config, now)
+        super().__init__(config, now, observers)
         if preface:
             self._send_line(preface)
         self.peer = peer or Peer()
-        self.on_error = on_error
         self.calls: CallTable[InboundCall] = CallTable()
         self._handling_timeout = config.handling_timeout
         self._max_calls = config.max_calls
@@ -143,8 +139,11 @@ class ServerConnection(Budgeted, Connection):
         What a codec raises that is no Exception is raised again, after that answer.
         """
         if call.ended or call.one_way:
-            if self._conclude(call, now) and self.state is not State.OPEN:
-                self._settle(now)
+            if self._conclude(call, now):
+                if self._observers.answered:
+                    self._tell(self._observers.answered, call, 0)
+                if self.state is not State.OPEN:
+                    self._settle(now)
             return
         del self.calls.by_id[call.id]  # one that has not ended is there
         call.ended = True
@@ -200,6 +199,8 @@ class ServerConnection(Budgeted, Connection):
                 prefix = encode_prefix(_RESPONSE, flags, header_size, body_size, call.id)
                 self._out += (prefix, header, body)
                 self.outbound += size
+                if self._observers.answered:
+                    self._tell(self._observers.answered, call, size)
         if self.state is not _OPEN or self.outbound >= self._room:
             self._settle(now)
 
@@ -321,12 +322,10 @@ class ServerConnection(Budgeted, Connection):
 
     def _fail(self, call: InboundCall, error: CallError) -> None:
         """End a call with an error."""
-        self._report(call, error)
+        before = self.outbound
         self._answer_error(call, error)
-
-    def _report(self, call: InboundCall, error: CallError) -> None:
-        if self.on_error is not None:
-            self.on_error(call, error, self._now)
+        if self._observers.failed:
+            self._tell(self._observers.failed, call, error, self.outbound - before)
 
     def _answer_error(self, call: InboundCall, error: CallError) -> None:
         if not call.one_way:
@@ -352,11 +351,12 @@ class ServerConnection(Budgeted, Connection):
             FrameType.ERROR, flags, call_id, header if len(header) <= max_header else b"", body
         )
 
-    def _end_call(self, call: InboundCall, error: CallError) -> None:
-        """Tell the driver that nobody waits for this call any more."""
+    def _end_call(self, call: InboundCall, error: CallError, size: int = 0) -> None:
+        """Tell the driver that nobody waits for this call any more; `size`: that of an answer."""
         call.ended = True
         self._given_up += 1
-        self._report(call, error)
+        if self._observers.failed:
+            self._tell(self._observers.failed, call, error, size)
         self._events.append(CallCancelled(call, error))
 
     def _count_refusal(self, call: InboundCall, now: float) -> None:
@@ -469,6 +469,8 @@ class ServerConnection(Budgeted, Connection):
         if call.one_way:
             self._one_way += 1
             self.version += 1
+        if self._observers.started:
+            self._tell(self._observers.started, call)
         event = _new(RequestReceived)  # in half the time, since no __init__ is called
         event.call = call
         self._events.append(event)
@@ -550,15 +552,17 @@ class ServerConnection(Budgeted, Connection):
     def _expire(self, call: InboundCall, now: float) -> None:
         if not call.ended:
             error = DeadlineExceeded(f"the deadline of {call.method} passed before it ended")
-            self._answer_error(call, error)
-            self._end_call(call, error)
+            self._end_with_answer(call, error)
 
     def _expire_grace(self, now: float) -> None:
         for call in self.calls:
             if not call.ended:
-                error = Unavailable("the server is shutting down")
-                self._answer_error(call, error)
-                self._end_call(call, error)
+                self._end_with_answer(call, Unavailable("the server is shutting down"))
+
+    def _end_with_answer(self, call: InboundCall, error: CallError) -> None:
+        before = self.outbound
+        self._answer_error(call, error)
+        self._end_call(call, error, self.outbound - before)
 
     def _stop(self, error: RpcError | None, now: float) -> None:
         reason = Unavailable(str(error or "the connection ended"))

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl as ssl_module
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self, TypeVar, overload
 
 from rpc_common.client import Dialling, Reply, explain, refusal, warn_unclosed
 from rpc_common.forks import Forks
+from rpc_common.log import get_log
 from rpc_common.patching import check_patching
 from rpc_common.tls import Tls
 from rpc_proto import (
@@ -22,6 +23,8 @@ from rpc_proto import (
     Event,
     HandshakeCompleted,
     LocalProtocolError,
+    Observer,
+    ObserverFailed,
     OutboundCall,
     State,
 )
@@ -33,6 +36,8 @@ from .protocol import ConnectionProtocol
 from .waiters import Waiter
 
 __all__ = ["Client", "Reply"]
+
+_log = get_log("rpc_asyncio")
 
 Api = TypeVar("Api")
 Result = TypeVar("Result")
@@ -70,6 +75,8 @@ class _ClientProtocol(ConnectionProtocol):
                     self.handshake.set_result(None)
             elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
                 self.handshake.set_exception(refusal(event.error))
+            elif isinstance(event, ObserverFailed):
+                _log.error("an observer failed", exc_info=event.error)
         # A Task that ends with an error in here keeps this frame, and would keep it with its error.
         event = None
         events.clear()
@@ -125,6 +132,7 @@ class Client:
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
+        observers: Iterable[Observer] = (),
         proxy: str | None = None,
     ) -> "Client":
         """Connect to tcp://host:port, tls://host:port or unix:///path.
@@ -132,13 +140,16 @@ class Client:
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
         `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
         handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call. `proxy` is the URL of
-        an HTTP proxy, http://user:password@host:port, or "env" for what http_proxy, https_proxy,
-        all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
-        when the server or the proxy refuses, and TimeoutError; nothing stays open then.
+        says. An OpenTelemetry `tracer_provider` gets a span for each call, and `observers` see
+        them: see rpc_proto.Observer. `proxy` is the URL of an HTTP proxy,
+        http://user:password@host:port, or "env" for what http_proxy, https_proxy, all_proxy and
+        no_proxy say. Raises Unavailable when there is no connection, HandshakeError when the server
+        or the proxy refuses, and TimeoutError; nothing stays open then.
         """
         check_patching("rpc_asyncio", threads_only=True)
-        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy, timeout)
+        target = Dialling.check(
+            address, codec, token, ssl, config, tracer_provider, observers, proxy, timeout
+        )
         where = target.where
         loop = asyncio.get_running_loop()
         tls = Tls(target.ssl, server_side=False, hostname=where.host) if target.ssl else None

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from rpc_common.client import Dialling, SyncClient, Waiting, outcome, refusal
 from rpc_common.forks import Forks
+from rpc_common.log import get_log
 from rpc_common.patching import check_patching
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
@@ -26,6 +27,7 @@ from rpc_proto import (
     Event,
     HandshakeCompleted,
     LocalProtocolError,
+    ObserverFailed,
     OutboundCall,
     State,
 )
@@ -38,6 +40,8 @@ from .locks import ownership
 from .runtime import BLOCKING
 
 __all__ = ["Client"]
+
+_log = get_log("rpc_blocking")
 
 # After so many seconds without a call the server may have closed the connection unnoticed.
 _STALE = 1.0
@@ -482,3 +486,5 @@ class Client(SyncClient):
                     waiter.wake()
             elif self._handshake.event is None and kind in _FIRST:
                 self._handshake.event = event
+            elif kind is ObserverFailed:
+                _log.error("an observer failed", exc_info=event.error)  # type: ignore[attr-defined]

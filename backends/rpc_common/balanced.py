@@ -26,6 +26,7 @@ from rpc_proto import (
     ClientConfig,
     Codec,
     LocalProtocolError,
+    Observer,
     State,
     Unavailable,
     parse_address,
@@ -115,6 +116,7 @@ class BalancedBase(ABC):
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
+        observers: Iterable[Observer] = (),
         proxy: str | None = None,
         **settings: Any,
     ) -> None:
@@ -133,7 +135,11 @@ class BalancedBase(ABC):
         self._pool = Pool(now=monotonic(), rng=random, balancer=balancer, **settings)
         self._config = (config or ClientConfig()).override(codec=codec, token=token)
         self._ssl = ssl
-        self._connecting = {"tracer_provider": tracer_provider, "proxy": proxy}
+        self._connecting = {
+            "tracer_provider": tracer_provider,
+            "observers": tuple(observers),
+            "proxy": proxy,
+        }
         self._connect_timeout = connect_timeout
         self._limited = self._pool.attempt_timeout is not None
         self._idempotent = idempotent

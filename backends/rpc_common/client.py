@@ -18,12 +18,14 @@ from rpc_proto import (
     Codec,
     HandshakeError,
     LocalProtocolError,
+    Observer,
     OutboundCall,
     State,
     Unavailable,
     parse_address,
 )
 from rpc_proto.context import inherit
+from rpc_proto.observers import Observers
 from rpc_proto.proxy import service_proxy
 
 from .forks import Forks
@@ -72,6 +74,7 @@ class Dialling(NamedTuple):
         ssl: ssl_module.SSLContext | None,
         config: ClientConfig | None,
         tracer_provider: Any,
+        observers: Iterable[Observer],
         proxy: str | None,
         timeout: float,
     ) -> Self:
@@ -84,13 +87,14 @@ class Dialling(NamedTuple):
             ssl = ssl or ssl_module.create_default_context()
         elif ssl is not None:
             raise ValueError(f"ssl goes with a tls:// or https:// address, not {address!r}")
-        new_connection: Callable[..., ClientConnection] = ClientConnection
         if tracer_provider is not None:
-            from .otel import client_connection
+            from .otel import ClientSpans
 
-            new_connection = client_connection(tracer_provider, where)
+            observers = (*observers, ClientSpans(tracer_provider, where))
+        options: dict[str, Any] = {"observers": Observers(observers)}
         if where.has_http:
-            new_connection = partial(new_connection, connect=where.authority)
+            options["connect"] = where.authority
+        new_connection = partial(ClientConnection, **options)
         config = (config or ClientConfig()).override(codec=codec, token=token)
         return cls(where, config, ssl, new_connection, through)
 
@@ -210,6 +214,7 @@ class SyncClient(ABC):
         ssl: ssl_module.SSLContext | None = None,
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
+        observers: Iterable[Observer] = (),
         proxy: str | None = None,
     ) -> Self:
         """Connect to tcp://host:port, tls://host:port or unix:///path.
@@ -217,12 +222,15 @@ class SyncClient(ABC):
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
         `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
         handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call. `proxy` is the URL of
-        an HTTP proxy, http://user:password@host:port, or "env" for what http_proxy, https_proxy,
-        all_proxy and no_proxy say. Raises Unavailable when there is no connection, HandshakeError
-        when the server or the proxy refuses, and TimeoutError; nothing stays open then.
+        says. An OpenTelemetry `tracer_provider` gets a span for each call, and `observers` see
+        them: see rpc_proto.Observer. `proxy` is the URL of an HTTP proxy,
+        http://user:password@host:port, or "env" for what http_proxy, https_proxy, all_proxy and
+        no_proxy say. Raises Unavailable when there is no connection, HandshakeError when the server
+        or the proxy refuses, and TimeoutError; nothing stays open then.
         """
-        target = Dialling.check(address, codec, token, ssl, config, tracer_provider, proxy, timeout)
+        target = Dialling.check(
+            address, codec, token, ssl, config, tracer_provider, observers, proxy, timeout
+        )
         try:
             return cls._connect(target, address, timeout)
         except BaseException as error:

@@ -12,17 +12,12 @@ from typing import Any
 
 from rpc_proto import (
     Address,
-    CallCompleted,
     CallError,
-    CallFailed,
-    ClientConfig,
-    ClientConnection,
-    Event,
+    Observer,
     OutboundCall,
     __version__,
 )
 from rpc_proto.context import Job, ambient_call
-from rpc_proto.frames import Flag
 from rpc_proto.services import Method
 
 from .log import get_log
@@ -35,7 +30,7 @@ try:
 except ImportError as error:
     raise ImportError("a tracer_provider needs: pip install 'rpc-proto[otel]'") from error
 
-__all__ = ["client_connection", "server_spans"]
+__all__ = ["ClientSpans", "server_spans"]
 
 _log = get_log("rpc_common")
 
@@ -153,72 +148,41 @@ def _end_served(
     span.end()
 
 
-# The client's end: in the connection, through which the calls of every driver go
+# The client's end: an observer of its connection, through which the calls of every driver go
 
 
-def client_connection(
-    provider: TracerProvider, where: Address
-) -> Callable[..., "ConnectionWithSpans"]:
-    """Return what makes connections to a server whose calls have spans."""
-    return partial(ConnectionWithSpans, _tracer(provider), where)
+class ClientSpans(Observer):
+    """A span for each call to one server, from its start to its end."""
 
-
-class ConnectionWithSpans(ClientConnection):
-    """A client's connection with a span for each call, from its start to its last event."""
-
-    __slots__ = ("_server", "_spans", "_tracer")
-
-    def __init__(
-        self, tracer: Tracer, where: Address, config: ClientConfig | None, **options: Any
-    ) -> None:
-        super().__init__(config, **options)
-        self._tracer = tracer
+    def __init__(self, provider: TracerProvider, where: Address) -> None:
+        self._tracer = _tracer(provider)
         self._server: dict[str, str | int] = {"server.address": where.host or where.path}
         if where.port:
             self._server["server.port"] = where.port
-        self._spans: dict[OutboundCall, Span] = {}
+        self._spans: dict[Any, Span] = {}
 
-    def start_call(
-        self,
-        now: float,
-        method: str,
-        *arguments: Any,
-        metadata: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> OutboundCall:
-        carrier = dict(metadata or ())
-        span = self._start(_name(str(method)), carrier)
-        try:
-            call = super().start_call(now, method, *arguments, metadata=carrier, **options)
-        except Exception as error:
-            _end(span, error)
-            raise
-        if call.sent and call.flags & Flag.ONE_WAY:
-            _end(span, None)
-        elif span is not None:
-            self._spans[call] = span
-        return call
-
-    def _start(self, name: str, carrier: dict[str, str]) -> Span | None:
-        """Start a span, and put into the metadata what makes it the parent of the server's."""
+    def carry(self, call: OutboundCall) -> Mapping[str, str] | None:
+        """Start the span, and return what makes it the parent of the server's."""
+        name = _name(call.method)
+        carrier = dict(call.metadata or ())
         try:
             current = trace.get_current_span().get_span_context()
             # In a handler without a span of its own, what came with its call is the parent.
             context = None if current.is_valid else extract(carrier)
             attributes = _describe(name) | self._server
             span = self._tracer.start_span(name, context, SpanKind.CLIENT, attributes)
+            self._spans[call] = span
             inject(carrier, trace.set_span_in_context(span, context))
         except Exception:
             _log.exception("no span for %s", name)
             return None
-        return span
+        return carrier
 
-    def events(self) -> list[Event]:
-        events = super().events()
-        for event in events:
-            if isinstance(event, (CallCompleted, CallFailed)) and event.call in self._spans:
-                _end(self._spans.pop(event.call), getattr(event, "error", None))
-        return events
+    def answered(self, now: float, call: Any, size: int) -> None:
+        _end(self._spans.pop(call, None), None)
+
+    def failed(self, now: float, call: Any, error: CallError, size: int) -> None:
+        _end(self._spans.pop(call, None), error)
 
 
 def _end(span: Span | None, error: Exception | None) -> None:

@@ -20,6 +20,8 @@ from rpc_proto import (
     HandshakeError,
     HttpServed,
     LocalProtocolError,
+    Observer,
+    ObserverFailed,
     Peer,
     RemoteProtocolError,
     RequestReceived,
@@ -27,7 +29,6 @@ from rpc_proto import (
     ResponsePromised,
     SendBufferDrained,
     ServerConfig,
-    ServerConnection,
     ServerPort,
     parse_address,
 )
@@ -41,9 +42,10 @@ from rpc_proto.http.pages import BuiltIn
 from rpc_proto.http.turns import HttpTurns
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.memory import Memory
+from rpc_proto.observers import Observers
 from rpc_proto.services import Method, reflect
 
-from .access import LoggedConnection, log_access
+from .access import AccessLog
 from .forks import Forks
 from .log import Log
 from .runtime import Runtime
@@ -125,6 +127,7 @@ class Settings(TypedDict, total=False):
     debug: bool
     access_log: bool
     tracer_provider: Any
+    observers: Iterable[Observer]
     pages: Pages | None
 
 
@@ -136,7 +139,7 @@ class ServerBase(ABC):
     three quarters, and `max_queued` calls wait for them; `max_connections` bounds the connections.
     `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
     callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
-    span for each that a handler serves.
+    span for each that a handler serves. `observers` see all calls: see rpc_proto.Observer.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
@@ -163,6 +166,7 @@ class ServerBase(ABC):
         debug: bool = False,
         access_log: bool = False,
         tracer_provider: Any = None,
+        observers: Iterable[Observer] = (),
         pages: Pages | None = None,
         threads: int | None = None,
     ) -> None:
@@ -199,16 +203,11 @@ class ServerBase(ABC):
         self.http = Router()
         built_in = BuiltIn(self.snapshot, offered.services, self._health.check)
         built_in.add_to(self.http, pages or Pages())
-        self._access: Log | None = None
-        # Chosen once, so that who wants neither log nor spans pays for neither.
-        on_error = self._dispatcher.count_error
-        self._new_connection: Callable[..., ServerConnection]
-        self._new_connection = partial(ServerConnection, on_error=on_error)
+        if access_log:
+            observers = (*observers, AccessLog(self._log.get_child("access")))
+        self._observers = Observers((self._dispatcher, *observers))
         self._http_turns = HttpTurns(monotonic, self._make_lock())
         self._memory = Memory(self.config.budget, self._make_lock())
-        if access_log:
-            self._access = self._log.get_child("access")
-            self._new_connection = partial(LoggedConnection, self._access, on_error=on_error)
         self._wrap: Callable[[Method], Callable[..., Any]] | None = None
         if tracer_provider is not None:
             from .otel import server_spans
@@ -421,7 +420,7 @@ class ServerBase(ABC):
             application=self._answer_http,
             turns=self._http_turns,
             memory=self._memory,
-            make=self._new_connection,
+            observers=self._observers,
         )
 
     # Applications
@@ -529,16 +528,10 @@ class ServerBase(ABC):
         elif isinstance(event, ResponsePromised):
             event.promise.on_settled(link.wake)
         elif isinstance(event, HttpServed):
-            self._note_http(link, event)
-
-    def _note_http(self, link: Link, event: HttpServed) -> None:
-        if self._access is not None:
-            log_access(
-                *(self._access, link.connection.peer.address, event.request, str(event.status)),
-                *(event.seconds, event.size),
-            )
-        if event.error is not None:
-            self._failed(event.error, "%s failed", event.request)
+            if event.error is not None:
+                self._failed(event.error, "%s failed", event.request)
+        elif isinstance(event, ObserverFailed):
+            self._failed(event.error, "an observer failed")
 
     def _log_tls_failed(self, peername: Any, error: Exception) -> None:
         """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""

@@ -10,6 +10,7 @@ from gevent.event import AsyncResult, Event
 
 from rpc_common.client import Dialling, Reply, SyncClient, Waiting, outcome, refusal
 from rpc_common.forks import Forks
+from rpc_common.log import get_log
 from rpc_common.sockets import dial
 from rpc_common.tls import Tls
 from rpc_proto import (
@@ -20,6 +21,7 @@ from rpc_proto import (
     ConnectionTerminated,
     HandshakeCompleted,
     LocalProtocolError,
+    ObserverFailed,
     OutboundCall,
 )
 from rpc_proto import Event as CoreEvent
@@ -28,6 +30,8 @@ from .link import Link, take_over
 from .runtime import GEVENT, get_ident
 
 __all__ = ["Client", "Reply"]
+
+_log = get_log("rpc_gevent")
 
 _LONGEST = 1e6  # seconds; not every loop knows of longer timers
 _ENDS = (CallCompleted, CallFailed)
@@ -77,6 +81,8 @@ class _ClientLink(Link):
                         waiter.greenlet.switch()
                     else:
                         self._hub.loop.run_callback(waiter.wake)
+                elif isinstance(event, ObserverFailed):
+                    _log.error("an observer failed", exc_info=event.error)
                 elif not self.handshake.ready():
                     self._shake_hands(event)
         except BaseException:  # what ends the process, not just a greenlet; nobody is forgotten

@@ -1,5 +1,6 @@
 """The server's end of a connection over which HTTP/1.1 is spoken (RFC 9112)."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rpc_proto.budget import PATIENCE, Budgeted
@@ -7,6 +8,7 @@ from rpc_proto.config import Peer, ServerConfig
 from rpc_proto.errors import HandshakeError, RpcError
 from rpc_proto.events import HttpServed, ResponsePromised
 from rpc_proto.memory import Memory
+from rpc_proto.observers import Observer, Observers
 from rpc_proto.states import State, Trigger
 from rpc_proto.timers import Timer
 
@@ -30,7 +32,8 @@ class HttpConnection(Budgeted):
 
     Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, together do not keep their
     server from its calls for long; those that share `memory` together hold no more than that.
-    `unavailable` says why all but CONNECT is answered with 503, if so.
+    `observers` see each exchange. `unavailable` is why every request but CONNECT is answered with
+    503, or None.
     """
 
     __slots__ = ("_http", "_response", "_turns", "peer")
@@ -45,9 +48,10 @@ class HttpConnection(Budgeted):
         turns: HttpTurns | None = None,
         memory: Memory | None = None,
         unavailable: str | None = None,
+        observers: Iterable[Observer] | Observers = (),
     ) -> None:
         config = config or ServerConfig()
-        super().__init__(config, now)
+        super().__init__(config, now, observers)
         self.state = State.OPEN
         self._turns = turns or HttpTurns()
         self.peer = peer or Peer()
@@ -211,7 +215,10 @@ class HttpConnection(Budgeted):
 
     def _note(self, exchange: Exchange | None, now: float) -> None:
         if exchange is not None:
-            self._events.append(HttpServed(*exchange, now - self._http.began))
+            event = HttpServed(*exchange, now - self._http.began)
+            self._events.append(event)
+            if self._observers.served:
+                self._tell(self._observers.served, self.peer, event)
             if self.state is State.OPEN:
                 self._await_request(now)
 

@@ -270,7 +270,7 @@ def test_text_that_is_no_unicode_can_still_be_shown() -> None:
     pair, host = hosted()
     pair.call("Arith.fail", "internal")
     call = pair.requests()[-1]
-    host.dispatcher.count_error(call, NotFound("a \udcff b"), pair.now)
+    host.dispatcher.failed(pair.now, call, NotFound("a \udcff b"), 0)
     assert numbers(host)["last_errors"][0]["message"] == "a ? b"
 
 

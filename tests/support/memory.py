@@ -29,6 +29,7 @@ from rpc_proto import (
 from rpc_proto.connection import Connection
 from rpc_proto.context import Job
 from rpc_proto.dispatch import Dispatcher
+from rpc_proto.observers import Observers
 
 from .wire import START
 
@@ -286,7 +287,7 @@ class Host:
             debug=debug,
             report=lambda error, message: self.failures.append(error),
         )
-        pair.server.on_error = self.dispatcher.count_error
+        pair.server._observers = Observers([self.dispatcher])
         for service in services:
             self.dispatcher.register(service)
         self.running: list[Job] = []

@@ -1,0 +1,91 @@
+"""Seeing the calls of connections: for statistics, access logs, spans and the like."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .events import ObserverFailed
+
+if TYPE_CHECKING:
+    from .calls import InboundCall, OutboundCall
+    from .config import Peer
+    from .errors import CallError
+    from .events import Event, HttpServed
+
+__all__ = ["NOBODY", "Observer", "Observers", "tell"]
+
+
+class Observer:
+    """Sees the calls of one or many connections, and changes nothing.
+
+    Inherit, and override the methods you need: the others cost nothing. `now` is the time that the
+    embedder passed in, in seconds; sizes are bytes on the wire. Each call that has `started` ends
+    with one of `answered` and `failed`; a call that is refused on arrival only fails. What a method
+    raises becomes an `ObserverFailed` event and disturbs nothing else.
+    """
+
+    __slots__ = ()
+
+    def started(self, now: float, call: "InboundCall | OutboundCall") -> None:
+        """A client is about to send the call, or a server has accepted it."""
+
+    def carry(self, call: "OutboundCall") -> Mapping[str, str] | None:
+        """Return metadata to send with the call, so that its trace continues at the server.
+
+        Called after `started`, by clients only.
+        """
+
+    def answered(self, now: float, call: "InboundCall | OutboundCall", size: int) -> None:
+        """The call has its result; `size` is that of the answer."""
+
+    def failed(
+        self, now: float, call: "InboundCall | OutboundCall", error: "CallError", size: int
+    ) -> None:
+        """The call has ended with an error; `size` is that of the answer, 0 without one.
+
+        A server's handler may still be running.
+        """
+
+    def served(self, now: float, peer: "Peer", exchange: "HttpServed") -> None:
+        """A server has answered an HTTP request."""
+
+
+class Observers:
+    """Several observers as a connection uses them: by what each of them wants to see."""
+
+    __slots__ = ("answered", "carry", "failed", "served", "started")
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        observers = tuple(observers)
+        for observer in observers:
+            if not isinstance(observer, Observer):
+                raise TypeError(f"an observer must inherit from rpc_proto.Observer: {observer!r}")
+        self.started = _overriding(observers, "started")
+        self.carry = _overriding(observers, "carry")
+        self.answered = _overriding(observers, "answered")
+        self.failed = _overriding(observers, "failed")
+        self.served = _overriding(observers, "served")
+
+    @classmethod
+    def of(cls, observers: "Iterable[Observer] | Observers") -> "Observers":
+        """Return the observers in this form; what has it already is shared."""
+        return observers if isinstance(observers, Observers) else cls(observers)
+
+
+def _overriding(observers: Iterable[Observer], name: str) -> tuple[Any, ...]:
+    return tuple(
+        getattr(observer, name)
+        for observer in observers
+        if getattr(type(observer), name) is not getattr(Observer, name)
+    )
+
+
+def tell(events: "list[Event]", methods: tuple[Any, ...], *what: Any) -> None:
+    """Call the methods of observers; what one raises becomes an event."""
+    for method in methods:
+        try:
+            method(*what)
+        except Exception as error:
+            events.append(ObserverFailed(error))
+
+
+NOBODY = Observers(())
