@@ -59,11 +59,19 @@ from .states import State, Wish
 
 if TYPE_CHECKING:
     from .dispatch import Dispatcher
+    from .interceptors import Interceptor, Invocation
     from .services import expose, quick
 else:
     # Reflection is for servers; a client need not pay for importing it.
     __getattr__ = lazily(
-        __name__, {"Dispatcher": ".dispatch", "expose": ".services", "quick": ".services"}
+        __name__,
+        {
+            "Dispatcher": ".dispatch",
+            "Interceptor": ".interceptors",
+            "Invocation": ".interceptors",
+            "expose": ".services",
+            "quick": ".services",
+        },
     )
 
 __all__ = [
@@ -91,8 +99,10 @@ __all__ = [
     "HandshakeError",
     "HttpServed",
     "InboundCall",
+    "Interceptor",
     "Internal",
     "InvalidArgument",
+    "Invocation",
     "LocalProtocolError",
     "NotFound",
     "Observer",

@@ -106,17 +106,18 @@ class Dispatcher(Observer):
     ) -> str:
         """Add the methods of an object under a name and return that; ValueError if it is taken.
 
-        `wrap(method)` returns what runs in place of its function, in all else just like that.
+        `wrap(method)` returns what runs in place of its function; if that is a coroutine function
+        and the other was not, it says so in `method.is_async`.
         """
         methods = reflect(service, name)
         name = next(iter(methods)).rpartition(".")[0]
         if name in self.services():
             raise ValueError(f"a service named {name!r} is registered already")
         for method in methods.values():
-            if wrap is not None:
-                method.function = wrap(method)
             if not method.is_quick or method.is_async:
                 method.lane = self._handlers if method.is_async else self._threads
+            if wrap is not None:
+                method.function = wrap(method)
         # A new table each time, so that whoever reads the old one meanwhile is not disturbed.
         self.methods = {**self.methods, **methods}
         return name

@@ -277,9 +277,14 @@ class TracedClientConnection(_Traced, ClientConnection):
     """A ClientConnection with a `trace`."""
 
     def __init__(
-        self, config: ClientConfig | None = None, *, now: float, connect: str | None = None
+        self,
+        config: ClientConfig | None = None,
+        *,
+        now: float,
+        connect: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(config, now=now, connect=connect)
+        super().__init__(config, now=now, connect=connect, **options)
         self._recorder = _Recorder("client", self._config, now, connect=connect)
 
     def start_call(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
-from typing import Any, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from rpc_common.client import Dialling, Reply, explain, refusal, warn_unclosed
 from rpc_common.forks import Forks
+from rpc_common.intercepted import Intercepted
 from rpc_common.log import get_log
 from rpc_common.patching import check_patching
 from rpc_common.tls import Tls
@@ -34,6 +35,10 @@ from rpc_proto.proxy import service_proxy
 from .dialling import dial_through
 from .protocol import ConnectionProtocol
 from .waiters import Waiter
+
+if TYPE_CHECKING:
+    from rpc_proto import Interceptor, Invocation
+    from rpc_proto.trace import Trace
 
 __all__ = ["Client", "Reply"]
 
@@ -107,6 +112,7 @@ class Client:
     It belongs to the event loop that made it. Any number of tasks may call at once.
     """
 
+    _intercepted: Intercepted | None = None
     _is_owned = False  # by a balanced client, which warns for all
 
     def __init__(self, protocol: _ClientProtocol, config: ClientConfig, address: str) -> None:
@@ -133,6 +139,8 @@ class Client:
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
         observers: Iterable[Observer] = (),
+        interceptors: "Iterable[Interceptor]" = (),
+        trace: "Callable[[Trace], None] | None" = None,
         proxy: str | None = None,
     ) -> "Client":
         """Connect to tcp://host:port, tls://host:port or unix:///path.
@@ -140,15 +148,18 @@ class Client:
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
         `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
         handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call, and `observers` see
-        them: see rpc_proto.Observer. `proxy` is the URL of an HTTP proxy,
-        http://user:password@host:port, or "env" for what http_proxy, https_proxy, all_proxy and
-        no_proxy say. Raises Unavailable when there is no connection, HandshakeError when the server
-        or the proxy refuses, and TimeoutError; nothing stays open then.
+        says. An OpenTelemetry `tracer_provider` gets a span for each call, `observers` see them,
+        and `interceptors` are around them: see rpc_proto.Observer and rpc_proto.Interceptor.
+        `trace` gets the connection's trace when it begins: see rpc_proto.trace.
+        `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
+        http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
+        connection, HandshakeError when the server or the proxy refuses, and TimeoutError; nothing
+        stays open then.
         """
         check_patching("rpc_asyncio", threads_only=True)
+        checked = Intercepted.check(interceptors, coroutines=True)
         target = Dialling.check(
-            address, codec, token, ssl, config, tracer_provider, observers, proxy, timeout
+            address, codec, token, ssl, config, tracer_provider, observers, trace, proxy, timeout
         )
         where = target.where
         loop = asyncio.get_running_loop()
@@ -178,7 +189,59 @@ class Client:
                 raise explained from error
             finally:
                 del explained, protocol  # or error, frame and future would keep each other alive
-        return cls(protocol, target.config, address)
+        client = cls(protocol, target.config, address)
+        if checked:
+            client._intercept(checked)
+        return client
+
+    def _intercept(self, interceptors: "tuple[Interceptor, ...]") -> None:
+        """Let all calls go through interceptors; without any nothing here has to ask."""
+
+        async def innermost(what: "Invocation") -> Any:
+            call = self._start(*Intercepted.start(what))
+            if what.one_way and call.sent:
+                return None
+            event = await self._wait(call)
+            return Intercepted.answer(what, event)
+
+        intercepted = self._intercepted = Intercepted(self, interceptors, innermost)
+
+        async def call(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            returns: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return await intercepted.proceed(what)
+
+        async def request(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            returns: Any = None,
+            **kwargs: Any,
+        ) -> Reply:
+            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return Reply(await intercepted.proceed(what), what.reply_metadata)
+
+        async def notify(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            **kwargs: Any,
+        ) -> None:
+            what = intercepted.invocation(method, args, kwargs, None, timeout, metadata, True)
+            await intercepted.proceed(what)
+
+        self.call, self.request, self.notify = call, request, notify  # type: ignore[method-assign]
 
     def _descriptors(self) -> list[int]:
         return [self._protocol._transport.get_extra_info("socket").fileno()]
@@ -329,7 +392,14 @@ class Client:
             call = self._start(method, args, kwargs, returns, timeout, metadata)
             return (await self._wait(call)).value
 
-        return service_proxy(invoke, service)
+        async def invoke_through(
+            method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
+        ) -> Any:
+            assert self._intercepted is not None
+            what = self._intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return await self._intercepted.proceed(what)
+
+        return service_proxy(invoke if self._intercepted is None else invoke_through, service)
 
     async def close(self, grace: float = 0.0) -> None:
         """Close the connection; calls in flight get `grace` seconds, then are cancelled."""

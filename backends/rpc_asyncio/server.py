@@ -18,7 +18,7 @@ from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
 from rpc_proto import Cancelled, Event, LocalProtocolError, Peer
-from rpc_proto.context import Job
+from rpc_proto.context import Job, ambient_call
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
@@ -377,6 +377,50 @@ class Server(ServerBase):
                 job.handler = self._threads.submit(lambda: self._run_in_thread(context, job))
             except RuntimeError as error:
                 self._ended(job, None, self._no_thread(job, error))
+
+    async def _beside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        job = ambient_call.get()
+        assert job is not None
+        assert self._loop is not None
+        loop = self._loop
+        done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            self._abandoned.discard(job)
+            if not done.cancelled():
+                done.set_result((result, error))
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = context.run(function, *args, **kwargs)
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(settle, result, error)
+            del error  # its traceback holds this frame
+
+        context = copy_context()
+        try:
+            thread = self._threads.submit(work)
+        except RuntimeError as error:
+            raise self._no_thread(job, error) from None
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not thread.cancel():
+                # It cannot be stopped; its slot stays taken until it ends.
+                self._abandoned.add(job)
+                self._log_abandoned(job)
+                await done
+            raise
+        result, failure = done.result()
+        if failure is None:
+            return result
+        try:
+            raise failure
+        finally:
+            del failure  # or error, traceback and frame would keep each other alive
 
     def _run_in_thread(self, context: Context, job: Job) -> None:
         result, error = None, None

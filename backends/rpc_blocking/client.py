@@ -81,6 +81,8 @@ class Client(SyncClient):
     reads, so it does not answer pings, and asks the server for none.
     """
 
+    _runtime = BLOCKING
+
     def __init__(
         self, channel: Channel, connection: ClientConnection, config: ClientConfig, address: str
     ) -> None:

@@ -5,9 +5,10 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar, copy_context
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from rpc_proto import (
     Address,
@@ -29,7 +30,13 @@ from rpc_proto.observers import Observers
 from rpc_proto.proxy import service_proxy
 
 from .forks import Forks
+from .intercepted import Intercepted
 from .proxies import Proxy, find_proxy
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from rpc_proto import Interceptor, Invocation
+    from rpc_proto.trace import Trace
 
 __all__ = [
     "Dialling",
@@ -75,6 +82,7 @@ class Dialling(NamedTuple):
         config: ClientConfig | None,
         tracer_provider: Any,
         observers: Iterable[Observer],
+        trace: "Callable[[Trace], None] | None",
         proxy: str | None,
         timeout: float,
     ) -> Self:
@@ -94,9 +102,21 @@ class Dialling(NamedTuple):
         options: dict[str, Any] = {"observers": Observers(observers)}
         if where.has_http:
             options["connect"] = where.authority
-        new_connection = partial(ClientConnection, **options)
+        new_connection: Callable[..., ClientConnection] = partial(ClientConnection, **options)
+        if trace is not None:
+            new_connection = partial(_traced, trace, options)
         config = (config or ClientConfig()).override(codec=codec, token=token)
         return cls(where, config, ssl, new_connection, through)
+
+
+def _traced(
+    tell: "Callable[[Trace], None]", options: dict[str, Any], config: ClientConfig, *, now: float
+) -> ClientConnection:
+    from rpc_proto.trace import TracedClientConnection
+
+    connection = TracedClientConnection(config, now=now, **options)
+    tell(connection.trace)
+    return connection
 
 
 def explain(error: BaseException, target: Dialling, timeout: float) -> BaseException:
@@ -191,6 +211,67 @@ class Pending(Generic[Result]):
         self._client._give_up(self._call)
 
 
+_pending: "ContextVar[PendingThrough | None]" = ContextVar("rpc_common_pending", default=None)
+
+
+class PendingThrough:
+    """A call that goes through interceptors, beside the code that waits for it later."""
+
+    def __init__(self, client: "SyncClient", intercepted: Intercepted, what: "Invocation") -> None:
+        self._client = client
+        self._ended = client._runtime.make_event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._given_up = False
+        self._taken = False
+        self._call: OutboundCall | None = None
+        context = copy_context()
+        context.run(_pending.set, self)
+
+        def run() -> None:
+            try:
+                self._value = context.run(intercepted.proceed, what)
+            except BaseException as error:
+                self._error = error
+            self._ended.set()
+
+        client._runtime.spawn(run)
+
+    def begin(self, call: OutboundCall) -> None:
+        """Take note of the call that is made at last; interceptors may make more than one."""
+        self._call = call
+        if self._given_up:
+            self._client._give_up(call)
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        ended: bool = self._ended.is_set()
+        return ended
+
+    def result(self) -> Any:
+        """Wait for the result and return it; raise, once, what the call failed with."""
+        while not self._ended.wait(_LONGEST_WAIT):
+            pass
+        if self._taken:
+            raise LocalProtocolError("the result of this call was taken already")
+        self._taken = True
+        error, self._error = self._error, None
+        if error is None:
+            return self._value
+        try:
+            raise error
+        finally:
+            del error  # or error, traceback and frame would keep each other alive
+
+    def cancel(self) -> None:
+        """Give the call up: `result` raises Cancelled, and the server stops the handler."""
+        self._given_up = True
+        if self._call is not None:
+            self._client._give_up(self._call)
+
+
+_LONGEST_WAIT = 3600.0  # seconds
+
 Waiting = deque[tuple[OutboundCall, Any]]  # calls that were started, each with its waiter
 
 
@@ -200,6 +281,8 @@ class SyncClient(ABC):
     _connection: ClientConnection
     _call_timeout: float
     _forks: int
+    _runtime: Runtime
+    _intercepted: Intercepted | None = None
     _is_owned = False  # by a balanced client, which warns for all
     address: str
 
@@ -215,6 +298,8 @@ class SyncClient(ABC):
         config: ClientConfig | None = None,
         tracer_provider: Any = None,
         observers: Iterable[Observer] = (),
+        interceptors: "Iterable[Interceptor]" = (),
+        trace: "Callable[[Trace], None] | None" = None,
         proxy: str | None = None,
     ) -> Self:
         """Connect to tcp://host:port, tls://host:port or unix:///path.
@@ -222,17 +307,20 @@ class SyncClient(ABC):
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
         `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
         handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call, and `observers` see
-        them: see rpc_proto.Observer. `proxy` is the URL of an HTTP proxy,
-        http://user:password@host:port, or "env" for what http_proxy, https_proxy, all_proxy and
-        no_proxy say. Raises Unavailable when there is no connection, HandshakeError when the server
-        or the proxy refuses, and TimeoutError; nothing stays open then.
+        says. An OpenTelemetry `tracer_provider` gets a span for each call, `observers` see them,
+        and `interceptors` are around them: see rpc_proto.Observer and rpc_proto.Interceptor.
+        `trace` gets the connection's trace when it begins: see rpc_proto.trace.
+        `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
+        http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
+        connection, HandshakeError when the server or the proxy refuses, and TimeoutError; nothing
+        stays open then.
         """
+        checked = Intercepted.check(interceptors, coroutines=False)
         target = Dialling.check(
-            address, codec, token, ssl, config, tracer_provider, observers, proxy, timeout
+            address, codec, token, ssl, config, tracer_provider, observers, trace, proxy, timeout
         )
         try:
-            return cls._connect(target, address, timeout)
+            client = cls._connect(target, address, timeout)
         except BaseException as error:
             explained = explain(error, target, timeout)
             try:
@@ -241,6 +329,97 @@ class SyncClient(ABC):
                 raise explained from error
             finally:
                 del explained  # or error, traceback and frame would keep each other alive
+        if checked:
+            client._intercept(checked)
+        return client
+
+    def _intercept(self, interceptors: "tuple[Interceptor, ...]") -> None:
+        """Let all calls go through interceptors; without any nothing here has to ask."""
+
+        def innermost(what: "Invocation") -> Any:
+            call = self._begin(*Intercepted.start(what))
+            pending = _pending.get()
+            if pending is not None:
+                pending.begin(call)
+            if what.one_way and call.sent:
+                return None
+            return Intercepted.answer(what, self._wait(call, call.waiter))
+
+        intercepted = self._intercepted = Intercepted(self, interceptors, innermost)
+
+        def call(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            returns: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return intercepted.proceed(what)
+
+        def request(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            returns: Any = None,
+            **kwargs: Any,
+        ) -> Reply:
+            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return Reply(intercepted.proceed(what), what.reply_metadata)
+
+        def notify(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            **kwargs: Any,
+        ) -> None:
+            what = intercepted.invocation(method, args, kwargs, None, timeout, metadata, True)
+            intercepted.proceed(what)
+
+        def submit(
+            method: str,
+            /,
+            *args: Any,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            returns: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return PendingThrough(self, intercepted, what)
+
+        def call_many(
+            method: str,
+            calls: Iterable[tuple[Any, ...]],
+            /,
+            *,
+            timeout: float | None = None,
+            metadata: Mapping[str, str] | None = None,
+            returns: Any = None,
+            in_flight: int = 64,
+        ) -> Iterator[Any]:
+            options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+            waiting: deque[PendingThrough] = deque()
+            source = iter(calls)
+            try:
+                while True:
+                    for args in islice(source, max(1, in_flight) - len(waiting)):
+                        waiting.append(submit(method, *args, **options))
+                    if not waiting:
+                        return
+                    yield waiting.popleft().result()
+            finally:
+                for pending in waiting:
+                    pending.cancel()
+
+        self.call, self.request, self.notify = call, request, notify  # type: ignore[method-assign]
+        self.submit, self.call_many = submit, call_many  # type: ignore[method-assign]
 
     @classmethod
     @abstractmethod
@@ -484,7 +663,14 @@ class SyncClient(ABC):
             call = self._begin(method, args, kwargs, returns, timeout, metadata)
             return self._wait(call, call.waiter).value
 
-        return service_proxy(invoke, service)
+        def invoke_through(
+            method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
+        ) -> Any:
+            assert self._intercepted is not None
+            what = self._intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
+            return self._intercepted.proceed(what)
+
+        return service_proxy(invoke if self._intercepted is None else invoke_through, service)
 
     @abstractmethod
     def close(self, grace: float = 0.0) -> None:

@@ -40,6 +40,7 @@ from rpc_proto.http import Pages, Promise, Request, Response, Router
 from rpc_proto.http.making import Making
 from rpc_proto.http.pages import BuiltIn
 from rpc_proto.http.turns import HttpTurns
+from rpc_proto.interceptors import Interceptor, check_interceptors, intercepting
 from rpc_proto.introspection import INTROSPECTION, Introspection
 from rpc_proto.memory import Memory
 from rpc_proto.observers import Observers
@@ -53,6 +54,8 @@ from .sockets import files_limit
 from .turns import Turns
 
 if TYPE_CHECKING:
+    from rpc_proto.trace import Trace
+
     from .programs import Program
     from .registering import Registering
 
@@ -128,6 +131,8 @@ class Settings(TypedDict, total=False):
     access_log: bool
     tracer_provider: Any
     observers: Iterable[Observer]
+    interceptors: Iterable[Interceptor]
+    trace: "Callable[[Trace], None] | None"
     pages: Pages | None
 
 
@@ -140,6 +145,8 @@ class ServerBase(ABC):
     `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
     callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
     span for each that a handler serves. `observers` see all calls: see rpc_proto.Observer.
+    `interceptors` are around all calls: see rpc_proto.Interceptor. `trace` gets the trace of each
+    connection when it begins: see rpc_proto.trace.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
@@ -167,6 +174,8 @@ class ServerBase(ABC):
         access_log: bool = False,
         tracer_provider: Any = None,
         observers: Iterable[Observer] = (),
+        interceptors: Iterable[Interceptor] = (),
+        trace: "Callable[[Trace], None] | None" = None,
         pages: Pages | None = None,
         threads: int | None = None,
     ) -> None:
@@ -194,25 +203,27 @@ class ServerBase(ABC):
             "memory": self.config.budget,
         }
         self._made_at = monotonic()
+        self._interceptors = check_interceptors(interceptors, coroutines=self._serves_coroutines)
+        self._spans: Callable[[Method], Callable[..., Any]] | None = None
+        if tracer_provider is not None:
+            from .otel import server_spans
+
+            self._spans = server_spans(tracer_provider, self._cancellation)
         offered = Introspection(self._dispatcher)
         if introspection:
-            self._dispatcher.register(offered, INTROSPECTION)
+            self._dispatcher.register(offered, INTROSPECTION, self._intercept)
         self._health = Health(self._dispatcher, lambda: self._stopping)
         if health:
-            self._dispatcher.register(self._health, HEALTH)
+            self._dispatcher.register(self._health, HEALTH, self._intercept)
         self.http = Router()
         built_in = BuiltIn(self.snapshot, offered.services, self._health.check)
         built_in.add_to(self.http, pages or Pages())
         if access_log:
             observers = (*observers, AccessLog(self._log.get_child("access")))
+        self._trace = trace
         self._observers = Observers((self._dispatcher, *observers))
         self._http_turns = HttpTurns(monotonic, self._make_lock())
         self._memory = Memory(self.config.budget, self._make_lock())
-        self._wrap: Callable[[Method], Callable[..., Any]] | None = None
-        if tracer_provider is not None:
-            from .otel import server_spans
-
-            self._wrap = server_spans(tracer_provider, self._cancellation)
         self._max_connections = max_connections
         self._listeners: list[Any] = []
         self._links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
@@ -246,6 +257,22 @@ class ServerBase(ABC):
         if self._registrations is not None:
             self._registrations.describe_anew()
         return name
+
+    def _intercept(self, method: Method) -> Callable[..., Any]:
+        """Return a method's function with the interceptors around it."""
+        if self._interceptors:
+            beside = self._beside if self._serves_coroutines else None
+            method.function = intercepting(method, self._interceptors, beside)
+        return method.function
+
+    def _wrap(self, method: Method) -> Callable[..., Any]:
+        """Return a method's function with all that goes around those of users."""
+        method.function = self._intercept(method)
+        return method.function if self._spans is None else self._spans(method)
+
+    async def _beside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function that waits in place, where interceptors are coroutines."""
+        raise NotImplementedError
 
     def unregister(self, name: str) -> None:
         """Take a service away, also while serving; its running calls go on."""
@@ -413,15 +440,21 @@ class ServerBase(ABC):
     # Connections
 
     def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerPort:
-        return ServerPort(
-            self.config,
-            now=now,
-            peer=Peer(peer_address(peername), certificate or None),
-            application=self._answer_http,
-            turns=self._http_turns,
-            memory=self._memory,
-            observers=self._observers,
-        )
+        options: dict[str, Any] = {
+            "now": now,
+            "peer": Peer(peer_address(peername), certificate or None),
+            "application": self._answer_http,
+            "turns": self._http_turns,
+            "memory": self._memory,
+            "observers": self._observers,
+        }
+        if self._trace is None:
+            return ServerPort(self.config, **options)
+        from rpc_proto.trace import TracedServerPort
+
+        port = TracedServerPort(self.config, **options)
+        self._trace(port.trace)
+        return port
 
     # Applications
 

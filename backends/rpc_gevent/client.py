@@ -109,6 +109,8 @@ class Client(SyncClient):
     once. Killing one that waits for a call, or a gevent.Timeout in it, cancels the handler.
     """
 
+    _runtime = GEVENT
+
     def __init__(self, link: _ClientLink, config: ClientConfig, address: str) -> None:
         """Not for users: see `connect`."""
         self._link = link

@@ -13,8 +13,8 @@ import pytest
 
 import rpc_asyncio
 import rpc_blocking
-from rpc_proto import CallError, Peer, ServerConfig, ServerConnection, ServerPort, quick
-from rpc_proto.trace import Trace, TracedServerPort, replay
+from rpc_proto import CallError, ServerConfig, ServerConnection, ServerPort, quick
+from rpc_proto.trace import Trace, replay
 
 try:
     import rpc_gevent
@@ -51,17 +51,13 @@ class Work:
 def traced(kind: Any) -> Any:
     """A server of that kind that keeps the traces of its connections."""
 
-    class TracedServer(kind):  # type: ignore[misc]
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings)
-            self.traces: list[Trace] = []
+    def make(**settings: Any) -> Any:
+        traces: list[Trace] = []
+        server = kind(trace=traces.append, **settings)
+        server.traces = traces
+        return server
 
-        def _make_connection(self, peername: Any, certificate: Any, now: float) -> Any:
-            connection = TracedServerPort(self.config, now=now, peer=Peer("a peer"))
-            self.traces.append(connection.trace)
-            return connection
-
-    return TracedServer
+    return make
 
 
 def talk(address: str) -> None:

@@ -1,0 +1,201 @@
+"""Interceptors: functions around each call, at the server or at the client (docs/guide.md).
+
+An interceptor gets a call and `proceed`, which continues with it; what it returns is the result of
+the call. It may look, change the call (`proceed(call.replace(...))`), answer itself, raise a
+CallError, try again, or turn one error into another. Those of rpc_asyncio are coroutine functions,
+those of the other backends plain ones; the first of several is the outermost.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from .config import Peer
+from .context import ambient_call
+from .errors import LocalProtocolError
+from .services import Method
+
+__all__ = ["Interceptor", "Invocation", "check_interceptors", "intercepting", "layers"]
+
+Proceed = Callable[["Invocation"], Any]
+Interceptor = Callable[["Invocation", Proceed], Any]
+
+
+class Invocation:
+    """A call as an interceptor sees it.
+
+    `method` is "Service.method"; `args` and `kwargs` are its arguments, at a server as the types
+    that the method asks for. `metadata` are the strings that travel with it. `deadline` is when the
+    caller stops waiting: seconds of `time.monotonic()`, or None; only a client's interceptor may
+    change it. `peer` is who calls, at a server; at a client its `address` is the server's.
+    `one_way` tells that nobody waits for an answer; `returns`, at a client, is the type that the
+    result is to have. `reply_metadata` are the strings that travel
+    with the answer: there once `proceed` has returned, and a server's interceptor may add to them.
+    """
+
+    __slots__ = (
+        "args",
+        "deadline",
+        "kwargs",
+        "metadata",
+        "method",
+        "one_way",
+        "peer",
+        "reply_metadata",
+        "returns",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        metadata: Mapping[str, str],
+        deadline: float | None,
+        peer: Peer,
+        one_way: bool,
+        returns: Any = None,
+    ) -> None:
+        self.method = method
+        self.args = args
+        self.kwargs = kwargs
+        self.metadata = metadata
+        self.deadline = deadline
+        self.peer = peer
+        self.one_way = one_way
+        self.returns = returns
+        self.reply_metadata: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Invocation of {self.method}>"
+
+    def replace(self, **changes: Any) -> "Invocation":
+        """Return a copy with other `args`, `kwargs`, `metadata` or `deadline`.
+
+        LocalProtocolError for anything else: who calls what is not an interceptor's to change.
+        """
+        for name in changes:
+            if name not in ("args", "kwargs", "metadata", "deadline"):
+                raise LocalProtocolError(f"an interceptor cannot change {name!r} of a call")
+        changed = Invocation(
+            self.method,
+            tuple(changes.get("args", self.args)),
+            changes.get("kwargs", self.kwargs),
+            changes.get("metadata", self.metadata),
+            changes.get("deadline", self.deadline),
+            self.peer,
+            self.one_way,
+            self.returns,
+        )
+        changed.reply_metadata = self.reply_metadata
+        return changed
+
+
+def check_interceptors(
+    interceptors: Iterable[Interceptor], *, coroutines: bool
+) -> tuple[Interceptor, ...]:
+    """Return them as a tuple; TypeError if one is not of the backend's kind."""
+    checked = tuple(interceptors)
+    for interceptor in checked:
+        if not callable(interceptor):
+            raise TypeError(f"an interceptor must be a function, not {interceptor!r}")
+        function = interceptor if inspect.isroutine(interceptor) else type(interceptor).__call__
+        if inspect.iscoroutinefunction(function) is not coroutines:
+            kind = "a coroutine function (async def)" if coroutines else "a plain function (def)"
+            raise TypeError(f"an interceptor must be {kind} in this backend: {interceptor!r}")
+    return checked
+
+
+def layers(interceptors: Iterable[Interceptor], innermost: Proceed) -> Proceed:
+    """Return what goes through all interceptors, the first one first, and on to `innermost`."""
+    proceed = innermost
+    for interceptor in reversed(tuple(interceptors)):
+        proceed = _layer(interceptor, proceed)
+    return proceed
+
+
+def _layer(interceptor: Interceptor, proceed: Proceed) -> Proceed:
+    return lambda call: interceptor(call, proceed)
+
+
+# At a server
+
+
+def intercepting(
+    method: Method, interceptors: tuple[Interceptor, ...], beside: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """Return what is to run in the place of a method's function.
+
+    `beside`, in a backend whose interceptors are coroutines, runs a function that waits in place:
+    `await beside(function, *args, **kwargs)`.
+    """
+    function = method.function
+    waits_in_place = not method.is_async and not method.is_quick
+
+    def innermost(call: Invocation) -> Any:
+        _take_over(call)
+        return function(*call.args, **call.kwargs)
+
+    async def innermost_async(call: Invocation) -> Any:
+        _take_over(call)
+        assert beside is not None
+        if waits_in_place:
+            result = await beside(function, *call.args, **call.kwargs)
+        else:
+            result = function(*call.args, **call.kwargs)
+            if is_async:
+                result = await result
+        return result
+
+    is_async = method.is_async
+    if beside is None:
+        around = layers(interceptors, innermost)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = _invocation(args, kwargs)
+            try:
+                return around(call)
+            finally:
+                _reply(call)
+
+        return run
+
+    around_async = layers(interceptors, innermost_async)
+
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        call = _invocation(args, kwargs)
+        try:
+            return await around_async(call)
+        finally:
+            _reply(call)
+
+    method.is_async = True
+    return run_async
+
+
+def _invocation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invocation:
+    job = ambient_call.get()
+    assert job is not None
+    call = job.call
+    return Invocation(
+        *(call.method, args, kwargs, call.metadata, call.deadline, call.connection.peer),
+        call.one_way,
+    )
+
+
+def _take_over(call: Invocation) -> None:
+    """Let the handler see what interceptors have changed."""
+    job = ambient_call.get()
+    assert job is not None
+    if call.deadline != job.call.deadline:
+        raise LocalProtocolError("a server's interceptor cannot change the deadline of a call")
+    if call.metadata is not job.call.metadata:
+        job.call.metadata = call.metadata
+
+
+def _reply(call: Invocation) -> None:
+    """Send what the handler and the interceptors have to say along with the answer."""
+    job = ambient_call.get()
+    assert job is not None
+    if call.reply_metadata:
+        job.call.reply_metadata = {**job.call.reply_metadata, **call.reply_metadata}
