@@ -200,7 +200,15 @@ class Server(ServerBase):
             self._runner = HandlerRunner(loop, self._ended, self._end_process)
             self._forks = Forks.count
         self._check_owner()
-        listener = listen(where, socket, self._log)
+        first = await self._begin_lifespan()
+        try:
+            if self._stopping:  # meanwhile
+                raise LocalProtocolError("the server was stopped while it started")
+            listener = listen(where, socket, self._log)
+        except BaseException:
+            if first:
+                await self._end_lifespan()
+            raise
         where = listener.where
         self._listeners.append(_Acceptor(self, listener, loop, ssl))
         self._log_listening(where)
@@ -321,6 +329,24 @@ class Server(ServerBase):
             await asyncio.wait(self._runner.tasks, timeout=self.config.close_timeout)
         self._log_stopped()
         self._threads.close()
+        await self._end_lifespan()
+
+    async def _begin_lifespan(self) -> bool:
+        """Enter what `lifespan` returns, if that is to be done now; whether it was."""
+        manager = self._make_lifespan("__aenter__")
+        if manager is None:
+            return False
+        try:
+            await manager.__aenter__()
+            self._living = manager
+        finally:
+            self._entering = False
+        return True
+
+    async def _end_lifespan(self) -> None:
+        manager, self._living = self._living, None
+        if manager is not None:
+            await manager.__aexit__(None, None, None)
 
     @property
     def stats(self) -> dict[str, int]:

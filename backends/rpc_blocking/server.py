@@ -402,9 +402,12 @@ class Server(SyncServer):
         self._log_stopped()
         self._keeper.close()
         self._threads.close()
-        self._stopped.set()
-        if self._tell_stopped is not None:
-            self._tell_stopped()
+        try:
+            self._end_lifespan()
+        finally:
+            self._stopped.set()
+            if self._tell_stopped is not None:
+                self._tell_stopped()
 
     def end_threads(self) -> None:
         self._exiting = True

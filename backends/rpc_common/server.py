@@ -133,6 +133,7 @@ class Settings(TypedDict, total=False):
     observers: Iterable[Observer]
     interceptors: Iterable[Interceptor]
     trace: "Callable[[Trace], None] | None"
+    lifespan: Callable[[Any], Any] | None
     pages: Pages | None
 
 
@@ -146,7 +147,9 @@ class ServerBase(ABC):
     callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
     span for each that a handler serves. `observers` see all calls: see rpc_proto.Observer.
     `interceptors` are around all calls: see rpc_proto.Interceptor. `trace` gets the trace of each
-    connection when it begins: see rpc_proto.trace.
+    connection when it begins: see rpc_proto.trace. `lifespan(server)` returns a context manager,
+    in rpc_asyncio an asynchronous one: it is entered before the server listens, and left when the
+    last handler has ended.
 
     `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
     `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
@@ -176,6 +179,7 @@ class ServerBase(ABC):
         observers: Iterable[Observer] = (),
         interceptors: Iterable[Interceptor] = (),
         trace: "Callable[[Trace], None] | None" = None,
+        lifespan: Callable[[Any], Any] | None = None,
         pages: Pages | None = None,
         threads: int | None = None,
     ) -> None:
@@ -221,6 +225,9 @@ class ServerBase(ABC):
         if access_log:
             observers = (*observers, AccessLog(self._log.get_child("access")))
         self._trace = trace
+        self._lifespan = lifespan
+        self._living: Any = None  # what `lifespan` returned, once it is entered
+        self._entering = False
         self._observers = Observers((self._dispatcher, *observers))
         self._http_turns = HttpTurns(monotonic, self._make_lock())
         self._memory = Memory(self.config.budget, self._make_lock())
@@ -385,6 +392,18 @@ class ServerBase(ABC):
     @abstractmethod
     def run_program(self, program: "Program") -> None:
         """Do what `run` does, for programs that have more to say."""
+
+    def _make_lifespan(self, enter: str) -> Any:
+        """Return what is to be entered before the server listens, if anything still is."""
+        if self._lifespan is None or self._living is not None:
+            return None
+        if self._entering:
+            raise LocalProtocolError("the server is still starting; start it once it has")
+        manager = self._lifespan(self)
+        if not hasattr(manager, enter):
+            raise TypeError(f"lifespan must return something with {enter}(), not {manager!r}")
+        self._entering = True
+        return manager
 
     # What an operator reads of it: the same lines in all drivers
 
@@ -685,11 +704,34 @@ class SyncServer(ServerBase):
 
             for registering in registerings:
                 check_source(registering)
-        where = self._listen(where, ssl)
+        first = self._begin_lifespan()
+        try:
+            where = self._listen(where, ssl)
+        except BaseException:
+            if first:
+                self._end_lifespan()
+            raise
         self._log_listening(where)
         for registering in registerings:
             self._begin_registering(registering, where)
         return str(where)
+
+    def _begin_lifespan(self) -> bool:
+        """Enter what `lifespan` returns, if that is to be done now; whether it was."""
+        manager = self._make_lifespan("__enter__")
+        if manager is None:
+            return False
+        try:
+            manager.__enter__()
+            self._living = manager
+        finally:
+            self._entering = False
+        return True
+
+    def _end_lifespan(self) -> None:
+        manager, self._living = self._living, None
+        if manager is not None:
+            manager.__exit__(None, None, None)
 
     def _begin_registering(self, registering: "Registering", where: Address) -> None:
         from .pump import Pump

@@ -246,6 +246,7 @@ class Server(SyncServer):
             self._quiet.wait(self.config.close_timeout)
         self._workers.clear()
         self._log_stopped()
+        self._end_lifespan()
 
     @property
     def stats(self) -> dict[str, int]:
