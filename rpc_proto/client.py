@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from .bounds import MAX_TIMEOUT
 from .calls import IDS, CallTable, OutboundCall
 from .codecs import SMALL, explain, find_codec
-from .config import MAX_TIMEOUT, ClientConfig
+from .config import ClientConfig
 from .connection import Connection, clip
 from .errors import (
     CallError,

@@ -3,18 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Self, dataclass_transform
 
+from .bounds import LARGEST_BODY, LARGEST_HEADER, MAX_TIMEOUT, SMALLEST_BODY, SMALLEST_HEADER
 from .codecs import BUILT_IN, Codec
 
-__all__ = ["MAX_TIMEOUT", "ClientConfig", "Peer", "ServerConfig"]
-
-# Longer timeouts are clipped to this, in seconds: a year.
-MAX_TIMEOUT = 366 * 86400.0
-
-# An error with its longest text fits into the smallest body, whatever the codec makes of it.
-SMALLEST_BODY = 8 * 1024
-SMALLEST_HEADER = 256
-LARGEST_BODY = 2**32 - 1
-LARGEST_HEADER = 2**16 - 1
+__all__ = ["ClientConfig", "Config", "Peer", "ServerConfig", "Settings"]
 
 
 class Peer(NamedTuple):
@@ -37,7 +29,7 @@ def _check_range(name: str, value: Any, low: float, high: float, whole: bool) ->
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-class _Settings:
+class Settings:
     """Fields with defaults, given by name, checked once and never changed.
 
     To a type checker this is a dataclass; the real ones would double the time that importing the
@@ -74,7 +66,7 @@ class _Settings:
         return f"{type(self).__name__}({fields})"
 
 
-class _Config(_Settings):
+class Config(Settings):
     """What both ends set. Sizes in bytes, times in seconds; None switches a time limit off."""
 
     max_header: int = 16 * 1024
@@ -111,7 +103,7 @@ class _Config(_Settings):
             _check_range("ping_interval", self.ping_interval, 1.0, MAX_TIMEOUT, whole=False)
 
 
-class ClientConfig(_Config):
+class ClientConfig(Config):
     """Settings of a client's end. Sizes in bytes, times in seconds."""
 
     codec: str | Codec = "msgpack"
@@ -138,7 +130,7 @@ _MEMORY = 128 * 1024 * 1024
 Authenticate = Callable[[str | None, Peer], Any]
 
 
-class ServerConfig(_Config):
+class ServerConfig(Config):
     """Settings of a server's end. Sizes in bytes, times in seconds."""
 
     codecs: tuple[str | Codec, ...] = ("msgpack", "json")

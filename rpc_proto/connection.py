@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .codecs import WORST_GROWTH, Codec
-from .config import _Config
+from .config import Config
 from .endpoint import Endpoint
 from .errors import (
     HandshakeError,
@@ -79,7 +79,7 @@ class Connection(Endpoint):
     _headers: Headers
 
     def __init__(
-        self, config: _Config, now: float, observers: Iterable[Observer] | Observers
+        self, config: Config, now: float, observers: Iterable[Observer] | Observers
     ) -> None:
         super().__init__(config, now, observers)
         # Bodies up to this size keep both limits, whatever is in them.

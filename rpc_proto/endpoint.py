@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from .config import _Config
+from .config import Config
 from .errors import RpcError, Unavailable
 from .events import ConnectionTerminated, Event
 from .memory import Account
@@ -72,11 +72,11 @@ class Endpoint(ABC):
     )
 
     _account: Account  # of a server's end, which holds no more than its share of memory
-    _config: _Config
+    _config: Config
     _lingers = False  # whether to hear the peer out before the transport is closed
 
     def __init__(
-        self, config: _Config, now: float, observers: Iterable[Observer] | Observers
+        self, config: Config, now: float, observers: Iterable[Observer] | Observers
     ) -> None:
         self._config = config
         self._observers = Observers.of(observers) if observers else NOBODY

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from .config import LARGEST_BODY, LARGEST_HEADER, SMALLEST_BODY, SMALLEST_HEADER
+from .bounds import LARGEST_BODY, LARGEST_HEADER, SMALLEST_BODY, SMALLEST_HEADER
 from .errors import HandshakeError
 
 __all__ = [

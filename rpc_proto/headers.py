@@ -8,8 +8,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from .bounds import MAX_TIMEOUT
 from .codecs import Codec
-from .config import MAX_TIMEOUT
 
 __all__ = ["LONGEST_CACHED", "MOST_METADATA", "NO_METADATA", "HeaderError", "Headers"]
 

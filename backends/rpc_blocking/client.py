@@ -31,7 +31,7 @@ from rpc_proto import (
     OutboundCall,
     State,
 )
-from rpc_proto.config import MAX_TIMEOUT
+from rpc_proto.bounds import MAX_TIMEOUT
 from rpc_proto.context import ambient_call, inherit
 from rpc_proto.frames import Flag
 

@@ -3,7 +3,7 @@
 import re
 from ipaddress import IPv6Address, ip_address
 
-from rpc_proto.config import _Settings
+from rpc_proto.config import Settings
 
 from .messages import HttpError, Request
 
@@ -22,7 +22,7 @@ _ASK = [
 ]
 
 
-class Pages(_Settings):
+class Pages(Settings):
     """Who may see the pages of a server: "off" for nobody, "loopback", "token" or "open".
 
     "loopback" is for who connects from this machine: not through a proxy that says so, and not

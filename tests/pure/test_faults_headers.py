@@ -19,7 +19,7 @@ from rpc_proto import (
     State,
     Unimplemented,
 )
-from rpc_proto.config import MAX_TIMEOUT
+from rpc_proto.bounds import MAX_TIMEOUT
 from support.driving import caused
 from support.memory import Host, Pair, only, outcome, termination
 from support.wire import (
