@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from attacking import MIB, table
 
 from rpc_proto import CallError, Codec, ServerConfig, ServerConnection, find_codec
-from rpc_proto.frames import Flag
-from rpc_proto.services import Method
+from rpc_proto.service.methods import Method
+from rpc_proto.wire.frames import Flag
 
 MSGPACK, JSON = find_codec("msgpack"), find_codec("json")
 LARGEST = ServerConfig.max_encoded - 64

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from rpc_proto.states import mermaid
+from rpc_proto.connection.states import mermaid
 
 PAGE = Path(__file__).parent / "protocol.md"
 

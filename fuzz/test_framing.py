@@ -32,8 +32,8 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
-from rpc_proto.connection import Connection
-from rpc_proto.frames import PREFIX_SIZE, FrameReader
+from rpc_proto.connection.base import Connection
+from rpc_proto.wire.frames import PREFIX_SIZE, FrameReader
 from support.driving import caused
 from support.wire import PING, START, answer, frame, line, open_client, open_server, options
 

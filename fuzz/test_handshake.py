@@ -17,7 +17,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
-from rpc_proto.handshake import (
+from rpc_proto.wire.handshake import (
     MAX_LINE,
     Answer,
     LineReader,

@@ -27,7 +27,7 @@ from rpc_proto import (
     State,
     Unavailable,
 )
-from rpc_proto.connection import Connection
+from rpc_proto.connection.base import Connection
 from support.memory import Link, Pair
 from support.wire import frame
 

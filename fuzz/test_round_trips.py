@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fuzz.strategies import chunks, codecs, metadata, names, spread, texts, values
 from rpc_proto import CallError, State, current_call, find_codec
-from rpc_proto.bounds import MAX_TIMEOUT
-from rpc_proto.headers import Headers
-from rpc_proto.typed import decoder
+from rpc_proto.wire.bounds import MAX_TIMEOUT
+from rpc_proto.wire.headers import Headers
+from rpc_proto.wire.typed import decoder
 from support.memory import Host, Pair
 from support.wire import NAMED, RAW, Wire
 

@@ -7,11 +7,27 @@ others are packages of their own (`rpc_asyncio`); docs/embedding.md shows how to
 from typing import TYPE_CHECKING
 
 from .addresses import Address, parse_address
-from .calls import InboundCall, OutboundCall
-from .client import ClientConnection
-from .codecs import Codec, find_codec
 from .config import ClientConfig, Peer, ServerConfig
-from .context import CallContext, current_call
+from .connection.calls import InboundCall, OutboundCall
+from .connection.client import ClientConnection
+from .connection.events import (
+    CallCancelled,
+    CallCompleted,
+    CallFailed,
+    ConnectionTerminated,
+    Event,
+    GoAwayReceived,
+    HandshakeCompleted,
+    HttpServed,
+    ObserverFailed,
+    RequestReceived,
+    ResponsePromised,
+    SendBufferDrained,
+)
+from .connection.observers import Observer
+from .connection.port import ServerPort
+from .connection.server import ServerConnection
+from .connection.states import State, Wish
 from .errors import (
     CODES,
     Aborted,
@@ -37,40 +53,25 @@ from .errors import (
     Unimplemented,
     Unknown,
 )
-from .events import (
-    CallCancelled,
-    CallCompleted,
-    CallFailed,
-    ConnectionTerminated,
-    Event,
-    GoAwayReceived,
-    HandshakeCompleted,
-    HttpServed,
-    ObserverFailed,
-    RequestReceived,
-    ResponsePromised,
-    SendBufferDrained,
-)
 from .lazy import lazily
-from .observers import Observer
-from .port import ServerPort
-from .server import ServerConnection
-from .states import State, Wish
+from .service.context import CallContext, current_call
+from .version import __version__
+from .wire.codecs import Codec, find_codec
 
 if TYPE_CHECKING:
-    from .dispatch import Dispatcher
-    from .interceptors import Interceptor, Invocation
-    from .services import expose, quick
+    from .service.dispatch import Dispatcher
+    from .service.interceptors import Interceptor, Invocation
+    from .service.methods import expose, quick
 else:
     # Reflection is for servers; a client need not pay for importing it.
     __getattr__ = lazily(
         __name__,
         {
-            "Dispatcher": ".dispatch",
-            "Interceptor": ".interceptors",
-            "Invocation": ".interceptors",
-            "expose": ".services",
-            "quick": ".services",
+            "Dispatcher": ".service.dispatch",
+            "Interceptor": ".service.interceptors",
+            "Invocation": ".service.interceptors",
+            "expose": ".service.methods",
+            "quick": ".service.methods",
         },
     )
 
@@ -127,11 +128,10 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "Wish",
+    "__version__",
     "current_call",
     "expose",
     "find_codec",
     "parse_address",
     "quick",
 ]
-
-__version__ = "0.1.0"

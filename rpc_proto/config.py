@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Self, dataclass_transform
 
-from .bounds import LARGEST_BODY, LARGEST_HEADER, MAX_TIMEOUT, SMALLEST_BODY, SMALLEST_HEADER
-from .codecs import BUILT_IN, Codec
+from .wire.bounds import LARGEST_BODY, LARGEST_HEADER, MAX_TIMEOUT, SMALLEST_BODY, SMALLEST_HEADER
+from .wire.codecs import BUILT_IN, Codec
 
 __all__ = ["ClientConfig", "Config", "Peer", "ServerConfig", "Settings"]
 

@@ -14,12 +14,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from .calls import InboundCall, OutboundCall
-from .client import ClientConnection
-from .codecs import Codec
 from .config import ClientConfig, Peer, ServerConfig
-from .errors import CallError
-from .events import (
+from .connection.calls import InboundCall, OutboundCall
+from .connection.client import ClientConnection
+from .connection.events import (
     CallCancelled,
     CallCompleted,
     CallFailed,
@@ -28,9 +26,11 @@ from .events import (
     RequestReceived,
     ResponsePromised,
 )
-from .frames import BYTES
-from .port import ServerPort
-from .server import ServerConnection
+from .connection.port import ServerPort
+from .connection.server import ServerConnection
+from .errors import CallError
+from .wire.codecs import Codec
+from .wire.frames import BYTES
 
 if TYPE_CHECKING:
     from .http.messages import Application

@@ -29,8 +29,8 @@ from rpc_proto import (
     OutboundCall,
     State,
 )
-from rpc_proto.context import inherit
-from rpc_proto.proxy import service_proxy
+from rpc_proto.service.context import inherit
+from rpc_proto.service.stub import service_proxy
 
 from .dialling import dial_through
 from .protocol import ConnectionProtocol

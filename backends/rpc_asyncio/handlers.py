@@ -12,7 +12,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rpc_proto.context import Job
+from rpc_proto.service.context import Job
 
 from .internals import (
     HAS_PRIVATE_NAMES,

@@ -18,7 +18,7 @@ from rpc_common.sockets import Listener, listen
 from rpc_common.threads import Threads
 from rpc_common.tls import Tls
 from rpc_proto import Cancelled, Event, LocalProtocolError, Peer
-from rpc_proto.context import Job, ambient_call
+from rpc_proto.service.context import Job, ambient_call
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol

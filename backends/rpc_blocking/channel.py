@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
 from rpc_proto import Wish
-from rpc_proto.connection import Connection
+from rpc_proto.connection.base import Connection
 
 __all__ = ["EARLY", "LONGEST", "Channel", "is_of_socket"]
 

@@ -31,9 +31,9 @@ from rpc_proto import (
     OutboundCall,
     State,
 )
-from rpc_proto.bounds import MAX_TIMEOUT
-from rpc_proto.context import ambient_call, inherit
-from rpc_proto.frames import Flag
+from rpc_proto.service.context import ambient_call, inherit
+from rpc_proto.wire.bounds import MAX_TIMEOUT
+from rpc_proto.wire.frames import Flag
 
 from .channel import EARLY, LONGEST, Channel, is_of_socket
 from .locks import ownership

@@ -24,9 +24,9 @@ from rpc_proto import (
     State,
     Wish,
 )
-from rpc_proto.context import Job
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
+from rpc_proto.service.context import Job
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper

@@ -31,8 +31,8 @@ from rpc_proto import (
     Unavailable,
     parse_address,
 )
-from rpc_proto.context import inherit
-from rpc_proto.proxy import service_proxy
+from rpc_proto.service.context import inherit
+from rpc_proto.service.stub import service_proxy
 
 from .client import warn_unclosed
 from .forks import Forks

@@ -25,9 +25,9 @@ from rpc_proto import (
     Unavailable,
     parse_address,
 )
-from rpc_proto.context import inherit
-from rpc_proto.observers import Observers
-from rpc_proto.proxy import service_proxy
+from rpc_proto.connection.observers import Observers
+from rpc_proto.service.context import inherit
+from rpc_proto.service.stub import service_proxy
 
 from .forks import Forks
 from .intercepted import Intercepted

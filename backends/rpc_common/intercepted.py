@@ -6,11 +6,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rpc_proto import CallCompleted, Peer
-from rpc_proto.context import inherit
+from rpc_proto.service.context import inherit
 
 if TYPE_CHECKING:
     from rpc_proto import Interceptor, Invocation
-    from rpc_proto.interceptors import Proceed
+    from rpc_proto.service.interceptors import Proceed
 
 __all__ = ["Intercepted"]
 
@@ -21,7 +21,7 @@ class Intercepted:
     def __init__(
         self, client: Any, interceptors: "tuple[Interceptor, ...]", innermost: "Proceed"
     ) -> None:
-        from rpc_proto.interceptors import layers
+        from rpc_proto.service.interceptors import layers
 
         self.proceed = layers(interceptors, innermost)
         self._client = client
@@ -34,7 +34,7 @@ class Intercepted:
         """Return them as a tuple; TypeError if one is not of the backend's kind."""
         checked = tuple(interceptors)
         if checked:  # what is behind this is not imported for nothing
-            from rpc_proto.interceptors import check_interceptors
+            from rpc_proto.service.interceptors import check_interceptors
 
             check_interceptors(checked, coroutines=coroutines)
         return checked
@@ -50,7 +50,7 @@ class Intercepted:
         one_way: bool = False,
     ) -> "Invocation":
         """Return a call as interceptors see it."""
-        from rpc_proto.interceptors import Invocation
+        from rpc_proto.service.interceptors import Invocation
 
         default = self._client._call_timeout
         deadline, metadata = inherit(timeout, default, monotonic(), metadata)

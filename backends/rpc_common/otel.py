@@ -17,8 +17,8 @@ from rpc_proto import (
     OutboundCall,
     __version__,
 )
-from rpc_proto.context import Job, ambient_call
-from rpc_proto.services import Method
+from rpc_proto.service.context import Job, ambient_call
+from rpc_proto.service.methods import Method
 
 from .log import get_log
 

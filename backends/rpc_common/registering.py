@@ -19,7 +19,7 @@ from rpc_discovery.documents import USUAL_TTL
 from rpc_discovery.links import Rng
 from rpc_discovery.sources import check_transport, flatten
 from rpc_proto import Address
-from rpc_proto.dispatch import Dispatcher
+from rpc_proto.service.dispatch import Dispatcher
 
 from .log import Log
 

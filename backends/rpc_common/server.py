@@ -33,18 +33,18 @@ from rpc_proto import (
     parse_address,
 )
 from rpc_proto.config import Authenticate
-from rpc_proto.context import Job
-from rpc_proto.dispatch import Dispatcher, Lock
-from rpc_proto.health import HEALTH, Health
+from rpc_proto.connection.memory import Memory
+from rpc_proto.connection.observers import Observers
 from rpc_proto.http import Pages, Promise, Request, Response, Router
 from rpc_proto.http.making import Making
-from rpc_proto.http.pages import BuiltIn
 from rpc_proto.http.turns import HttpTurns
-from rpc_proto.interceptors import Interceptor, check_interceptors, intercepting
-from rpc_proto.introspection import INTROSPECTION, Introspection
-from rpc_proto.memory import Memory
-from rpc_proto.observers import Observers
-from rpc_proto.services import Method, reflect
+from rpc_proto.pages.builtin import BuiltIn
+from rpc_proto.service.context import Job
+from rpc_proto.service.dispatch import Dispatcher, Lock
+from rpc_proto.service.health import HEALTH, Health
+from rpc_proto.service.interceptors import Interceptor, check_interceptors, intercepting
+from rpc_proto.service.introspection import INTROSPECTION, Introspection
+from rpc_proto.service.methods import Method, reflect
 
 from .access import AccessLog
 from .forks import Forks
@@ -319,9 +319,9 @@ class ServerBase(ABC):
     def snapshot(self) -> dict[str, Any]:
         """Return all numbers of the server, as JSON-able values, for pages and metrics.
 
-        Those of `rpc_proto.stats.ServerStats.snapshot`, and `load`: {running, queued, abandoned},
-        calls whose handlers run, wait to, and run in a thread that cannot be stopped, and `memory`,
-        bytes that connections have taken from the budget; `limits`:
+        Those of `rpc_proto.service.stats.ServerStats.snapshot`, and `load`: {running, queued,
+        abandoned}, calls whose handlers run, wait to, and run in a thread that cannot be stopped,
+        and `memory`, bytes that connections have taken from the budget; `limits`:
         those in force, by the names of the arguments and of ServerConfig; `health`: {service:
         "serving" or "not_serving"}, with "" for the whole server; `draining`: whether the server
         is being stopped; `uptime`: seconds since it was made; `time`: the wall clock, in seconds

@@ -13,7 +13,7 @@ from weakref import ref
 from rpc_discovery import FileView, View
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
-from rpc_proto.context import ambient_call
+from rpc_proto.service.context import ambient_call
 
 from .balanced import (
     DRAIN,

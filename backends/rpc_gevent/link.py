@@ -17,7 +17,7 @@ from rpc_common.memory import keep_large_blocks
 from rpc_common.tls import Tls
 from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 from rpc_proto import Event, State, Wish
-from rpc_proto.connection import Connection
+from rpc_proto.connection.base import Connection
 
 __all__ = ["Link", "take_over"]
 

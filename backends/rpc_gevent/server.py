@@ -23,7 +23,7 @@ from rpc_common.sockets import Listener, listen
 from rpc_common.tls import Tls
 from rpc_proto import Address, LocalProtocolError, Peer
 from rpc_proto import Event as CoreEvent
-from rpc_proto.context import Job
+from rpc_proto.service.context import Job
 
 from .link import Link
 from .runtime import GEVENT, get_ident

@@ -4,9 +4,9 @@ import os
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from rpc_proto.codecs import BUILT_IN
 from rpc_proto.http import Pages
-from rpc_proto.http.access import ACCESS
+from rpc_proto.pages.access import ACCESS
+from rpc_proto.wire.codecs import BUILT_IN
 
 from . import option_values
 from .pages import PAGE_TOKEN_VARIABLE

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from rpc_proto import parse_address
 from rpc_proto.http import Pages
-from rpc_proto.http.pages import DEBUG_PATH
+from rpc_proto.pages.builtin import DEBUG_PATH
 
 from .errors import UsageError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rpc_proto import parse_address
 from rpc_proto.http import HttpError, Promise, Request, Response, Router
-from rpc_proto.http.access import check_access, check_writer
 from rpc_proto.http.making import Making, Shared
+from rpc_proto.pages.access import check_access, check_writer
 
 from .documents import (
     LONGEST_TTL,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from rpc_proto.http import Response
-from rpc_proto.http.html import Html, card, page, tag, tile
 from rpc_proto.http.making import Pieces
+from rpc_proto.pages.html import Html, card, page, tag, tile
 
 if TYPE_CHECKING:
     from .registry import Entry, Registry

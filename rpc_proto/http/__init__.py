@@ -4,8 +4,17 @@ An application takes a `Request` and the time and returns a `Response`, or a `Pr
 a later event or moment settles. It must not wait.
 """
 
-from .access import Pages
+from typing import TYPE_CHECKING
+
+from rpc_proto.lazy import lazily
+
 from .messages import HttpError, Promise, Request, Response
 from .router import Router
+
+if TYPE_CHECKING:
+    from rpc_proto.pages.access import Pages
+else:
+    # The pages stand on this package, and not the other way round.
+    __getattr__ = lazily(__name__, {"Pages": "rpc_proto.pages.access"})
 
 __all__ = ["HttpError", "Pages", "Promise", "Request", "Response", "Router"]

@@ -22,7 +22,7 @@ from rpc_proto import (
     current_call,
     quick,
 )
-from rpc_proto.context import Job
+from rpc_proto.service.context import Job
 from support.by_hand import CANCEL, frame, request
 
 

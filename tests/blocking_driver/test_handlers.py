@@ -25,7 +25,7 @@ from rpc_proto import (
     current_call,
     quick,
 )
-from rpc_proto.context import Job
+from rpc_proto.service.context import Job
 
 
 class Where:

@@ -27,7 +27,7 @@ from rpc_proto import (
     ServerConfig,
     current_call,
 )
-from rpc_proto.handshake import encode_refusal
+from rpc_proto.wire.handshake import encode_refusal
 
 LINES = "The same log lines; an access log if asked for"
 

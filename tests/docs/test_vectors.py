@@ -17,7 +17,7 @@ from rpc_proto import (
     ServerPort,
     Unimplemented,
 )
-from rpc_proto.states import mermaid
+from rpc_proto.connection.states import mermaid
 from support.driving import caused
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rpc_proto import InboundCall, OutboundCall
-from rpc_proto.calls import CallTable
+from rpc_proto.connection.calls import CallTable
 
 
 def make(number: int, deadline: float | None = None) -> OutboundCall:

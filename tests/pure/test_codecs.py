@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from rpc_proto import Codec, find_codec
-from rpc_proto.typed import convert, decoder
+from rpc_proto.wire.typed import convert, decoder
 from support.wire import CODECS
 
 

@@ -14,7 +14,7 @@ from rpc_proto import (
     ServerConfig,
     current_call,
 )
-from rpc_proto.context import CallContext, Job, ambient_call, inherit
+from rpc_proto.service.context import CallContext, Job, ambient_call, inherit
 from support.driving import make_job
 from support.memory import Host, Pair
 

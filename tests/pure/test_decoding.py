@@ -24,10 +24,10 @@ from rpc_proto import (
     State,
     find_codec,
 )
-from rpc_proto.frames import Flag
-from rpc_proto.headers import HeaderError, Headers
-from rpc_proto.services import Method
-from rpc_proto.typed import decoder
+from rpc_proto.service.methods import Method
+from rpc_proto.wire.frames import Flag
+from rpc_proto.wire.headers import HeaderError, Headers
+from rpc_proto.wire.typed import decoder
 from support.driving import caused
 from support.memory import Host, Pair, only
 from support.wire import ERROR, GOAWAY, START, Wire, frame, open_client

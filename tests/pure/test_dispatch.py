@@ -16,7 +16,7 @@ from rpc_proto import (
     Unknown,
     current_call,
 )
-from rpc_proto.dispatch import Dispatcher
+from rpc_proto.service.dispatch import Dispatcher
 from support.memory import Host, Pair
 
 

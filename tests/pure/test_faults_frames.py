@@ -14,7 +14,7 @@ from rpc_proto import (
     ServerConfig,
     State,
 )
-from rpc_proto.frames import FrameReader
+from rpc_proto.wire.frames import FrameReader
 from support.driving import caused
 from support.memory import Pair, only, outcome, termination
 from support.wire import (

@@ -17,7 +17,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
-from rpc_proto.handshake import MAX_LINE, _unique
+from rpc_proto.wire.handshake import MAX_LINE, _unique
 from support.driving import caused
 from support.memory import Pair, only, outcome, termination
 from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line

@@ -19,7 +19,7 @@ from rpc_proto import (
     State,
     Unimplemented,
 )
-from rpc_proto.bounds import MAX_TIMEOUT
+from rpc_proto.wire.bounds import MAX_TIMEOUT
 from support.driving import caused
 from support.memory import Host, Pair, only, outcome, termination
 from support.wire import (
@@ -161,7 +161,7 @@ def test_largest_id_is_accepted() -> None:
 
 @pytest.mark.fault(22)
 def test_ids_that_are_no_unsigned_64_bit_numbers_cannot_be_written() -> None:
-    from rpc_proto.frames import encode_prefix
+    from rpc_proto.wire.frames import encode_prefix
 
     for wrong in (-1, 2**64, 1.5, "1", None):
         with pytest.raises(Exception, match=r"argument|integer|int|format requires"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpc_proto.frames import PREFIX_SIZE, FrameReader, encode_prefix
+from rpc_proto.wire.frames import PREFIX_SIZE, FrameReader, encode_prefix
 from support.wire import PING, RAW, REQUEST, RESPONSE, frame, prefix
 
 ONE = frame(REQUEST, 1, b"header", b"body", RAW)

@@ -19,7 +19,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
-from rpc_proto.handshake import MAGIC, LineReader, agree_ping, parse_answer, parse_options
+from rpc_proto.wire.handshake import MAGIC, LineReader, agree_ping, parse_answer, parse_options
 from support.driving import caused
 from support.memory import Pair, only, termination
 from support.wire import CODECS, START, answer, line, open_client, options, server_line
@@ -81,7 +81,7 @@ def test_smaller_ping_interval_is_in_force(ours: Any, theirs: Any, agreed: Any) 
 def test_features_that_both_lines_name_are_in_force(
     monkeypatch: pytest.MonkeyPatch, named: list[str]
 ) -> None:
-    monkeypatch.setattr("rpc_proto.handshake.FEATURES", frozenset(["streams", "other"]))
+    monkeypatch.setattr("rpc_proto.wire.handshake.FEATURES", frozenset(["streams", "other"]))
     server = ServerConnection(now=START)
     agreed = only(
         caused(server.receive_data, START, line(options(features=named))), HandshakeCompleted
@@ -94,7 +94,7 @@ def test_features_that_both_lines_name_are_in_force(
 
 
 def test_client_names_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rpc_proto.client.FEATURES", frozenset(["streams", "other"]))
+    monkeypatch.setattr("rpc_proto.connection.client.FEATURES", frozenset(["streams", "other"]))
     fields = json.loads(ClientConnection(now=START).data_to_send())
     assert fields["features"] == ["other", "streams"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rpc_proto import Codec, find_codec
-from rpc_proto.headers import HeaderError, Headers
+from rpc_proto.wire.headers import HeaderError, Headers
 from support.wire import CODECS
 
 

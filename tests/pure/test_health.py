@@ -3,7 +3,7 @@
 import pytest
 
 from rpc_proto import ClientConfig, NotFound, ServerConfig
-from rpc_proto.health import HEALTH, Health
+from rpc_proto.service.health import HEALTH, Health
 from support.memory import Host, Pair
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpc_proto.introspection import INTROSPECTION, Introspection
+from rpc_proto.service.introspection import INTROSPECTION, Introspection
 from support.memory import Host, Pair
 from support.wire import CODECS
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rpc_proto import ClientConfig, SendBufferDrained, ServerConfig, quick
-from rpc_proto.dispatch import Dispatcher
+from rpc_proto.service.dispatch import Dispatcher
 from support.memory import Host, Pair
 
 LARGE = bytes(2048)

@@ -18,9 +18,9 @@ from rpc_proto import (
     State,
     Wish,
 )
-from rpc_proto.dispatch import Dispatcher
+from rpc_proto.connection.memory import FREE, Account, Memory
 from rpc_proto.http import Request, Response
-from rpc_proto.memory import FREE, Account, Memory
+from rpc_proto.service.dispatch import Dispatcher
 from support.driving import caused
 from support.wire import (
     ERROR,

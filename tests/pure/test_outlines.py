@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from rpc_proto import CallCompleted, Codec, InvalidArgument, find_codec
-from rpc_proto.services import Method
+from rpc_proto.service.methods import Method
 from support.driving import caused
 from support.memory import only
 from support.wire import NAMED, START, Wire, open_client

@@ -4,7 +4,7 @@ import pytest
 
 from rpc_proto import NotFound, Peer
 from rpc_proto.http import HttpError, Pages, Request, Response, Router
-from rpc_proto.http.pages import BuiltIn
+from rpc_proto.pages.builtin import BuiltIn
 from support.pages import numbers
 
 PATHS = ("/debug/rpc", "/metrics", "/healthz", "/readyz")

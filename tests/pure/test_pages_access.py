@@ -7,7 +7,7 @@ import pytest
 
 from rpc_proto import Peer
 from rpc_proto.http import HttpError, Pages, Request
-from rpc_proto.http.access import ACCESS, check_access
+from rpc_proto.pages.access import ACCESS, check_access
 
 LOCAL = "127.0.0.1:50000"
 TOKEN = "sesäm:open"

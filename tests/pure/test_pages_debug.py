@@ -9,7 +9,7 @@ import pytest
 
 from rpc_proto import __version__
 from rpc_proto.http import HttpError
-from rpc_proto.http.debug import MAX_METHODS
+from rpc_proto.pages.debug import MAX_METHODS
 from support.pages import PAYLOAD, Seen, ask, counts, method, numbers, offered
 
 SLOW = {

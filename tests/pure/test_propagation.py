@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rpc_proto import Cancelled
-from rpc_proto.context import Job, ambient_call, inherit
-from rpc_proto.propagation import trace_context
+from rpc_proto.service.context import Job, ambient_call, inherit
+from rpc_proto.service.propagation import trace_context
 from support.driving import make_job
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -20,7 +20,7 @@ from rpc_proto import (
     State,
     Wish,
 )
-from rpc_proto.memory import Memory
+from rpc_proto.connection.memory import Memory
 from support.driving import caused
 from support.memory import only, outcome, termination
 from support.protocol_page import (

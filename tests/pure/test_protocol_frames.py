@@ -17,7 +17,7 @@ from rpc_proto import (
     ServerConfig,
     find_codec,
 )
-from rpc_proto.services import Method
+from rpc_proto.service.methods import Method
 from support.driving import caused
 from support.memory import only, outcome
 from support.protocol_page import (

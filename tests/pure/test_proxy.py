@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rpc_proto.proxy import ServiceProxy, service_proxy
+from rpc_proto.service.stub import ServiceProxy, service_proxy
 
 
 class ArithApi:

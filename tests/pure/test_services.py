@@ -23,7 +23,7 @@ import msgspec
 import pytest
 
 from rpc_proto import InvalidArgument, expose, find_codec, quick
-from rpc_proto.services import Method, annotated_methods, reflect, service_name
+from rpc_proto.service.methods import Method, annotated_methods, reflect, service_name
 from support.memory import Host, Pair
 from support.wire import CODECS, NAMED, RAW, START, open_client
 

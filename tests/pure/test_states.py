@@ -1,6 +1,6 @@
 """The transitions as data."""
 
-from rpc_proto.states import TRANSITIONS, State, Trigger, mermaid
+from rpc_proto.connection.states import TRANSITIONS, State, Trigger, mermaid
 
 
 def test_nothing_leaves_closed() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rpc_proto import CallError, ClientConfig, NotFound, ServerConfig
-from rpc_proto.stats import BATCH, BOUNDS, REMOVED, UNKNOWN, MethodStats
+from rpc_proto.service.stats import BATCH, BOUNDS, REMOVED, UNKNOWN, MethodStats
 from support.memory import Host, Pair
 from support.wire import Wire
 

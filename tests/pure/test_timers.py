@@ -1,6 +1,6 @@
 """TimerTable: one entry for each purpose."""
 
-from rpc_proto.timers import Timer, TimerTable
+from rpc_proto.connection.timers import Timer, TimerTable
 
 
 def test_earliest_timer_is_known_at_any_time() -> None:

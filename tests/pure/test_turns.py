@@ -4,9 +4,9 @@ import pytest
 
 from rpc_proto import Peer, ServerConfig, ServerPort
 from rpc_proto.http import HttpError, Request, Response
-from rpc_proto.http.access import check_writer
 from rpc_proto.http.making import FRESH, Making, Pieces, Shared
 from rpc_proto.http.turns import HttpTurns
+from rpc_proto.pages.access import check_writer
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LOCAL = "127.0.0.1:5"

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rpc_proto import Event, InboundCall, Peer
-from rpc_proto.context import Job
+from rpc_proto.service.context import Job
 
 
 def caused(method: Any, *arguments: Any, **options: Any) -> list[Event]:

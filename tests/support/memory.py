@@ -26,10 +26,10 @@ from rpc_proto import (
     State,
     Wish,
 )
-from rpc_proto.connection import Connection
-from rpc_proto.context import Job
-from rpc_proto.dispatch import Dispatcher
-from rpc_proto.observers import Observers
+from rpc_proto.connection.base import Connection
+from rpc_proto.connection.observers import Observers
+from rpc_proto.service.context import Job
+from rpc_proto.service.dispatch import Dispatcher
 
 from .wire import START
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from rpc_proto.http import Pages, Request, Response, Router
 from rpc_proto.http.making import Making
-from rpc_proto.http.pages import BuiltIn
-from rpc_proto.stats import BOUNDS
+from rpc_proto.pages.builtin import BuiltIn
+from rpc_proto.service.stats import BOUNDS
 
 PAYLOAD = "\"'><script>window.pwned=1</script><img src=x onerror=window.pwned=1>&lt;{{7*7}}"
 

@@ -14,7 +14,7 @@ from rpc_proto import (
     ServerConnection,
     State,
 )
-from rpc_proto.dispatch import Dispatcher
+from rpc_proto.service.dispatch import Dispatcher
 from support.driving import caused
 from support.memory import termination
 from support.wire import (

@@ -14,8 +14,8 @@ from rpc_proto import (
     State,
     find_codec,
 )
-from rpc_proto.frames import FrameReader
-from rpc_proto.handshake import MAGIC
+from rpc_proto.wire.frames import FrameReader
+from rpc_proto.wire.handshake import MAGIC
 
 REQUEST, RESPONSE, ERROR, CANCEL, PING, PONG, GOAWAY = range(1, 8)
 RAW, NAMED, ONE_WAY, NOT_EXECUTED = 1, 2, 4, 8

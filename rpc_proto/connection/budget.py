@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 
-from .config import ServerConfig
+from rpc_proto.config import ServerConfig
+
 from .endpoint import Endpoint
 from .memory import FREE, Account, Memory
 from .states import State

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from typing import Any, Protocol
 
-from .calls import InboundCall
-from .codecs import SMALL
+from rpc_proto.connection.calls import InboundCall
+from rpc_proto.connection.events import CallCancelled, Event, RequestReceived
+from rpc_proto.connection.observers import Observer
+from rpc_proto.connection.server import ServerConnection
+from rpc_proto.errors import CallError, Internal, ResourceExhausted, Unimplemented, Unknown
+from rpc_proto.wire.codecs import SMALL
+from rpc_proto.wire.frames import Flag
+
 from .context import Job
-from .errors import CallError, Internal, ResourceExhausted, Unimplemented, Unknown
-from .events import CallCancelled, Event, RequestReceived
-from .frames import Flag
 from .lanes import Lane
-from .observers import Observer
-from .server import ServerConnection
-from .services import Method, reflect
+from .methods import Method, reflect
 from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
 
 __all__ = ["Dispatcher"]

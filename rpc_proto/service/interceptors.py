@@ -10,10 +10,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .config import Peer
+from rpc_proto.config import Peer
+from rpc_proto.errors import LocalProtocolError
+
 from .context import ambient_call
-from .errors import LocalProtocolError
-from .services import Method
+from .methods import Method
 
 __all__ = ["Interceptor", "Invocation", "check_interceptors", "intercepting", "layers"]
 

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from .config import Config
-from .errors import RpcError, Unavailable
+from rpc_proto.config import Config
+from rpc_proto.errors import RpcError, Unavailable
+
 from .events import ConnectionTerminated, Event
 from .memory import Account
 from .observers import NOBODY, Observer, Observers, tell

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .dispatch import Dispatcher
-from .services import quick
+from .methods import quick
 
 __all__ = ["INTROSPECTION", "Introspection"]
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from rpc_proto.config import Peer, ServerConfig
+
 from .calls import InboundCall
-from .config import Peer, ServerConfig
 from .events import Event
 from .memory import Memory
 from .observers import Observer, Observers
@@ -12,9 +13,10 @@ from .server import ServerConnection
 from .states import State, Wish
 
 if TYPE_CHECKING:
-    from .http.connection import HttpConnection
-    from .http.messages import Application
-    from .http.turns import HttpTurns
+    from rpc_proto.http.messages import Application
+    from rpc_proto.http.turns import HttpTurns
+
+    from .http import HttpConnection
 
 __all__ = ["ServerPort"]
 
@@ -27,8 +29,8 @@ class ServerPort:
     for CONNECT, with all that came behind it. `connection` is the one that it has now.
 
     Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, together do not keep their
-    server from its calls for long; those that share `memory`, a rpc_proto.memory.Memory, together
-    hold no more than that. `observers` see calls and HTTP. `make` makes the ServerConnection.
+    server from its calls for long; those that share a `memory` together hold no more than that.
+    `observers` see calls and HTTP. `make` makes the ServerConnection.
     """
 
     __slots__ = (
@@ -204,7 +206,7 @@ class ServerPort:
     # From one to the other
 
     def _begin_http(self, opened: float) -> None:
-        from .http.connection import HttpConnection  # with h11, which calls do not need
+        from .http import HttpConnection  # with h11, which calls do not need
 
         self._http = HttpConnection(
             self._config,

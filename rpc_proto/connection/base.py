@@ -7,10 +7,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from .codecs import WORST_GROWTH, Codec
-from .config import Config
-from .endpoint import Endpoint
-from .errors import (
+from rpc_proto.config import Config
+from rpc_proto.errors import (
     HandshakeError,
     LocalProtocolError,
     RemoteProtocolError,
@@ -18,14 +16,17 @@ from .errors import (
     RpcError,
     Unavailable,
 )
+from rpc_proto.wire.codecs import WORST_GROWTH, Codec
+from rpc_proto.wire.frames import Frame, FrameReader, FrameType, encode_prefix
+from rpc_proto.wire.handshake import Answer, LineReader
+from rpc_proto.wire.headers import Headers
+from rpc_proto.wire.typed import decoder
+
+from .endpoint import Endpoint
 from .events import GoAwayReceived
-from .frames import Frame, FrameReader, FrameType, encode_prefix
-from .handshake import Answer, LineReader
-from .headers import Headers
 from .observers import Observer, Observers
 from .states import State, Trigger
 from .timers import Timer
-from .typed import decoder
 
 __all__ = ["Connection"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .making import Pieces
-from .messages import HttpError, Response
+from rpc_proto.http.making import Pieces
+from rpc_proto.http.messages import HttpError, Response
 
 __all__ = ["as_metrics", "choose"]
 

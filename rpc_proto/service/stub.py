@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .services import annotated_methods, service_name
+from .methods import annotated_methods, service_name
 
 __all__ = ["ServiceProxy", "service_proxy"]
 

@@ -3,12 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from .budget import PATIENCE, Budgeted
-from .calls import CallTable, InboundCall
-from .codecs import SMALL, explain, find_codec
-from .config import Peer, ServerConfig
-from .connection import Connection, clip
-from .errors import (
+from rpc_proto.config import Peer, ServerConfig
+from rpc_proto.errors import (
     CallError,
     Cancelled,
     DeadlineExceeded,
@@ -19,14 +15,9 @@ from .errors import (
     RpcError,
     Unavailable,
 )
-from .events import (
-    CallCancelled,
-    HandshakeCompleted,
-    RequestReceived,
-    SendBufferDrained,
-)
-from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
-from .handshake import (
+from rpc_proto.wire.codecs import SMALL, explain, find_codec
+from rpc_proto.wire.frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
+from rpc_proto.wire.handshake import (
     Answer,
     agree_features,
     agree_ping,
@@ -34,7 +25,12 @@ from .handshake import (
     encode_refusal,
     parse_options,
 )
-from .headers import LONGEST_CACHED, NO_METADATA, HeaderError
+from rpc_proto.wire.headers import LONGEST_CACHED, NO_METADATA, HeaderError
+
+from .base import Connection, clip
+from .budget import PATIENCE, Budgeted
+from .calls import CallTable, InboundCall
+from .events import CallCancelled, HandshakeCompleted, RequestReceived, SendBufferDrained
 from .memory import Memory
 from .observers import Observer, Observers
 from .states import State, Trigger
@@ -58,9 +54,9 @@ _METADATA = 8 * 1024  # bytes that the entries take, apart from their texts
 class ServerConnection(Budgeted, Connection):
     """The end that is called. A ServerPort has one, and serves those who speak HTTP, too.
 
-    Connections that share `memory`, a rpc_proto.memory.Memory, together hold no more than that;
-    without one a connection has a budget of its own, of `ServerConfig.memory`. `preface` is sent
-    before anything else.
+    Connections that share `memory`, a rpc_proto.connection.memory.Memory, together hold no more
+    than that; without one a connection has a budget of its own, of `ServerConfig.memory`. `preface`
+    is sent before anything else.
 
     Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
     `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`

@@ -3,20 +3,20 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rpc_proto.budget import PATIENCE, Budgeted
 from rpc_proto.config import Peer, ServerConfig
 from rpc_proto.errors import HandshakeError, RpcError
-from rpc_proto.events import HttpServed, ResponsePromised
-from rpc_proto.memory import Memory
-from rpc_proto.observers import Observer, Observers
-from rpc_proto.states import State, Trigger
-from rpc_proto.timers import Timer
+from rpc_proto.http.server import Exchange, HttpServer
+from rpc_proto.http.turns import HttpTurns
 
-from .server import Exchange, HttpServer
-from .turns import HttpTurns
+from .budget import PATIENCE, Budgeted
+from .events import HttpServed, ResponsePromised
+from .memory import Memory
+from .observers import Observer, Observers
+from .states import State, Trigger
+from .timers import Timer
 
 if TYPE_CHECKING:
-    from .messages import Application
+    from rpc_proto.http.messages import Application
 
 __all__ = ["HttpConnection"]
 

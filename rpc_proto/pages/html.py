@@ -5,9 +5,8 @@ from base64 import b64encode
 from hashlib import sha256
 from typing import Any
 
+from rpc_proto.http.messages import Response
 from rpc_proto.texts import printable
-
-from .messages import Response
 
 __all__ = ["Html", "card", "page", "tag", "tile"]
 

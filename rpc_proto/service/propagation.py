@@ -6,7 +6,7 @@ The names and the formats are those of https://www.w3.org/TR/trace-context/, sec
 import re
 from collections.abc import Mapping
 
-from .headers import NO_METADATA
+from rpc_proto.wire.headers import NO_METADATA
 
 __all__ = ["merge", "trace_context"]
 

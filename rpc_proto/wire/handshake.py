@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
+from rpc_proto.errors import HandshakeError
+
 from .bounds import LARGEST_BODY, LARGEST_HEADER, SMALLEST_BODY, SMALLEST_HEADER
-from .errors import HandshakeError
 
 __all__ = [
     "FEATURES",

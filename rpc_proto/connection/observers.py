@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from .events import ObserverFailed
 
 if TYPE_CHECKING:
+    from rpc_proto.config import Peer
+    from rpc_proto.errors import CallError
+
     from .calls import InboundCall, OutboundCall
-    from .config import Peer
-    from .errors import CallError
     from .events import Event, HttpServed
 
 __all__ = ["NOBODY", "Observer", "Observers", "tell"]

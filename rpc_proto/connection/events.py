@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rpc_proto.errors import CallError, RpcError
+from rpc_proto.wire.handshake import Answer
+
 from .calls import InboundCall, OutboundCall
-from .errors import CallError, RpcError
-from .handshake import Answer
 
 if TYPE_CHECKING:
-    from .http.messages import Promise
+    from rpc_proto.http.messages import Promise
 
 __all__ = [
     "CallCancelled",

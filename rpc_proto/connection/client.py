@@ -5,12 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .bounds import MAX_TIMEOUT
-from .calls import IDS, CallTable, OutboundCall
-from .codecs import SMALL, explain, find_codec
-from .config import ClientConfig
-from .connection import Connection, clip
-from .errors import (
+from rpc_proto.config import ClientConfig
+from rpc_proto.errors import (
     CallError,
     Cancelled,
     DataLoss,
@@ -22,16 +18,21 @@ from .errors import (
     RpcError,
     Unavailable,
 )
+from rpc_proto.wire.bounds import MAX_TIMEOUT
+from rpc_proto.wire.codecs import SMALL, explain, find_codec
+from rpc_proto.wire.frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
+from rpc_proto.wire.handshake import FEATURES, Options, agree_features, encode_options, parse_answer
+from rpc_proto.wire.headers import NO_METADATA, HeaderError
+from rpc_proto.wire.typed import convert, decoder, weight
+
+from .base import Connection, clip
+from .calls import IDS, CallTable, OutboundCall
 from .events import CallCompleted, CallFailed, HandshakeCompleted, ObserverFailed
-from .frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
-from .handshake import FEATURES, Options, agree_features, encode_options, parse_answer
-from .headers import NO_METADATA, HeaderError
 from .observers import Observer, Observers
 from .states import State, Trigger
-from .typed import convert, decoder, weight
 
 if TYPE_CHECKING:
-    from .http.tunnel import Tunnel
+    from rpc_proto.http.tunnel import Tunnel
 
 __all__ = ["ClientConnection"]
 
@@ -98,7 +99,7 @@ class ClientConnection(Connection):
         if connect is None:
             self._send_line(options)
         else:
-            from .http import tunnel  # with h11, which few need
+            from rpc_proto.http import tunnel  # with h11, which few need
 
             self._options = options  # nothing is sent before the server accepts
             self._tunnel = tunnel.Tunnel(connect)

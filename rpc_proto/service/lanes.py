@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 
+from rpc_proto.connection.server import ServerConnection
+
 from .context import Job
-from .server import ServerConnection
 
 __all__ = ["Lane"]
 

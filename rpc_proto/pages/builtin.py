@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from rpc_proto.errors import NotFound
+from rpc_proto.http.making import Making, Pieces, Shared
+from rpc_proto.http.messages import Application, HttpError, Request, Response
+from rpc_proto.http.router import Router
 
 from .access import Pages, check_access
-from .making import Making, Pieces, Shared
-from .messages import Application, HttpError, Request, Response
-from .router import Router
 
 __all__ = ["DEBUG_PATH", "HEALTH_PATH", "METRICS_PATH", "READY_PATH", "BuiltIn"]
 

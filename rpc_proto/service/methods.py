@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from .codecs import Codec, Decode, explain
-from .errors import InvalidArgument
-from .frames import Flag
-from .stats import MethodStats
-from .typed import (
+from rpc_proto.errors import InvalidArgument
+from rpc_proto.wire.codecs import Codec, Decode, explain
+from rpc_proto.wire.frames import Flag
+from rpc_proto.wire.typed import (
     argument_decoder,
     argument_outline,
     check_decodable,
@@ -23,6 +22,8 @@ from .typed import (
     has_chosen_hashes,
     weight,
 )
+
+from .stats import MethodStats
 
 __all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
 

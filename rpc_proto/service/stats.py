@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from heapq import heappush, heapreplace
 from typing import Any
 
-from .calls import InboundCall
-from .connection import Connection, clip
+from rpc_proto.connection.base import Connection, clip
+from rpc_proto.connection.calls import InboundCall
+from rpc_proto.errors import CODES, CallError, HandshakeError, RemoteProtocolError, RpcError
+
 from .context import Job
-from .errors import CODES, CallError, HandshakeError, RemoteProtocolError, RpcError
 
 __all__ = ["BATCH", "BOUNDS", "REMOVED", "UNKNOWN", "MethodStats", "ServerStats"]
 

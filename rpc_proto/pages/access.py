@@ -4,8 +4,7 @@ import re
 from ipaddress import IPv6Address, ip_address
 
 from rpc_proto.config import Settings
-
-from .messages import HttpError, Request
+from rpc_proto.http.messages import HttpError, Request
 
 __all__ = ["ACCESS", "Pages", "check_access", "check_writer"]
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from rpc_proto.errors import NotFound
+
 from .dispatch import Dispatcher
-from .errors import NotFound
-from .services import expose, quick
+from .methods import expose, quick
 
 __all__ = ["HEALTH", "Health"]
 

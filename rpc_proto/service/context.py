@@ -6,9 +6,10 @@ from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from .calls import InboundCall
-from .config import Peer
-from .errors import CallError, LocalProtocolError
+from rpc_proto.config import Peer
+from rpc_proto.connection.calls import InboundCall
+from rpc_proto.errors import CallError, LocalProtocolError
+
 from .propagation import merge, trace_context
 
 __all__ = ["CallContext", "Job", "ambient_call", "current_call", "inherit"]

@@ -7,10 +7,10 @@ texts that are cut short, 50 errors and 20 slow calls make less than 1 MiB.
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from rpc_proto import __version__
+from rpc_proto.http.making import Pieces
+from rpc_proto.version import __version__
 
 from .html import Html, card, page, tag, tile
-from .making import Pieces
 
 __all__ = ["MAX_METHODS", "as_page", "describe"]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
-from .frames import Flag
-from .headers import NO_METADATA
+from rpc_proto.wire.frames import Flag
+from rpc_proto.wire.headers import NO_METADATA
 
 __all__ = ["IDS", "CallTable", "InboundCall", "OutboundCall"]
 

@@ -1,0 +1,1 @@
+"""The built-in pages of a server: health, debug, metrics, and who may see them."""
