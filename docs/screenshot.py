@@ -21,7 +21,7 @@ from selenium import webdriver
 
 from rpc_asyncio import BalancedClient, Client, Server
 from rpc_asyncio.pump import fetch
-from rpc_common.registering import Registering
+from rpc_common.discovery.registering import Registering
 from rpc_discovery import Registry, RegistryDiscovery
 from rpc_proto import CallError, NotFound
 from rpc_proto.http.client import Fetch

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from rpc_common.client import Reply
+from rpc_common.client.base import Reply
 from rpc_proto.lazy import lazily
 
 from .client import Client
 from .server import Server
 
 if TYPE_CHECKING:
-    from rpc_common.balanced import BroadcastFailed
-    from rpc_common.registering import EtcdRegistering, Registering
-    from rpc_common.snapshots import SavedRegistry
+    from rpc_common.balanced.base import BroadcastFailed
+    from rpc_common.discovery.registering import EtcdRegistering, Registering
+    from rpc_common.discovery.snapshots import SavedRegistry
 
     from .balanced import BalancedClient
 else:
@@ -20,10 +20,10 @@ else:
         __name__,
         {
             "BalancedClient": ".balanced",
-            "BroadcastFailed": "rpc_common.balanced",
-            "EtcdRegistering": "rpc_common.registering",
-            "Registering": "rpc_common.registering",
-            "SavedRegistry": "rpc_common.snapshots",
+            "BroadcastFailed": "rpc_common.balanced.base",
+            "EtcdRegistering": "rpc_common.discovery.registering",
+            "Registering": "rpc_common.discovery.registering",
+            "SavedRegistry": "rpc_common.discovery.snapshots",
         },
     )
 

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Self, TypeVar, overload
 from weakref import ref
 
-from rpc_common.balanced import (
+from rpc_common.balanced.base import (
     DRAIN,
     BalancedBase,
     Request,
@@ -20,9 +20,9 @@ from rpc_common.balanced import (
     is_ready,
     judge,
 )
-from rpc_common.client import Reply
-from rpc_common.files import look
-from rpc_common.log import Log, get_log
+from rpc_common.client.base import Reply
+from rpc_common.discovery.files import look
+from rpc_common.telemetry.log import Log, get_log
 from rpc_discovery import FileView
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError

@@ -8,12 +8,12 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
-from rpc_common.client import Dialling, Reply, explain, refusal, warn_unclosed
-from rpc_common.forks import Forks
-from rpc_common.intercepted import Intercepted
-from rpc_common.log import get_log
-from rpc_common.patching import check_patching
-from rpc_common.tls import Tls
+from rpc_common.client.base import Dialling, Reply, explain, refusal, warn_unclosed
+from rpc_common.client.intercepted import Intercepted
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.patching import check_patching
+from rpc_common.transport.tls import Tls
 from rpc_proto import (
     CallCompleted,
     CallFailed,

@@ -3,8 +3,8 @@
 import asyncio
 import socket
 
-from rpc_common.proxies import Proxy
-from rpc_common.sockets import read_answer
+from rpc_common.transport.http_proxies import Proxy
+from rpc_common.transport.sockets import read_answer
 from rpc_proto import Address
 
 __all__ = ["dial_through"]

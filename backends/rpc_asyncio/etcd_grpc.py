@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import grpc
 from aetcd import rpc
 
-from rpc_common.files import read_regular
-from rpc_common.forks import Forks
-from rpc_common.pump import describe
+from rpc_common.discovery.files import read_regular
+from rpc_common.discovery.pump import describe
+from rpc_common.transport.forks import Forks
 from rpc_discovery import PemFiles
 from rpc_discovery.etcd.operations import (
     FAILED_PRECONDITION,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any
 
-from rpc_common.client import outcome
+from rpc_common.client.base import outcome
 from rpc_proto import CallCompleted
 
 __all__ = [

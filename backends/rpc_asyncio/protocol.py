@@ -8,9 +8,9 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from rpc_common.memory import keep_large_blocks
-from rpc_common.tls import Tls
-from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
+from rpc_common.transport.memory import keep_large_blocks
+from rpc_common.transport.tls import Tls
+from rpc_common.transport.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 from rpc_proto import Event, State, Wish
 from rpc_proto.connection.base import Connection
 

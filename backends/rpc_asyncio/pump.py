@@ -8,9 +8,9 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from rpc_common.forks import Forks
-from rpc_common.log import Log
-from rpc_common.pump import carrier_of, context_of, describe, fetch_of
+from rpc_common.discovery.pump import carrier_of, context_of, describe, fetch_of
+from rpc_common.telemetry.log import Log
+from rpc_common.transport.forks import Forks
 from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
 

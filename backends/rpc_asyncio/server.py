@@ -10,13 +10,13 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from rpc_common.forks import Forks
-from rpc_common.log import get_log
-from rpc_common.patching import check_patching
-from rpc_common.server import FAREWELL, ServerBase, Settings
-from rpc_common.sockets import Listener, listen
-from rpc_common.threads import Threads
-from rpc_common.tls import Tls
+from rpc_common.server.base import FAREWELL, ServerBase, Settings
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.patching import check_patching
+from rpc_common.transport.sockets import Listener, listen
+from rpc_common.transport.threads import Threads
+from rpc_common.transport.tls import Tls
 from rpc_proto import Cancelled, Event, LocalProtocolError, Peer
 from rpc_proto.service.context import Job, ambient_call
 
@@ -24,8 +24,8 @@ from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
 
 if TYPE_CHECKING:
-    from rpc_common.programs import Program
-    from rpc_common.registering import Registering
+    from rpc_common.discovery.registering import Registering
+    from rpc_common.server.programs import Program
 
 __all__ = ["Server"]
 
@@ -244,13 +244,13 @@ class Server(ServerBase):
             await self.stop(grace=0.0)
 
     def run_program(self, program: "Program") -> None:
-        from rpc_common.programs import handlers_restored
+        from rpc_common.server.programs import handlers_restored
 
         with handlers_restored():
             asyncio.run(self._be_program(program))
 
     async def _be_program(self, program: "Program") -> None:
-        from rpc_common.programs import SIGNALS
+        from rpc_common.server.programs import SIGNALS
 
         loop = asyncio.get_running_loop()
         signals: asyncio.Queue[int | None] = asyncio.Queue()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from rpc_common.client import outcome
+from rpc_common.client.base import outcome
 from rpc_proto import CallCompleted
 
 from .internals import HAS_PRIVATE_NAMES, DirectWaiter

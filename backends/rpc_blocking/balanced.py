@@ -1,7 +1,7 @@
 """The blocking balanced client: many nodes, one connection to each, for any number of threads."""
 
-from rpc_common.log import get_log
-from rpc_common.sync_balanced import SyncBalancedClient
+from rpc_common.balanced.sync import SyncBalancedClient
+from rpc_common.telemetry.log import get_log
 
 from .client import Client
 from .runtime import BLOCKING
@@ -10,7 +10,8 @@ __all__ = ["BalancedClient"]
 
 
 class BalancedClient(SyncBalancedClient):
-    """Calls the nodes of a discovery; for the arguments see `rpc_common.balanced.BalancedBase`."""
+    """Calls the nodes of a discovery; for the arguments see
+    `rpc_common.balanced.base.BalancedBase`."""
 
     _client = Client
     _log = get_log("rpc_blocking")

@@ -13,8 +13,8 @@ from struct import pack
 from time import monotonic
 from typing import Any, TypeGuard
 
-from rpc_common.memory import keep_large_blocks
-from rpc_common.tls import Tls
+from rpc_common.transport.memory import keep_large_blocks
+from rpc_common.transport.tls import Tls
 from rpc_proto import Wish
 from rpc_proto.connection.base import Connection
 

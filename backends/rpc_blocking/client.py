@@ -12,12 +12,12 @@ from threading import Lock, RLock, get_ident, main_thread
 from time import monotonic
 from typing import Any, Self
 
-from rpc_common.client import Dialling, SyncClient, Waiting, outcome, refusal
-from rpc_common.forks import Forks
-from rpc_common.log import get_log
-from rpc_common.patching import check_patching
-from rpc_common.sockets import dial
-from rpc_common.tls import Tls
+from rpc_common.client.base import Dialling, SyncClient, Waiting, outcome, refusal
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.patching import check_patching
+from rpc_common.transport.sockets import dial
+from rpc_common.transport.tls import Tls
 from rpc_proto import (
     CallCompleted,
     CallFailed,

@@ -10,8 +10,8 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 from threading import Event, Lock
 from time import monotonic
 
-from rpc_common.log import Log
-from rpc_common.threads import HelperThread
+from rpc_common.telemetry.log import Log
+from rpc_common.transport.threads import HelperThread
 
 from .channel import LONGEST
 

@@ -7,9 +7,9 @@ from threading import Event
 from time import monotonic, sleep
 from typing import Any
 
-from rpc_common.patching import check_patching
-from rpc_common.runtime import Runtime
-from rpc_common.threads import HelperThread, end_at_exit
+from rpc_common.transport.patching import check_patching
+from rpc_common.transport.runtime import Runtime
+from rpc_common.transport.threads import HelperThread, end_at_exit
 
 __all__ = ["BLOCKING"]
 

@@ -9,14 +9,14 @@ from threading import Condition, Event, Lock
 from time import monotonic, sleep, thread_time
 from typing import TYPE_CHECKING, Any, Unpack
 
-from rpc_common.forks import Forks
-from rpc_common.log import get_log
-from rpc_common.patching import check_patching
-from rpc_common.server import Settings, SyncServer, peer_address
-from rpc_common.sockets import listen
-from rpc_common.threads import HelperThread, Threads, end_at_exit
-from rpc_common.tls import Tls
-from rpc_common.turns import FIRST_READ, SHORT, next_read
+from rpc_common.server.base import Settings, SyncServer, peer_address
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.patching import check_patching
+from rpc_common.transport.sockets import listen
+from rpc_common.transport.threads import HelperThread, Threads, end_at_exit
+from rpc_common.transport.tls import Tls
+from rpc_common.transport.turns import FIRST_READ, SHORT, next_read
 from rpc_proto import (
     Address,
     Cancelled,
@@ -33,7 +33,7 @@ from .keeper import Appointment, Keeper
 from .runtime import BLOCKING
 
 if TYPE_CHECKING:
-    from rpc_common.programs import Program
+    from rpc_common.server.programs import Program
 
 __all__ = ["Server"]
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from rpc_common.programs import SIGNALS
+from rpc_common.server.programs import SIGNALS
 
 __all__ = ["Signals"]
 

@@ -8,11 +8,11 @@ from typing import Any, Self
 from gevent import Timeout, get_hub, getcurrent, socket
 from gevent.event import AsyncResult, Event
 
-from rpc_common.client import Dialling, Reply, SyncClient, Waiting, outcome, refusal
-from rpc_common.forks import Forks
-from rpc_common.log import get_log
-from rpc_common.sockets import dial
-from rpc_common.tls import Tls
+from rpc_common.client.base import Dialling, Reply, SyncClient, Waiting, outcome, refusal
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.sockets import dial
+from rpc_common.transport.tls import Tls
 from rpc_proto import (
     CallCompleted,
     CallFailed,

@@ -9,7 +9,7 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.queue import SimpleQueue
 
-from rpc_common.runtime import Runtime
+from rpc_common.transport.runtime import Runtime
 
 __all__ = ["GEVENT", "get_ident"]
 

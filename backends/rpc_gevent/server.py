@@ -16,11 +16,11 @@ from gevent.event import Event
 from gevent.queue import SimpleQueue as Queue
 from greenlet import greenlet
 
-from rpc_common.forks import Forks
-from rpc_common.log import get_log
-from rpc_common.server import Settings, SyncServer
-from rpc_common.sockets import Listener, listen
-from rpc_common.tls import Tls
+from rpc_common.server.base import Settings, SyncServer
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.sockets import Listener, listen
+from rpc_common.transport.tls import Tls
 from rpc_proto import Address, LocalProtocolError, Peer
 from rpc_proto import Event as CoreEvent
 from rpc_proto.service.context import Job
@@ -29,7 +29,7 @@ from .link import Link
 from .runtime import GEVENT, get_ident
 
 if TYPE_CHECKING:
-    from rpc_common.programs import Program
+    from rpc_common.server.programs import Program
 
 __all__ = ["Server"]
 
@@ -186,13 +186,13 @@ class Server(SyncServer):
             self.stop(grace=0.0)
 
     def run_program(self, program: "Program") -> None:
-        from rpc_common.programs import handlers_restored
+        from rpc_common.server.programs import handlers_restored
 
         with handlers_restored():
             self._be_program(program)
 
     def _be_program(self, program: "Program") -> None:
-        from rpc_common.programs import SIGNALS
+        from rpc_common.server.programs import SIGNALS
 
         hub = get_hub()
         signals: Any = Queue()

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 
 from rpc_asyncio import BalancedClient, Client
-from rpc_common.proxies import find_proxy
+from rpc_common.transport.http_proxies import find_proxy
 from rpc_discovery import Node
 from rpc_proto import ClientConfig, parse_address
 

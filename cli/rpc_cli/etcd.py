@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, Self
 
 from rpc_asyncio.pump import Pump
-from rpc_common.log import get_log
+from rpc_common.telemetry.log import get_log
 from rpc_discovery import EtcdDiscovery, Node
 from rpc_proto.texts import printable
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rpc_asyncio.pump import fetch
-from rpc_common.pump import describe
+from rpc_common.discovery.pump import describe
 from rpc_discovery import Node
 from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_node
 from rpc_discovery.links import explain, parse_registry

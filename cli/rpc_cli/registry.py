@@ -52,7 +52,7 @@ def registry(options: Namespace) -> int:
 
 
 def _saved(kept: Any, path: str) -> Any:
-    from rpc_common.snapshots import SavedRegistry
+    from rpc_common.discovery.snapshots import SavedRegistry
 
     try:
         return SavedRegistry(kept, path)

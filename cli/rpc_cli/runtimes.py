@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rpc_common.programs import Program
+from rpc_common.server.programs import Program
 from rpc_proto.http import Pages
 
 from .errors import CommandError, UsageError
 from .pages import debug_page
 
 if TYPE_CHECKING:
-    from rpc_common.registering import Registering
+    from rpc_common.discovery.registering import Registering
 
 __all__ = ["BACKENDS", "Settings"]
 

@@ -22,7 +22,7 @@ from .tls import client_context, server_context
 from .values import parse_pairs
 
 if TYPE_CHECKING:
-    from rpc_common.registering import Registering
+    from rpc_common.discovery.registering import Registering
 
 __all__ = ["BACKENDS", "DEFAULT_ADDRESS", "check_listening", "serve", "set_up_logging"]
 
@@ -93,7 +93,7 @@ def _registering(options: Namespace) -> "list[Registering] | None":
                 "--advertise, --weight, --node-metadata and --ttl go with --registry or --etcd"
             )
         return None
-    from rpc_common.registering import EtcdRegistering, Registering
+    from rpc_common.discovery.registering import EtcdRegistering, Registering
 
     registering: list[Registering] = []
     try:

@@ -2,7 +2,7 @@
 
 import ssl
 
-from rpc_common.files import check_regular
+from rpc_common.discovery.files import check_regular
 
 from .errors import UsageError
 

@@ -4,7 +4,7 @@ import pytest
 from fairness import INPUTS, measure_one
 from victim import BACKENDS
 
-from rpc_common.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
+from rpc_common.transport.turns import FIRST_READ, LARGEST_READ, SHORT, Turns, next_read
 
 MILLISECOND = 0.001
 

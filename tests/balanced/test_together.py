@@ -4,7 +4,7 @@ import pytest
 
 from balanced.support import Place, runs, stats
 from conformance.runtimes import GAVE_UP, until
-from rpc_common.balanced import BroadcastFailed
+from rpc_common.balanced.base import BroadcastFailed
 from rpc_discovery import Node
 from rpc_proto import Aborted, CallError, DeadlineExceeded, NotFound, Unavailable
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from rpc_common.threads import Threads
+from rpc_common.transport.threads import Threads
 
 
 @pytest.mark.fault(69)

@@ -9,8 +9,8 @@ import pytest
 
 from blocking_driver.support import ANY_PORT, Echo, serving, until
 from rpc_blocking import BalancedClient, Client, Server
-from rpc_common.registering import Registering
-from rpc_common.snapshots import SavedRegistry
+from rpc_common.discovery.registering import Registering
+from rpc_common.discovery.snapshots import SavedRegistry
 from rpc_discovery import FileDiscovery, Registry, RegistryDiscovery
 from rpc_discovery.documents import encode
 from rpc_proto import DeadlineExceeded, Unavailable

@@ -7,8 +7,8 @@ import pytest
 
 from rpc_blocking import Server
 from rpc_blocking.runtime import BLOCKING
-from rpc_common.fetch import fetch
-from rpc_common.registering import Registering
+from rpc_common.discovery.registering import Registering
+from rpc_common.transport.fetch import fetch
 from rpc_discovery import Registry
 from rpc_discovery.documents import encode
 from rpc_proto.http.client import Fetch

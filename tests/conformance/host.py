@@ -26,7 +26,7 @@ from typing import Any
 
 from conformance.pages import Pages
 from conformance.services import PLAIN, Counters
-from rpc_common.registering import Registering
+from rpc_common.discovery.registering import Registering
 from rpc_discovery import Registry
 from rpc_proto import ServerConfig
 

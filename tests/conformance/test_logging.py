@@ -16,7 +16,7 @@ import pytest
 from conformance.backends import package
 from conformance.runtimes import GAVE_UP, Client, Runtime, until
 from conformance.services import Basic, Counters, Failing, Own, with_coroutines
-from rpc_common.log import get_log
+from rpc_common.telemetry.log import get_log
 from rpc_proto import (
     CallError,
     Codec,

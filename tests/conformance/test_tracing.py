@@ -368,6 +368,6 @@ def test_missing_opentelemetry_is_said_with_the_extra_to_install(
 ):
     module = importlib.import_module(package(client_backend.name))
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "rpc_common.otel", raising=False)
+    monkeypatch.delitem(sys.modules, "rpc_common.telemetry.otel", raising=False)
     with pytest.raises(ImportError, match=r"rpc-proto\[otel\]"):
         module.Server(tracer_provider=object())

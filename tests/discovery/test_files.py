@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from rpc_common.files import check_regular, look
-from rpc_common.snapshots import SavedRegistry
+from rpc_common.discovery.files import check_regular, look
+from rpc_common.discovery.snapshots import SavedRegistry
 from rpc_discovery import Registry
 from rpc_discovery.watching import FileView
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc_common.snapshots import SavedRegistry
+from rpc_common.discovery.snapshots import SavedRegistry
 from rpc_discovery import Registry
 from support.cluster import ask
 

@@ -14,7 +14,7 @@ from random import random
 from typing import Any
 
 from conformance.runtimes import Runtime
-from rpc_common.log import get_log
+from rpc_common.telemetry.log import get_log
 from rpc_discovery import Node, View, ViewChanged
 from rpc_discovery.etcd import EtcdRegistration, EtcdWatch
 from rpc_testing import Etcd
@@ -43,7 +43,7 @@ class Actor:
 
             self.pump: Any = runtime.do(lambda: Pump(*options, log, ssl, transport))
         else:
-            from rpc_common.pump import Pump as SyncPump
+            from rpc_common.discovery.pump import Pump as SyncPump
 
             where = import_module(f"rpc_{runtime.name}.runtime")
             supplies = getattr(where, runtime.name.upper())

@@ -6,7 +6,7 @@ It ends when its input does.
 import asyncio
 import sys
 
-from rpc_common.registering import EtcdRegistering
+from rpc_common.discovery.registering import EtcdRegistering
 from rpc_discovery import EtcdDiscovery
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from etcd.conftest import ALL
-from rpc_common.registering import EtcdRegistering
+from rpc_common.discovery.registering import EtcdRegistering
 from rpc_discovery import EtcdDiscovery
 
 # Seconds. The ttl of a node that may fall silent, and of one that stays or says farewell: long

@@ -14,8 +14,8 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 
 from conformance.backends import INSTALLED
-from rpc_common.log import get_log
-from rpc_common.registering import EtcdRegistering
+from rpc_common.discovery.registering import EtcdRegistering
+from rpc_common.telemetry.log import get_log
 from rpc_discovery import EtcdDiscovery, PemFiles
 from rpc_discovery.etcd import EtcdWatch
 from rpc_discovery.etcd.operations import Grant, KeepAlive, Operation, Range, Watch

@@ -10,12 +10,17 @@ from time import monotonic
 from typing import Any, Self, TypeVar, overload
 from weakref import ref
 
+from rpc_common.client.base import Reply, SyncClient
+from rpc_common.discovery.files import look
+from rpc_common.discovery.pump import Pump, check_source
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.runtime import Runtime
 from rpc_discovery import FileView, View
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 from rpc_proto.service.context import ambient_call
 
-from .balanced import (
+from .base import (
     DRAIN,
     BalancedBase,
     Request,
@@ -25,11 +30,6 @@ from .balanced import (
     is_ready,
     judge,
 )
-from .client import Reply, SyncClient
-from .files import look
-from .forks import Forks
-from .pump import Pump, check_source
-from .runtime import Runtime
 
 __all__ = ["SyncBalancedClient"]
 

@@ -9,13 +9,13 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 
+from rpc_common.telemetry.log import Log
+from rpc_common.transport.fetch import Idle, fetch
+from rpc_common.transport.runtime import Runtime
 from rpc_discovery import PemFiles
 from rpc_proto.http.client import Fetch
 
-from .fetch import Idle, fetch
 from .files import check_regular
-from .log import Log
-from .runtime import Runtime
 
 __all__ = ["Pump", "carrier_of", "check_source", "context_of", "describe", "fetch_of"]
 

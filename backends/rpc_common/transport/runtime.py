@@ -25,7 +25,7 @@ class Runtime(ABC):
         """End what was spawned, if this runtime can do that."""
 
     def end_at_exit(self, owner: Any) -> None:  # noqa: B027 - not all have threads
-        """See to it that threads end before the interpreter does: see `rpc_common.threads`."""
+        """See to it that threads end before the interpreter does: see `.threads`."""
 
     @abstractmethod
     def here(self) -> Any:

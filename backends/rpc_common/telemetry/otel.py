@@ -10,13 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from rpc_proto import (
-    Address,
-    CallError,
-    Observer,
-    OutboundCall,
-    __version__,
-)
+from rpc_proto import Address, CallError, Observer, OutboundCall, __version__
 from rpc_proto.service.context import Job, ambient_call
 from rpc_proto.service.methods import Method
 

@@ -7,6 +7,7 @@ from random import random
 from time import monotonic
 from typing import Any
 
+from rpc_common.telemetry.log import Log
 from rpc_discovery import (
     Node,
     PemFiles,
@@ -20,8 +21,6 @@ from rpc_discovery.links import Rng
 from rpc_discovery.sources import check_transport, flatten
 from rpc_proto import Address
 from rpc_proto.service.dispatch import Dispatcher
-
-from .log import Log
 
 __all__ = ["EtcdRegistering", "Registering", "Registrations"]
 

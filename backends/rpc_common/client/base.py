@@ -10,6 +10,9 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.http_proxies import Proxy, find_proxy
+from rpc_common.transport.runtime import Runtime
 from rpc_proto import (
     Address,
     CallCompleted,
@@ -29,10 +32,7 @@ from rpc_proto.connection.observers import Observers
 from rpc_proto.service.context import inherit
 from rpc_proto.service.stub import service_proxy
 
-from .forks import Forks
 from .intercepted import Intercepted
-from .proxies import Proxy, find_proxy
-from .runtime import Runtime
 
 if TYPE_CHECKING:
     from rpc_proto import Interceptor, Invocation
@@ -96,7 +96,7 @@ class Dialling(NamedTuple):
         elif ssl is not None:
             raise ValueError(f"ssl goes with a tls:// or https:// address, not {address!r}")
         if tracer_provider is not None:
-            from .otel import ClientSpans
+            from rpc_common.telemetry.otel import ClientSpans
 
             observers = (*observers, ClientSpans(tracer_provider, where))
         options: dict[str, Any] = {"observers": Observers(observers)}

@@ -10,6 +10,12 @@ from math import inf
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
+from rpc_common.telemetry.access_log import AccessLog
+from rpc_common.telemetry.log import Log
+from rpc_common.transport.forks import Forks
+from rpc_common.transport.runtime import Runtime
+from rpc_common.transport.sockets import files_limit
+from rpc_common.transport.turns import Turns
 from rpc_proto import (
     Address,
     CallCancelled,
@@ -46,18 +52,11 @@ from rpc_proto.service.interceptors import Interceptor, check_interceptors, inte
 from rpc_proto.service.introspection import INTROSPECTION, Introspection
 from rpc_proto.service.methods import Method, reflect
 
-from .access import AccessLog
-from .forks import Forks
-from .log import Log
-from .runtime import Runtime
-from .sockets import files_limit
-from .turns import Turns
-
 if TYPE_CHECKING:
+    from rpc_common.discovery.registering import Registering
     from rpc_proto.trace import Trace
 
     from .programs import Program
-    from .registering import Registering
 
 __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
 
@@ -210,7 +209,7 @@ class ServerBase(ABC):
         self._interceptors = check_interceptors(interceptors, coroutines=self._serves_coroutines)
         self._spans: Callable[[Method], Callable[..., Any]] | None = None
         if tracer_provider is not None:
-            from .otel import server_spans
+            from rpc_common.telemetry.otel import server_spans
 
             self._spans = server_spans(tracer_provider, self._cancellation)
         offered = Introspection(self._dispatcher)
@@ -359,7 +358,7 @@ class ServerBase(ABC):
         if register is None:
             return []
         if self._registrations is None:
-            from .registering import Registrations
+            from rpc_common.discovery.registering import Registrations
 
             self._registrations = Registrations(self._log, self._dispatcher)
         checked: list[Registering] = self._registrations.check(register, where)
@@ -700,7 +699,7 @@ class SyncServer(ServerBase):
         where = self._check_listening(address, ssl)
         registerings = self._check_registering(register, where)
         if registerings:
-            from .pump import check_source
+            from rpc_common.discovery.pump import check_source
 
             for registering in registerings:
                 check_source(registering)
@@ -734,7 +733,7 @@ class SyncServer(ServerBase):
             manager.__exit__(None, None, None)
 
     def _begin_registering(self, registering: "Registering", where: Address) -> None:
-        from .pump import Pump
+        from rpc_common.discovery.pump import Pump
 
         registrations = self._registrations
         begin = partial(Pump, handle=registrations.take, runtime=self._runtime, log=self._log)

@@ -8,6 +8,9 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeVar, overload
 from weakref import WeakMethod
 
+from rpc_common.client.base import warn_unclosed
+from rpc_common.telemetry.log import Log
+from rpc_common.transport.forks import Forks
 from rpc_discovery import (
     Balancer,
     Discovery,
@@ -33,10 +36,6 @@ from rpc_proto import (
 )
 from rpc_proto.service.context import inherit
 from rpc_proto.service.stub import service_proxy
-
-from .client import warn_unclosed
-from .forks import Forks
-from .log import Log
 
 __all__ = [
     "DRAIN",

@@ -30,10 +30,10 @@ from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from rpc_common.telemetry.log import Log
 from rpc_proto import Address
 
-from .log import Log
-from .proxies import Proxy
+from .http_proxies import Proxy
 
 if TYPE_CHECKING:
     from rpc_proto.http.tunnel import Tunnel

@@ -8,13 +8,13 @@ from math import inf
 from time import monotonic
 from typing import Any
 
+from rpc_common.telemetry.log import get_log
+from rpc_common.transport.threads import HelperThread
 from rpc_discovery import Registry
 from rpc_discovery.documents import encode, parse_json
 from rpc_proto.http import Router
 
 from .files import read_regular
-from .log import get_log
-from .threads import HelperThread
 
 __all__ = ["SavedRegistry"]
 

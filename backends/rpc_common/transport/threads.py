@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Protocol
 from weakref import WeakSet
 
-from .log import get_log
+from rpc_common.telemetry.log import get_log
 
 __all__ = ["HelperThread", "Job", "Threads", "end_at_exit"]
 

@@ -1,0 +1,1 @@
+"""Running the machines of rpc_discovery: requests, files, registrations."""

@@ -1,0 +1,1 @@
+"""The part of a server that no runtime changes."""

@@ -1,0 +1,1 @@
+"""Sockets, TLS, proxies, threads and processes, as the drivers need them."""
