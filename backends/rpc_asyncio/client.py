@@ -8,7 +8,7 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
-from rpc_common.client.base import Dialling, Reply, explain, refusal, warn_unclosed
+from rpc_common.client.base import Dialling, Reply, describe, explain, refusal, warn_unclosed
 from rpc_common.client.intercepted import Intercepted
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks
@@ -153,8 +153,8 @@ class Client:
         `trace` gets the connection's trace when it begins: see rpc_proto.trace.
         `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
         http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
-        connection, HandshakeError when the server or the proxy refuses, and TimeoutError; nothing
-        stays open then.
+        connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
+        nothing stays open then.
         """
         check_patching("rpc_asyncio", threads_only=True)
         checked = Intercepted.check(interceptors, coroutines=True)
@@ -261,7 +261,7 @@ class Client:
             self._loop.call_soon_threadsafe(self._protocol.abort)
 
     def __repr__(self) -> str:
-        return f"<rpc_asyncio.Client of {self.address}>"
+        return describe(self, self._connection)
 
     async def __aenter__(self) -> Self:
         return self

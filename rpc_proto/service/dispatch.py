@@ -17,7 +17,7 @@ from rpc_proto.wire.frames import Flag
 
 from .context import Job
 from .lanes import Lane
-from .methods import Method, reflect
+from .methods import Method, is_function, reflect
 from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
 
 __all__ = ["Dispatcher"]
@@ -111,9 +111,15 @@ class Dispatcher(Observer):
         and the other was not, it says so in `method.is_async`.
         """
         methods = reflect(service, name)
-        name = next(iter(methods)).rpartition(".")[0]
-        if name in self.services():
-            raise ValueError(f"a service named {name!r} is registered already")
+        if is_function(service):
+            (name,) = methods
+            taken = name in self.methods
+        else:
+            name = next(iter(methods)).rpartition(".")[0]
+            taken = name in self.services()
+        if taken:
+            kind = "method" if is_function(service) else "service"
+            raise ValueError(f"a {kind} named {name!r} is registered already")
         for method in methods.values():
             if not method.is_quick or method.is_async:
                 method.lane = self._handlers if method.is_async else self._threads
@@ -124,14 +130,17 @@ class Dispatcher(Observer):
         return name
 
     def unregister(self, name: str) -> None:
-        """Take a service away; its running calls go on. ValueError if there is none."""
+        """Remove a service, or one method by its full name; running calls go on.
+
+        ValueError if there is none of that name.
+        """
         kept = {
             known: method
             for known, method in self.methods.items()
-            if known.rpartition(".")[0] != name
+            if name not in (known, known.rpartition(".")[0])
         }
         if len(kept) == len(self.methods):
-            raise ValueError(f"no service named {name!r} is registered")
+            raise ValueError(f"no service or method named {name!r} is registered")
         removed = [method for known, method in self.methods.items() if known not in kept]
         with self.stats.lock:
             self.methods = kept

@@ -25,7 +25,16 @@ from rpc_proto.wire.typed import (
 
 from .stats import MethodStats
 
-__all__ = ["Method", "Parameter", "annotated_methods", "expose", "quick", "reflect", "service_name"]
+__all__ = [
+    "Method",
+    "Parameter",
+    "annotated_methods",
+    "expose",
+    "is_function",
+    "quick",
+    "reflect",
+    "service_name",
+]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 
@@ -326,9 +335,19 @@ def _signature(name: str, function: Callable[..., Any]) -> tuple[list[Parameter]
 
 
 def service_name(service: Any) -> str:
-    """Return the name that a class or an object has as a service: that of its class."""
+    """Return the name that a class or an object has as a service.
+
+    It is the class's `__service__`, if there is one, and otherwise the name of the class.
+    """
     kind = service if isinstance(service, type) else type(service)
-    return kind.__name__
+    name = getattr(kind, "__service__", kind.__name__)
+    _check_name(name)
+    return str(name)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
+        raise ValueError(f"a service name is made of dotted identifiers, not {name!r:.80}")
 
 
 def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
@@ -366,16 +385,29 @@ def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
     yield from exposed or found
 
 
+def is_function(service: Any) -> bool:
+    """Whether what is registered is one function, and not an object with methods."""
+    return inspect.isroutine(service) or isinstance(service, functools.partial)
+
+
 def reflect(service: Any, name: str | None = None) -> dict[str, Method]:
     """Return the methods that an object offers, by full name "Service.method".
 
-    Raises TypeError for what is not an object with methods, ValueError for a bad name.
+    A function is one method, whose full name has to be given. Raises TypeError for what is neither
+    a function nor an object with methods, ValueError for a bad name.
     """
     if isinstance(service, type):
         raise TypeError(f"register an object, not the class {service.__name__}; add ()")
+    if is_function(service):
+        if not isinstance(name, str) or "." not in name:
+            short = getattr(service, "__name__", "function")
+            raise TypeError(
+                f'a function needs a full name as a method: register({short}, "Service.{short}")'
+            )
+        _check_name(name)
+        return {name: Method(name, service, is_quick=_has_mark(service, _QUICK))}
     name = service_name(service) if name is None else name
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
-        raise ValueError(f"a service name is made of dotted identifiers, not {name!r:.80}")
+    _check_name(name)
     methods = {
         f"{name}.{short}": Method(f"{name}.{short}", getattr(service, short), is_quick=is_quick)
         for short, _, is_quick in _public_functions(type(service))

@@ -32,6 +32,10 @@ class ServiceProxy:
         method = f"{self._name}.{name}"
         return lambda *args, **kwargs: invoke(method, args, kwargs, returns)
 
+    def __dir__(self) -> list[str]:
+        """List the methods that are known: those that a class declares."""
+        return sorted({*super().__dir__(), *(self._returns or ())})
+
     def __repr__(self) -> str:
         return f"<ServiceProxy {self._name}>"
 

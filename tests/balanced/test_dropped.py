@@ -40,7 +40,7 @@ def test_client_that_is_dropped_warns_and_closes(place: Place):
         def use() -> None:
             kind.connect(address).call("Basic.echo", 1)
 
-    drop(place, use, f"unclosed <rpc_{place.backend}.Client of {address}>")
+    drop(place, use, f"unclosed <rpc_{place.backend}.Client of {address}, open, 0 calls in flight>")
     host.settle(connections=0)
 
 

@@ -155,7 +155,7 @@ def test_running_call_of_a_service_that_is_taken_away_goes_on() -> None:
 
 def test_service_that_is_not_there_cannot_be_taken_away() -> None:
     _, host = hosted()
-    with pytest.raises(ValueError, match="no service named"):
+    with pytest.raises(ValueError, match="no service or method named"):
         host.dispatcher.unregister("Nobody")
 
 

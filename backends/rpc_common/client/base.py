@@ -20,6 +20,7 @@ from rpc_proto import (
     ClientConfig,
     ClientConnection,
     Codec,
+    DeadlineExceeded,
     HandshakeError,
     LocalProtocolError,
     Observer,
@@ -127,7 +128,8 @@ def explain(error: BaseException, target: Dialling, timeout: float) -> BaseExcep
     if isinstance(error, (HandshakeError, Unavailable)):
         return error
     if isinstance(error, TimeoutError):
-        return TimeoutError(f"no connection to {target} within {timeout:g} s")
+        late = f"no connection to {target} within {timeout:g} s"
+        return DeadlineExceeded(late, maybe_executed=False)
     if isinstance(error, OSError):
         likely = _likely_cause(error, target.where)
         return Unavailable(f"no connection to {target}: {error}{likely}", maybe_executed=False)
@@ -155,6 +157,16 @@ def _likely_cause(error: OSError, where: Address) -> str:
     if isinstance(error, (ssl_module.SSLError, ConnectionError)):
         return f"; it may want a client certificate, or not use TLS ({scheme}://)"
     return ""
+
+
+def describe(client: Any, connection: ClientConnection) -> str:
+    """Return the `repr` of a client: where it is connected to, its state, and what it does."""
+    name = type(client).__module__.partition(".")[0]
+    in_flight = connection.calls_in_flight
+    return (
+        f"<{name}.Client of {client.address}, {connection.state.value}, "
+        f"{in_flight} call{'s' if in_flight != 1 else ''} in flight>"
+    )
 
 
 def refusal(error: Exception | None) -> Exception:
@@ -312,8 +324,8 @@ class SyncClient(ABC):
         `trace` gets the connection's trace when it begins: see rpc_proto.trace.
         `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
         http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
-        connection, HandshakeError when the server or the proxy refuses, and TimeoutError; nothing
-        stays open then.
+        connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
+        nothing stays open then.
         """
         checked = Intercepted.check(interceptors, coroutines=False)
         target = Dialling.check(
@@ -444,7 +456,7 @@ class SyncClient(ABC):
         """Close the connection at once; from any thread, and nobody waits for it."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__.partition('.')[0]}.Client of {self.address}>"
+        return describe(self, self._connection)
 
     def __enter__(self) -> Self:
         return self

@@ -250,10 +250,12 @@ class ServerBase(ABC):
     # Services
 
     def register(self, service: Any, name: str | None = None) -> str:
-        """Offer an object's public methods under `name`, by default the name of its class.
+        """Offer an object's public methods as a service, or a function as one method.
 
-        Works while serving. Returns the name. Raises TypeError for signatures that cannot be
-        served and ValueError for a name that is taken.
+        `name` is that of the service, by default the `__service__` or the name of the object's
+        class; for a function it is the full name, "Service.method". Works while serving. Returns
+        the name. Raises TypeError for signatures that cannot be served and ValueError for a name
+        that is taken.
         """
         if not self._serves_coroutines:
             for method in reflect(service, name).values():
@@ -281,7 +283,10 @@ class ServerBase(ABC):
         raise NotImplementedError
 
     def unregister(self, name: str) -> None:
-        """Take a service away, also while serving; its running calls go on."""
+        """Remove a service, or a method by its full name; works while serving.
+
+        Running calls go on. ValueError if there is none of that name.
+        """
         self._dispatcher.unregister(name)
         self._health.forget(name)
         if self._registrations is not None:
