@@ -61,7 +61,7 @@ async def load_asyncio(address: str, seconds: float) -> list[float]:
         own = await client.call("Waiting.wait", random.uniform(SHORTEST, LONGEST))
         beyond.append(time.monotonic() - began - own)
 
-    async with await Client.connect(address) as client:
+    async with Client.connect(address) as client:
         while time.monotonic() < stop:
             await asyncio.gather(*(call() for _ in range(IN_FLIGHT)))
     return beyond

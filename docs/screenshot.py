@@ -56,7 +56,7 @@ class Reports:
 
 async def load(address: str) -> None:
     """Call this and that, more and less of it, until cancelled."""
-    async with await Client.connect(address) as client, asyncio.TaskGroup() as group:
+    async with Client.connect(address) as client, asyncio.TaskGroup() as group:
 
         async def call(method: str, *args: Any, timeout: float = 5.0) -> None:
             with contextlib.suppress(CallError, TimeoutError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl as ssl_module
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
@@ -106,8 +106,41 @@ class _ClientProtocol(ConnectionProtocol):
             self.lost.set_result(None)
 
 
+class Connecting(Coroutine[Any, Any, "Client"]):
+    """What `Client.connect` returns: `await` it, or use it in `async with`."""
+
+    __slots__ = ("_client", "_coroutine")
+
+    def __init__(self, coroutine: "Coroutine[Any, Any, Client]") -> None:
+        self._coroutine = coroutine
+        self._client: Client | None = None
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, "Client"]:
+        return self._coroutine.__await__()
+
+    async def __aenter__(self) -> "Client":
+        self._client = await self._coroutine
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
 class Client:
-    """A connection to one server; `await Client.connect(address)` makes it.
+    """A connection to one server.
+
+    `async with Client.connect(address) as client` closes it at the end; with
+    `client = await Client.connect(address)` that is for `client.close()`.
 
     It belongs to the event loop that made it. Any number of tasks may call at once.
     """
@@ -128,7 +161,7 @@ class Client:
         Forks.watch(self)
 
     @classmethod
-    async def connect(
+    def connect(
         cls,
         address: str,
         *,
@@ -142,7 +175,7 @@ class Client:
         interceptors: "Iterable[Interceptor]" = (),
         trace: "Callable[[Trace], None] | None" = None,
         proxy: str | None = None,
-    ) -> "Client":
+    ) -> "Connecting":
         """Connect to tcp://host:port, tls://host:port or unix:///path.
 
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
@@ -156,11 +189,21 @@ class Client:
         connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
         nothing stays open then.
         """
-        check_patching("rpc_asyncio", threads_only=True)
         checked = Intercepted.check(interceptors, coroutines=True)
         target = Dialling.check(
             address, codec, token, ssl, config, tracer_provider, observers, trace, proxy, timeout
         )
+        return Connecting(cls._connect(target, address, timeout, checked))
+
+    @classmethod
+    async def _connect(
+        cls,
+        target: Dialling,
+        address: str,
+        timeout: float,
+        interceptors: "tuple[Interceptor, ...]",
+    ) -> "Client":
+        check_patching("rpc_asyncio", threads_only=True)
         where = target.where
         loop = asyncio.get_running_loop()
         tls = Tls(target.ssl, server_side=False, hostname=where.host) if target.ssl else None
@@ -190,8 +233,8 @@ class Client:
             finally:
                 del explained, protocol  # or error, frame and future would keep each other alive
         client = cls(protocol, target.config, address)
-        if checked:
-            client._intercept(checked)
+        if interceptors:
+            client._intercept(interceptors)
         return client
 
     def _intercept(self, interceptors: "tuple[Interceptor, ...]") -> None:

@@ -276,7 +276,7 @@ async def test_several_addresses_at_once(tmp_path):
     async with serving(Echo()) as (server, address):
         path = await server.start(f"unix://{tmp_path}/rpc.sock")
         for each in (address, path):
-            async with await Client.connect(each) as client:
+            async with Client.connect(each) as client:
                 assert await client.call("Echo.echo", each) == each
 
 
@@ -363,7 +363,7 @@ async def test_too_many_waiting_calls_are_refused():
     gate = Gate()
     async with serving(gate, config=ServerConfig(max_calls=1)) as (_, address):
         config = ClientConfig(max_queued_calls=2)
-        async with await Client.connect(address, config=config) as client:
+        async with Client.connect(address, config=config) as client:
             calls = [asyncio.ensure_future(client.call("Gate.wait")) for _ in range(3)]
             await gate.started.wait()
             with pytest.raises(CallError) as caught:

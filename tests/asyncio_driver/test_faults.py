@@ -133,7 +133,7 @@ async def test_reset_inside_an_answer_fails_the_calls_that_wait():
         await wire.send(frame(RESPONSE, asked.call_id, b'"half an answer"')[:20])
         wire.reset()
 
-    async with answering(cut) as address, await Client.connect(address, codec="json") as client:
+    async with answering(cut) as address, Client.connect(address, codec="json") as client:
         with pytest.raises(Unavailable) as caught:
             await client.call("Echo.echo", 1)
         assert caught.value.maybe_executed
@@ -148,7 +148,7 @@ async def test_end_of_the_stream_inside_an_answer_fails_the_calls_that_wait():
         asked = await wire.receive()
         await wire.send(frame(RESPONSE, asked.call_id, b'"half an answer"')[:20])
 
-    async with answering(cut) as address, await Client.connect(address, codec="json") as client:
+    async with answering(cut) as address, Client.connect(address, codec="json") as client:
         with pytest.raises(Unavailable, match="inside a frame"):
             await client.call("Echo.echo", 1)
 

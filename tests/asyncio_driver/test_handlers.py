@@ -418,7 +418,7 @@ async def test_handler_may_stop_its_own_server(caplog):
     address = await server.start("tcp://127.0.0.1:0")
     serving_on = asyncio.ensure_future(server.serve_forever())
     await asyncio.sleep(0)
-    async with await Client.connect(address) as client:
+    async with Client.connect(address) as client:
         with pytest.raises(Unavailable):
             await client.call("Control.stop")
     await serving_on

@@ -144,7 +144,7 @@ class Echo:
 async def main(name):
     async with Server() as server:
         server.register(Echo())
-        async with await Client.connect(await server.start("tcp://127.0.0.1:0")) as client:
+        async with Client.connect(await server.start("tcp://127.0.0.1:0")) as client:
             print(await client.call("Echo.echo", name), flush=True)
 
 asyncio.run(main("parent"))

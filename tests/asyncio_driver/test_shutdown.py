@@ -137,7 +137,7 @@ asyncio.run(main())
 async def test_killed_server_fails_its_calls_at_once():
     async with other_process(SERVER) as process:
         address = (await process.stdout.readline()).decode().strip()
-        async with await Client.connect(address) as client:
+        async with Client.connect(address) as client:
             calls = [asyncio.ensure_future(client.call("Slow.wait")) for _ in range(3)]
             await client.call("rpc.Introspection.services")
             process.send_signal(signal.SIGKILL)
@@ -224,7 +224,7 @@ async def test_stop_with_a_grace_that_is_no_time_changes_nothing(grace):
         with pytest.raises(LocalProtocolError, match="grace must be seconds"):
             await server.stop(grace)
         assert await client.call("Echo.echo", 1) == 1
-        async with await Client.connect(client.address) as other:
+        async with Client.connect(client.address) as other:
             assert await other.call("Echo.echo", 2) == 2
 
 
@@ -356,7 +356,7 @@ async def test_client_of_a_server_that_answers_what_was_never_asked_ends_its_con
         await wire.send(frame(2, 77, b'"nobody asked"'))
         await wire.receive_all()
 
-    async with answering(lie) as address, await Client.connect(address, codec="json") as client:
+    async with answering(lie) as address, Client.connect(address, codec="json") as client:
         with pytest.raises(CallError, match="never made") as caught:
             await client.call("Echo.echo", 1)
         assert caught.value.code == "unavailable"
@@ -381,6 +381,6 @@ async def test_connect_that_is_cancelled_at_any_turn_leaves_nothing_behind(turns
                 await connecting
         else:  # it was quicker
             await (await connecting).close()
-        async with await Client.connect(address) as other:  # is accepted behind it
+        async with Client.connect(address) as other:  # is accepted behind it
             assert await other.call("Echo.echo", 1) == 1
         await until(lambda: server.stats["connections"] == 0)

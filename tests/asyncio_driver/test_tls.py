@@ -108,7 +108,7 @@ async def test_addresses_and_contexts_go_together(authority):
 async def test_tls_and_plain_addresses_of_one_server(authority):
     async with pair(Who()) as (server, client):
         address = await server.start(TLS, ssl=authority.server_context())
-        async with await Client.connect(address, ssl=authority.client_context()) as other:
+        async with Client.connect(address, ssl=authority.client_context()) as other:
             assert await client.call("Who.asks") == await other.call("Who.asks")
 
 
@@ -121,7 +121,7 @@ async def test_identity_is_what_authenticate_returns():
 
     async with serving(Who(), authenticate=authenticate) as (_, address):
         for token, name in (("a", "alice"), ("b", "bob")):
-            async with await Client.connect(address, token=token) as client:
+            async with Client.connect(address, token=token) as client:
                 assert await client.call("Who.asks") == [None, name]
         with pytest.raises(HandshakeError) as caught:
             await Client.connect(address, token="c")

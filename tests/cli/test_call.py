@@ -76,7 +76,10 @@ def test_server_that_says_nothing_runs_into_the_timeout(run: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         code, _, errors = run("call", address, "A.b", "--timeout", "0.2")
-    assert (code, errors) == (1, f"rpc-proto: deadline_exceeded: no connection to {address} within 0.2 s\n")
+    assert (code, errors) == (
+        1,
+        f"rpc-proto: deadline_exceeded: no connection to {address} within 0.2 s\n",
+    )
 
 
 def test_unknown_method_is_one_line_and_code_1(run: Any, server: str) -> None:

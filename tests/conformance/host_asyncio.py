@@ -56,21 +56,21 @@ class Hop:
         await asyncio.sleep(PAUSE)
         times = [current_call().time_left]
         if onward:
-            async with await Client.connect(onward[0]) as client:
+            async with Client.connect(onward[0]) as client:
                 times += await client.call("Hop.times", onward[1:])
         return times
 
     async def metadata(self, onward: list[str]) -> list[dict[str, str]]:
         found = [dict(current_call().metadata)]
         if onward:
-            async with await Client.connect(onward[0]) as client:
+            async with Client.connect(onward[0]) as client:
                 found += await client.call("Hop.metadata", onward[1:])
         return found
 
     async def wait(self, onward: list[str], key: str) -> Any:
         if not onward:
             return await self._gate.wait(key)
-        async with await Client.connect(onward[0]) as client:
+        async with Client.connect(onward[0]) as client:
             return await client.call("Hop.wait", onward[1:], key, timeout=LONGEST)
 
 

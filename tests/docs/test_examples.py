@@ -29,7 +29,7 @@ def test_a_selector_loop_of_20_lines_answers_a_real_client():
     )
 
     async def call_it(address: str):
-        async with await Client.connect(address, timeout=10.0) as client:
+        async with Client.connect(address, timeout=10.0) as client:
             many = await asyncio.gather(*(client.call("Arith.add", i, 1) for i in range(100)))
             return many, await client.call("Arith.add", 1, b=2)
 

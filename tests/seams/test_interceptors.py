@@ -112,7 +112,7 @@ class World:
         async with self.module.Server(interceptors=server, **settings) as host:
             host.register(self.service, "Service")
             address = await host.start("tcp://127.0.0.1:0")
-            async with await self.module.Client.connect(address, interceptors=client) as real:
+            async with self.module.Client.connect(address, interceptors=client) as real:
 
                 def do(name: str, *args: Any, **kwargs: Any) -> Any:
                     asked = getattr(real, name)(*args, **kwargs)
@@ -296,7 +296,7 @@ async def _service_through() -> list[str]:
     async with rpc_asyncio.Server() as host:
         host.register(Service())
         address = await host.start("tcp://127.0.0.1:0")
-        async with await rpc_asyncio.Client.connect(address, interceptors=[interceptor]) as client:
+        async with rpc_asyncio.Client.connect(address, interceptors=[interceptor]) as client:
             assert await client.service("Service").add(1, 2) == 3
     return seen
 

@@ -53,7 +53,7 @@ async def run_async(life: Life, addresses: list[str]) -> None:
     async with rpc_asyncio.Server(lifespan=life.coroutine) as server:
         for address in addresses:
             where = await server.start(address)
-        async with await rpc_asyncio.Client.connect(where) as client:
+        async with rpc_asyncio.Client.connect(where) as client:
             assert await client.call("Service.add", 1, 2) == 3
         life.notes.append("stopping")
 

@@ -77,7 +77,7 @@ async def talk_async(everything: Everything) -> dict[str, Any]:
     async with rpc_asyncio.Server(**everything.settings) as server:  # type: ignore[arg-type]
         server.register(Service())
         address = await server.start("tcp://127.0.0.1:0")
-        async with await rpc_asyncio.Client.connect(address) as client:
+        async with rpc_asyncio.Client.connect(address) as client:
             assert await client.call("Service.add", 1, 2) == 3
             with pytest.raises(NotFound):
                 await client.call("Service.fail")

@@ -106,7 +106,7 @@ async def serve(context: ssl.SSLContext) -> None:
 
 
 async def call(codec: Codec) -> None:
-    async with await Client.connect(
+    async with Client.connect(
         "tcp://127.0.0.1:1", timeout=1.0, codec=codec, config=ClientConfig(max_body=1024)
     ) as client:
         assert_type(client, Client)
