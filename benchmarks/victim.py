@@ -186,7 +186,7 @@ def call(backend: str, address: str, kind: str) -> None:
     sys.stdin.readline()
     results: list[Any] = []
     try:
-        replies = [client.submit("Any.thing", argument, 1, timeout=8.0) for _ in range(count)]
+        replies = [client.start("Any.thing", argument, 1, timeout=8.0) for _ in range(count)]
     except Exception as error:
         results.append(error)
         replies = []

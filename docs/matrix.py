@@ -33,9 +33,9 @@ DIFFERENCES = """\
 - A handler that is cancelled gets `CancelledError` where it waits in asyncio, and `GreenletExit` in
   gevent. In blocking it goes on: it can ask `current_call().cancelled`, or use `on_cancel`.
 - Many calls at once are tasks in asyncio, greenlets in gevent, and in blocking threads that share
-  the client. gevent and blocking also have `submit`, which begins a call and waits for nothing.
+  the client. `start` begins a call and waits for nothing.
 - To give a call up, cancel its task in asyncio or kill its greenlet in gevent; where there is
-  `submit`, `cancel()` what it gave.
+  `start`, `cancel()` what it gave.
 - Between calls nobody reads for a blocking client, so it asks the server for no pings, and learns
   of the end of its connection at its next call. The other two learn of it at once.
 

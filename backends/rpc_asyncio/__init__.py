@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rpc_common.client.base import Reply
 from rpc_proto.lazy import lazily
 
-from .client import Client
+from .client import Client, Pending
 from .server import Server
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "BroadcastFailed",
     "Client",
     "EtcdRegistering",
+    "Pending",
     "Registering",
     "Reply",
     "SavedRegistry",

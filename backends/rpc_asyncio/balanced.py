@@ -172,6 +172,10 @@ class BalancedClient(BalancedBase):
             return (await self._hedge(whole, request)).value
         return (await self._persist(whole, request)).value
 
+    async def _request(self, whole: BalancedCall, request: Request) -> Reply | None:
+        event = await self._persist(whole, request)
+        return None if request.one_way else Reply(event.value, event.metadata)
+
     async def request(
         self,
         method: str,

@@ -6,10 +6,11 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, overload
 
 from rpc_common.client.base import Dialling, Reply, describe, explain, refusal, warn_unclosed
 from rpc_common.client.intercepted import Intercepted
+from rpc_common.client.options import WithOptions
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks
 from rpc_common.transport.patching import check_patching
@@ -17,6 +18,7 @@ from rpc_common.transport.tls import Tls
 from rpc_proto import (
     CallCompleted,
     CallFailed,
+    Cancelled,
     ClientConfig,
     ClientConnection,
     Codec,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from rpc_proto import Interceptor, Invocation
     from rpc_proto.trace import Trace
 
-__all__ = ["Client", "Reply"]
+__all__ = ["Client", "Pending", "Reply"]
 
 _log = get_log("rpc_asyncio")
 
@@ -104,6 +106,74 @@ class _ClientProtocol(ConnectionProtocol):
         super().connection_lost(exc)
         if not self.lost.done():
             self.lost.set_result(None)
+
+
+class Pending(Generic[Result]):
+    """A call that was sent: `await` it for its result; `start` returns it."""
+
+    __slots__ = ("_cancel", "_done", "_taken", "_waits_for")
+
+    def __init__(
+        self, waits_for: Any, done: Callable[[], bool], cancel: Callable[[], None]
+    ) -> None:
+        self._waits_for = waits_for
+        self._done = done
+        self._cancel = cancel
+        self._taken = False
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._done()
+
+    def cancel(self) -> None:
+        """Give the call up: waiting for it raises Cancelled, and the server stops the handler."""
+        self._cancel()
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        if self._taken:
+            raise LocalProtocolError("the result was taken already, or another task waits for it")
+        self._taken = True
+        try:
+            event = yield from self._waits_for.__await__()
+        except asyncio.CancelledError:
+            self._cancel()
+            raise
+        value: Result = event.value
+        return value
+
+
+class PendingThrough:
+    """What waits for a call that goes through interceptors, in a task of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, proceeding: Any) -> None:
+        self._task = loop.create_task(self._run(proceeding))
+        self.value: Any = None
+        self._error: BaseException | None = None
+        self._given_up = False
+
+    async def _run(self, proceeding: Any) -> None:
+        try:
+            self.value = await proceeding
+        except asyncio.CancelledError:
+            if not self._given_up:
+                raise
+            self._error = Cancelled("the caller gave up")
+        except Exception as error:
+            self._error = error
+
+    def done(self) -> bool:
+        return self._task.done()
+
+    def cancel(self) -> None:
+        self._given_up = True
+        self._task.cancel()
+
+    def __await__(self) -> Generator[Any, Any, "PendingThrough"]:
+        yield from self._task.__await__()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self
 
 
 class Connecting(Coroutine[Any, Any, "Client"]):
@@ -247,44 +317,25 @@ class Client:
             event = await self._wait(call)
             return Intercepted.answer(what, event)
 
-        intercepted = self._intercepted = Intercepted(self, interceptors, innermost)
+        self._intercepted = Intercepted(self, interceptors, innermost)
 
-        async def call(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            returns: Any = None,
-            **kwargs: Any,
-        ) -> Any:
-            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return await intercepted.proceed(what)
+        def through(kind: str) -> Any:
+            def do(
+                method: str,
+                /,
+                *args: Any,
+                timeout: float | None = None,
+                metadata: Mapping[str, str] | None = None,
+                returns: Any = None,
+                **kwargs: Any,
+            ) -> Any:
+                options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+                return self.perform(kind, method, args, kwargs, options)
 
-        async def request(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            returns: Any = None,
-            **kwargs: Any,
-        ) -> Reply:
-            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return Reply(await intercepted.proceed(what), what.reply_metadata)
+            return do
 
-        async def notify(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            **kwargs: Any,
-        ) -> None:
-            what = intercepted.invocation(method, args, kwargs, None, timeout, metadata, True)
-            await intercepted.proceed(what)
-
-        self.call, self.request, self.notify = call, request, notify  # type: ignore[method-assign]
+        self.call, self.request = through("call"), through("request")  # type: ignore[method-assign]
+        self.notify, self.start = through("notify"), through("start")  # type: ignore[method-assign]
 
     def _descriptors(self) -> list[int]:
         return [self._protocol._transport.get_extra_info("socket").fileno()]
@@ -400,6 +451,45 @@ class Client:
             await self._wait(call)
 
     @overload
+    def start(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        **kwargs: Any,
+    ) -> "Pending[Result]": ...
+    @overload
+    def start(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> "Pending[Any]": ...
+    def start(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> "Pending[Any]":
+        """Send a call and return at once; `await` what this returns for the result.
+
+        The arguments are those of `call`.
+        """
+        call = self._start(method, args, kwargs, returns, timeout, metadata)
+        return self._pending(call)
+
+    @overload
     def service(
         self,
         service: str,
@@ -429,20 +519,77 @@ class Client:
         it; all arguments of such a call are the method's.
         """
 
-        async def invoke(
-            method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
-        ) -> Any:
-            call = self._start(method, args, kwargs, returns, timeout, metadata)
-            return (await self._wait(call)).value
+        options = {"timeout": timeout, "metadata": metadata}
 
-        async def invoke_through(
-            method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
-        ) -> Any:
-            assert self._intercepted is not None
-            what = self._intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return await self._intercepted.proceed(what)
+        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
+            return self.perform("call", method, args, kwargs, {**options, "returns": returns})
 
-        return service_proxy(invoke if self._intercepted is None else invoke_through, service)
+        return service_proxy(invoke, service)
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+    ) -> WithOptions:
+        """Return a view of this client whose calls all have these options.
+
+        `client.with_options(timeout=1.0).call("Store.put", key, timeout=60)`: the method gets a
+        `timeout`, too, and the call has its own.
+        """
+        return WithOptions(self, {"timeout": timeout, "metadata": metadata, "returns": returns})
+
+    def perform(
+        self,
+        kind: str,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Do what `call`, `request`, `notify` or `start` does, with keywords of any name.
+
+        `options` are those that `with_options` takes.
+        """
+        returns, timeout = options.get("returns"), options.get("timeout")
+        given = (returns, timeout, options.get("metadata"))
+        intercepted = self._intercepted
+        if kind == "start":
+            if intercepted is not None:
+                proceeding = intercepted.proceed(
+                    intercepted.invocation(method, args, kwargs, *given)
+                )
+                through = PendingThrough(self._loop, proceeding)
+                return Pending(through, through.done, through.cancel)
+            return self._pending(self._start(method, args, kwargs, *given))
+        return self._perform(kind, method, args, kwargs, *given)
+
+    async def _perform(
+        self,
+        kind: str,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Any:
+        given = (returns, timeout, metadata)
+        one_way = kind == "notify"
+        if self._intercepted is not None:
+            what = self._intercepted.invocation(method, args, kwargs, *given, one_way=one_way)
+            value = await self._intercepted.proceed(what)
+            return Reply(value, what.reply_metadata) if kind == "request" else value
+        call = self._start(method, args, kwargs, *given, one_way=one_way)
+        if one_way and call.sent:
+            return None
+        event = await self._wait(call)
+        return Reply(event.value, event.metadata) if kind == "request" else event.value
+
+    def _pending(self, call: OutboundCall) -> Pending[Any]:
+        waiter = call.waiter
+        return Pending(waiter, lambda: waiter.event is not None, lambda: self._give_up(call))
 
     async def close(self, grace: float = 0.0) -> None:
         """Close the connection; calls in flight get `grace` seconds, then are cancelled."""

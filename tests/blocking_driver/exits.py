@@ -53,7 +53,7 @@ def live(registry: str, nothing: str, handler: bool) -> None:
         kept.append(balanced)
     kept.extend((server, client))
     if handler:
-        client.submit("Echo.never_end")
+        client.start("Echo.never_end")
         while not server.stats["running"]:
             time.sleep(0.001)
     time.sleep(random.random() * 0.01)

@@ -154,7 +154,7 @@ def test_request_brings_metadata_both_ways():
 def test_submitted_calls_run_at_the_same_time():
     gate = Gate()
     with pair(gate) as (_, client):
-        pending = [client.submit("Gate.wait", i) for i in range(5)]
+        pending = [client.start("Gate.wait", i) for i in range(5)]
         took(gate.started, 5)
         assert not pending[0].done()
         gate.open_()
@@ -165,7 +165,7 @@ def test_submitted_calls_run_at_the_same_time():
 def test_submitted_call_can_be_cancelled():
     gate = Gate()
     with pair(gate) as (server, client):
-        pending = client.submit("Gate.wait")
+        pending = client.start("Gate.wait")
         took(gate.started)
         pending.cancel()
         with pytest.raises(Cancelled):
@@ -177,7 +177,7 @@ def test_submitted_call_can_be_cancelled():
 def test_cancel_from_another_thread_wakes_the_thread_that_reads():
     gate = Gate()
     with pair(gate) as (_, client):
-        pending = client.submit("Gate.wait")
+        pending = client.start("Gate.wait")
         waiting = Running(pending.result)
         took(gate.started)
         until(lambda: client._polling)  # it has begun to wait in earnest
@@ -187,7 +187,7 @@ def test_cancel_from_another_thread_wakes_the_thread_that_reads():
 
 def test_second_result_of_a_failed_call_is_refused():
     with pair(Work()) as (_, client):
-        pending = client.submit("Work.fail")
+        pending = client.start("Work.fail")
         with pytest.raises(NotFound):
             pending.result()
         with pytest.raises(LocalProtocolError, match="taken already"):
@@ -197,7 +197,7 @@ def test_second_result_of_a_failed_call_is_refused():
 def test_second_thread_that_waits_for_a_call_is_refused():
     gate = Gate()
     with pair(gate) as (_, client):
-        pending = client.submit("Gate.wait")
+        pending = client.start("Gate.wait")
         first = Running(pending.result)
         until(lambda: client._polling)
         with pytest.raises(LocalProtocolError, match="another thread"):

@@ -170,7 +170,7 @@ def test_answers_that_came_before_the_end_still_count():
         Script(accept_and(talk)) as script,
         Client.connect(script.address, codec="json") as client,
     ):
-        first, second = client.submit("Echo.echo", 1), client.submit("Echo.echo", 2)
+        first, second = client.start("Echo.echo", 1), client.start("Echo.echo", 2)
         with pytest.raises(Unavailable):
             second.result()
         assert first.result() == 1
@@ -207,7 +207,7 @@ def test_close_in_the_middle_of_an_upload_leaves_the_server_well():
     with serving(Echo()) as (server, address):
         for _ in range(10):
             client = Client.connect(address, config=config)
-            client.submit("Echo.echo", bytes(8_000_000))
+            client.start("Echo.echo", bytes(8_000_000))
             client.close()
         until(lambda: server.stats["connections"] == 0 and idle(server))
 
@@ -326,7 +326,7 @@ with Server() as server:
             before = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno() + 1, before[1]))
             client.call("Gate.open", 100)
-            calls = [client.submit("Gate.wait", number) for number in range(3)]
+            calls = [client.start("Gate.wait", number) for number in range(3)]
             print(*(call.result() for call in calls))
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
 """
@@ -393,10 +393,10 @@ def refusal(function) -> str:
 
 def test_child_may_not_use_the_client_of_its_parent():
     with pair(Echo()) as (_, client):
-        pending = client.submit("Echo.echo", "mine")
+        pending = client.start("Echo.echo", "mine")
         assert refusal(lambda: client.call("Echo.echo", 1)) == "refused"
         assert refusal(lambda: client.notify("Echo.echo", 1)) == "refused"
-        assert refusal(lambda: client.submit("Echo.echo", 1)) == "refused"
+        assert refusal(lambda: client.start("Echo.echo", 1)) == "refused"
         assert refusal(lambda: list(client.call_many("Echo.echo", [(1,)]))) == "refused"
         assert refusal(client.close) == "refused"
         assert refusal(pending.result) == "refused"
@@ -441,7 +441,7 @@ def test_child_can_connect_itself():
 def test_cancel_in_a_child_does_not_reach_the_connection_of_its_parent():
     gate = Gate()
     with pair(gate) as (_, client):
-        pending = client.submit("Gate.wait")
+        pending = client.start("Gate.wait")
         took(gate.started)
         assert refusal(pending.cancel) == "refused"
         gate.open_()
@@ -515,7 +515,7 @@ class InterruptedLock:
 
 def test_what_was_read_before_an_interrupt_is_not_lost_for_others():
     with pair(Echo()) as (_, client):
-        first, second = client.submit("Echo.echo", 1), client.submit("Echo.echo", 2)
+        first, second = client.start("Echo.echo", 1), client.start("Echo.echo", 2)
         sock = client._channel.sock
         answers = 2 * (PREFIX.size + 1)
 

@@ -153,7 +153,7 @@ def test_call_that_waits_for_a_thread_is_cancelled_unrun():
     with pair(gate, threads=1) as (server, client):
         first = Running(client.call, "Gate.wait", 1)
         took(gate.started)
-        second = client.submit("Gate.wait")
+        second = client.start("Gate.wait")
         until(lambda: server.stats["queued"] == 1)
         second.cancel()
         until(lambda: server.stats["queued"] == 0)
@@ -176,7 +176,7 @@ def test_cancellation_flows_into_a_call_made_inside_a_handler():
     with pair(gate) as (inner_server, inner):
         relay = Relay(inner)
         with pair(relay) as (server, outer):
-            pending = outer.submit("Relay.wait")
+            pending = outer.start("Relay.wait")
             took(gate.started)
             until(lambda: inner._polling)
             pending.cancel()
@@ -226,7 +226,7 @@ def test_server_answers_at_the_deadline_of_a_client_that_does_not():
 def test_cancellations_that_meet_the_end_of_the_handler_have_one_outcome_each():
     with pair(Echo()) as (server, client):
         for i in range(300):
-            pending = client.submit("Echo.echo", i)
+            pending = client.start("Echo.echo", i)
             cancelling = Running(pending.cancel)
             with contextlib.suppress(Cancelled):
                 assert pending.result() == i

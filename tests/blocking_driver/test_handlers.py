@@ -68,7 +68,7 @@ def test_calls_cancelled_while_they_wait_for_a_thread_are_let_go():
     with pair(gate, threads=1) as (server, client):
         running = Running(client.call, "Gate.wait")
         took(gate.started)
-        bodies = [client.submit("Gate.wait", bytes(n + 1)) for n in range(50)]
+        bodies = [client.start("Gate.wait", bytes(n + 1)) for n in range(50)]
         until(lambda: server.stats["queued"] == 50)
         for body in bodies:
             body.cancel()
@@ -107,7 +107,7 @@ def test_handler_sees_that_it_was_cancelled():
             call.raise_if_cancelled()
 
     with pair(Loop()) as (server, client):
-        pending = client.submit("Loop.run")
+        pending = client.start("Loop.run")
         assert started.wait(10)
         pending.cancel()
         assert seen.wait(10)

@@ -232,7 +232,7 @@ def test_a_thousand_idle_connections_work_at_once():
         clients = [stack.enter_context(Client.connect(address)) for _ in range(1000)]
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("rpc-connection") == server.stats["connections"] == 1000
-        pending = [client.submit("Echo.echo", i) for i, client in enumerate(clients)]
+        pending = [client.start("Echo.echo", i) for i, client in enumerate(clients)]
         assert [call.result() for call in pending] == list(range(1000))
 
 

@@ -98,7 +98,7 @@ def test_deadline_of_a_sleeping_thread_passes_while_another_reads():
 def test_reader_that_gives_up_hands_the_role_on():
     gate = Gate()
     with pair(gate) as (_, client):
-        pending = client.submit("Gate.wait")
+        pending = client.start("Gate.wait")
         reading = Running(pending.result)
         until(lambda: client._reader)
         sleeping = Running(client.call, "Gate.wait", "second")
@@ -154,7 +154,7 @@ def test_close_with_bytes_that_nobody_reads_frees_the_reader():
         client = Client.connect(script.address, config=config)
         reading = Running(client.call, "Gate.wait")
         until(lambda: client._polling)
-        client.submit("Echo.echo", bytes(12_000_000))
+        client.start("Echo.echo", bytes(12_000_000))
         assert client._channel.unsent
         client.close()
         assert isinstance(reading.error(), Cancelled)
@@ -174,7 +174,7 @@ def test_answer_reaches_its_thread_while_bytes_of_another_are_stuck():
         Script(accept_and(answer_without_reading_on)) as script,
         Client.connect(script.address, config=config) as client,
     ):
-        fast = client.submit("Echo.echo", 42)
+        fast = client.start("Echo.echo", 42)
         stuck = [Running(client.call, "Echo.echo", bytes(9_000_000)) for _ in range(2)]
         until(lambda: client._channel.unsent and client._sleepers)
         waiting = Running(fast.result)
@@ -201,7 +201,7 @@ def test_bytes_left_by_submit_leave_while_another_thread_reads():
     ):
         reading = Running(client.call, "Gate.wait")
         until(lambda: client._polling)
-        client.submit("Echo.echo", bytes(12_000_000))
+        client.start("Echo.echo", bytes(12_000_000))
         assert client._channel.unsent
         resume.set()
         assert arrived.wait(LONGEST)
@@ -273,7 +273,7 @@ class User(threading.Thread):
                 results = list(client.call_many(method, many, in_flight=8))
                 assert results == [-args[0] for args in many]
             elif way == 1:
-                pending = client.submit(method, value, timeout=dice.choice([0.001, 0.01, 30]))
+                pending = client.start(method, value, timeout=dice.choice([0.001, 0.01, 30]))
                 if dice.random() < 0.5:
                     pending.cancel()
                 assert pending.result() == -value

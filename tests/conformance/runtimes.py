@@ -213,9 +213,9 @@ class BlockingRuntime(Runtime):
         return future
 
     def start(self, client: Any, method: str, args: Args, named: Named) -> Pending:
-        if not hasattr(client, "submit"):  # nobody can give a thread up that waits for itself
+        if not hasattr(client, "call_many"):  # nobody can give a thread up that waits for itself
             return Pending(self.spawn(lambda: client.call(method, *args, **named)), lambda: None)
-        pending = client.submit(method, *args, **named)
+        pending = client.start(method, *args, **named)
         given_up = threading.Event()
 
         def wait() -> Any:

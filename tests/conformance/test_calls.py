@@ -361,21 +361,21 @@ def test_client_may_be_closed_twice(link: Link):
 # Calls that are begun and waited for later
 
 
-@pytest.mark.feature("submit: begin a call now, wait for it later (gevent, blocking)")
+@pytest.mark.feature("start: begin a call now, wait for it later (gevent, blocking)")
 def test_submitted_calls_are_waited_for_in_any_order(sync_link: Link, key):
     with sync_link.host() as host, sync_link.connect(host) as client:
-        slow = client.do(lambda real: real.submit("Gate.wait", key))
-        fast = client.do(lambda real: real.submit("Basic.echo", "fast"))
+        slow = client.do(lambda real: real.start("Gate.wait", key))
+        fast = client.do(lambda real: real.start("Basic.echo", "fast"))
         assert client.do(lambda _: fast.result()) == "fast"
         host.open(key)
         assert client.do(lambda _: slow.result()) == "through"
         assert client.calls_in_flight == 0
 
 
-@pytest.mark.feature("submit: begin a call now, wait for it later (gevent, blocking)")
+@pytest.mark.feature("start: begin a call now, wait for it later (gevent, blocking)")
 def test_submitted_call_that_is_cancelled_cancels_its_handler(sync_link: Link, key):
     with sync_link.host() as host, sync_link.connect(host) as client:
-        call = client.do(lambda real: real.submit("Gate.wait", key))
+        call = client.do(lambda real: real.start("Gate.wait", key))
         host.wait("started", key)
         client.do(lambda _: call.cancel())
         host.wait("cancelled", key)
@@ -384,11 +384,11 @@ def test_submitted_call_that_is_cancelled_cancels_its_handler(sync_link: Link, k
         assert client.call("Basic.echo", "on") == "on"
 
 
-@pytest.mark.feature("submit: begin a call now, wait for it later (gevent, blocking)")
+@pytest.mark.feature("start: begin a call now, wait for it later (gevent, blocking)")
 def test_submitted_call_that_fails_raises_where_it_is_waited_for(sync_link: Link, key):
     with sync_link.host() as host, sync_link.connect(host) as client:
-        failing = client.do(lambda real: real.submit("Failing.not_found", "k"))
-        late = client.do(lambda real: real.submit("Gate.wait", key, timeout=0.3))
+        failing = client.do(lambda real: real.start("Failing.not_found", "k"))
+        late = client.do(lambda real: real.start("Gate.wait", key, timeout=0.3))
         with pytest.raises(NotFound):
             client.do(lambda _: failing.result())
         with pytest.raises(DeadlineExceeded):

@@ -51,7 +51,7 @@ def test_calls(transport: Any, codec: str) -> None:
         assert client.service("Echo").echo(big) == big
         assert client.request("Echo.echo", 1).value == 1
         client.notify("Echo.echo", 2)
-        pending = client.submit("Echo.echo", 3)
+        pending = client.start("Echo.echo", 3)
         assert list(client.call_many("Echo.echo", ((n,) for n in range(300)))) == list(range(300))
         assert pending.result() == 3
         until(lambda: server.stats["served"] == 305)
@@ -77,10 +77,10 @@ def test_answers_out_of_order() -> None:
 def test_a_slow_handler_delays_no_fast_one() -> None:
     gate = Gate()
     with pair(gate, Echo()) as (_, client):
-        slow = client.submit("Gate.wait", 1)
+        slow = client.start("Gate.wait", 1)
         assert [client.call("Echo.echo", n) for n in range(100)] == list(range(100))
         # Also when both came in one piece.
-        slower, fast = client.submit("Gate.wait", 2), client.submit("Echo.echo", 3)
+        slower, fast = client.start("Gate.wait", 2), client.start("Echo.echo", 3)
         assert fast.result() == 3
         assert not slower.done()
         gate.opened.set()
@@ -123,7 +123,7 @@ def test_a_handler_that_swallows_the_kill_keeps_its_slot() -> None:
         with pytest.raises(DeadlineExceeded):
             client.call("Gate.stubborn", timeout=0.05)
         gate.killed.wait()
-        queued = client.submit("Echo.echo", 1)
+        queued = client.start("Echo.echo", 1)
         until(lambda: server.stats["queued"] == 1)
         assert server.stats["running"] == 1
         gate.opened.set()
@@ -137,11 +137,11 @@ def test_a_kill_hits_no_other_call() -> None:
         for _ in range(50):
             gate.started.clear()
             gate.opened.clear()
-            pending = client.submit("Gate.wait")
+            pending = client.start("Gate.wait")
             gate.started.wait()
             pending.cancel()
             gate.opened.set()
-            others = [client.submit("Echo.echo", n) for n in range(5)]
+            others = [client.start("Echo.echo", n) for n in range(5)]
             assert [other.result() for other in others] == list(range(5))
             with pytest.raises(Cancelled):
                 pending.result()
@@ -164,7 +164,7 @@ def test_a_call_inside_a_handler_inherits_deadline_and_end() -> None:
     with pair(gate, Hop()) as (server, client):
         left = client.call("Hop.ask", timeout=5.0)
         assert 0 < left <= 5.0
-        pending = client.submit("Hop.on")
+        pending = client.start("Hop.on")
         gate.started.wait()
         pending.cancel()
         gate.killed.wait()
@@ -249,7 +249,7 @@ def test_system_exit_in_a_handler_ends_the_main_greenlet() -> None:
             raise SystemExit(3)
 
     with pair(Exit(), Echo()) as (_, client):
-        pending = client.submit("Exit.leave")
+        pending = client.start("Exit.leave")
         with pytest.raises(SystemExit):
             gevent.sleep(LONGEST)
         with pytest.raises(CallError, match="SystemExit"):
@@ -358,7 +358,7 @@ def test_nothing_is_left_behind() -> None:
             with gevent.Timeout(0.01, False):
                 client.call("Ends.hanging", n)
         else:
-            client.submit("Ends.hanging", n).cancel()
+            client.start("Ends.hanging", n).cancel()
 
     with pair(Ends()) as (server, client):
         gevent.joinall([gevent.spawn(end, n) for n in range(1000)], raise_error=True)

@@ -29,7 +29,7 @@ from support.certificates import Authority
 def test_stop_lets_running_calls_end() -> None:
     gate = Gate()
     with pair(gate, grace=5.0) as (server, client):
-        pending = client.submit("Gate.wait", 1)
+        pending = client.start("Gate.wait", 1)
         gate.started.wait()
         stopping = gevent.spawn(server.stop, LONGEST)
         until(lambda: client.closed)
@@ -56,7 +56,7 @@ def test_client_whose_thread_has_ended_is_closed_when_it_is_dropped() -> None:
 def test_stop_kills_what_takes_longer_than_the_grace() -> None:
     gate = Gate()
     with pair(gate) as (server, client):
-        pending = client.submit("Gate.wait")
+        pending = client.start("Gate.wait")
         gate.started.wait()
         server.stop(grace=0.05)
         assert gate.killed.is_set()
@@ -69,7 +69,7 @@ def test_stop_leaves_behind_who_does_not_listen(caplog: pytest.LogCaptureFixture
     gate = Gate()
     config = ServerConfig(close_timeout=0.1)
     with pair(gate, config=config) as (server, client):
-        client.submit("Gate.stubborn")
+        client.start("Gate.stubborn")
         gate.started.wait()
         server.stop(grace=0.0)
         assert [r.getMessage() for r in caplog.records] == ["stopped with 1 handlers still running"]
@@ -184,7 +184,7 @@ def test_the_wrong_thread_is_told_so() -> None:
             error = in_thread(work)
             assert isinstance(error, LocalProtocolError)
             assert "another hub" in str(error)
-        pending = client.submit("Echo.echo", 2)
+        pending = client.start("Echo.echo", 2)
         assert isinstance(in_thread(pending.result), LocalProtocolError)
         assert isinstance(in_thread(pending.cancel), LocalProtocolError)
         assert pending.result() == 2
@@ -210,13 +210,13 @@ def test_giving_up_needs_no_greenlet() -> None:
 
     class Hop:
         def on(self) -> None:
-            pending = client.submit("Far.wait")
+            pending = client.start("Far.wait")
             current_call().on_cancel(pending.cancel)
             near.wait()
 
     with serving(Hop()) as (server, address), Client.connect(address) as client:
         server.register(far, "Far")
-        pending = client.submit("Hop.on")
+        pending = client.start("Hop.on")
         far.started.wait()
         pending.cancel()
         far.killed.wait()
@@ -365,7 +365,7 @@ def test_beside_a_web_server() -> None:
 def test_a_call_may_be_waited_for_once_at_a_time() -> None:
     gate = Gate()
     with pair(gate) as (_, client):
-        pending = client.submit("Gate.wait", 1)
+        pending = client.start("Gate.wait", 1)
         first = gevent.spawn(pending.result)
         gate.started.wait()
         with pytest.raises(LocalProtocolError, match="another greenlet"):
@@ -378,7 +378,7 @@ def test_a_lost_connection_fails_its_calls() -> None:
     gate = Gate()
     with serving(gate) as (server, address):
         client = Client.connect(address)
-        callers = [client.submit("Gate.wait", n) for n in range(3)]
+        callers = [client.start("Gate.wait", n) for n in range(3)]
         gate.started.wait()
         for link in list(server._links):
             link.lose()

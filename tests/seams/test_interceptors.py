@@ -275,7 +275,7 @@ def test_typed_proxies_go_through(world: World) -> None:
         address = host.start("tcp://127.0.0.1:0")
         with world.module.Client.connect(address, interceptors=[interceptor]) as client:
             assert client.service("Service").add(1, 2) == 3
-            pending = client.submit("Service.add", 3, 4)
+            pending = client.start("Service.add", 3, 4)
             assert pending.result() == 7
             assert pending.done()
             with pytest.raises(LocalProtocolError, match="taken already"):
@@ -320,7 +320,7 @@ def test_pending_call_that_is_cancelled_ends(world: World) -> None:
         address = host.start("tcp://127.0.0.1:0")
         through = [lambda call, proceed: proceed(call)]
         with world.module.Client.connect(address, interceptors=through) as client:
-            pending = client.submit("Waits.wait")
+            pending = client.start("Waits.wait")
             while host.stats["running"] == 0:
                 world.module.Server._runtime.sleep(0.001)
             pending.cancel()

@@ -82,7 +82,7 @@ def talk(address: str) -> None:
                 call.start()
             for call in calls:
                 call.join()
-            pending = client.submit("Work.slow")
+            pending = client.start("Work.slow")
             pending.cancel()
     reset(address)
 

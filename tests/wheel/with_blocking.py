@@ -127,11 +127,11 @@ def call(codec: Codec) -> None:
         assert_type(arith.divide(7), Quotient)
         assert_type(client.service("Arith"), Any)
         assert_type(client.closed, bool)
-        pending = client.submit("Arith.divide", 7, returns=Quotient)
+        pending = client.start("Arith.divide", 7, returns=Quotient)
         assert_type(pending, Pending[Quotient])
         assert_type(pending.result(), Quotient)
         assert_type(pending.done(), bool)
-        assert_type(client.submit("Arith.divide", 7), Pending[Any])
+        assert_type(client.start("Arith.divide", 7), Pending[Any])
         for total in client.call_many("Arith.add", [(1, 2), (3, 4)], returns=int):
             assert_type(total, int)
 

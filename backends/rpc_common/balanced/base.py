@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 from weakref import WeakMethod
 
 from rpc_common.client.base import warn_unclosed
+from rpc_common.client.options import WithOptions
 from rpc_common.telemetry.log import Log
 from rpc_common.transport.forks import Forks
 from rpc_discovery import (
@@ -167,14 +168,66 @@ class BalancedBase(ABC):
         """
 
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            if _OPTIONS.isdisjoint(kwargs):
+            if _OPTIONS.isdisjoint(kwargs):  # which is quicker
                 return self.call(method, *args, returns=returns, **options, **kwargs)
-            # They are the method's own, and the options are those given here.
-            more = {"timeout": None, **options}
-            request = Request(method, args, kwargs, returns, more.pop("metadata", None))
-            return self._call(request, started=monotonic(), **more)
+            return self.perform("call", method, args, kwargs, {**options, "returns": returns})
 
         return service_proxy(invoke, service)
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        key: str | None = None,
+        node: str | None = None,
+        idempotent: bool | None = None,
+        hedge: bool | None = None,
+    ) -> WithOptions:
+        """Return a view of this client whose calls all have these options: see `call`."""
+        return WithOptions(
+            self,
+            {
+                "timeout": timeout,
+                "metadata": metadata,
+                "returns": returns,
+                "key": key,
+                "node": node,
+                "idempotent": idempotent,
+                "hedge": hedge,
+            },
+        )
+
+    def perform(
+        self,
+        kind: str,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Do what `call`, `request` or `notify` does, with keywords of any name.
+
+        `options` are those that `with_options` takes.
+        """
+        if kind == "start":
+            raise LocalProtocolError(
+                "a balanced client cannot start a call: it may have to be repeated by who waits"
+            )
+        how: dict[str, Any] = {"timeout": None, **options}
+        returns, metadata = how.pop("returns", None), how.pop("metadata", None)
+        request = Request(method, args, kwargs, returns, metadata, one_way=kind == "notify")
+        if kind == "call":
+            return self._call(request, started=monotonic(), **how)
+        if how.pop("hedge", None):
+            raise LocalProtocolError(f"hedge is for call, not for {kind}")
+        whole = self._begin(request, started=monotonic(), **how)
+        return self._request(whole, request)
+
+    @abstractmethod
+    def _request(self, whole: BalancedCall, request: Request) -> Any:
+        """Make a call and return its Reply; None for one that has no answer."""
 
     @property
     def nodes(self) -> list[Node]:

@@ -197,6 +197,10 @@ class SyncBalancedClient(BalancedBase):
             return self._hedge(whole, request).value
         return self._persist(whole, request).value
 
+    def _request(self, whole: BalancedCall, request: Request) -> Reply | None:
+        event = self._persist(whole, request)
+        return None if request.one_way else Reply(event.value, event.metadata)
+
     def request(
         self,
         method: str,

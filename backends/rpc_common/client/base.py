@@ -34,6 +34,7 @@ from rpc_proto.service.context import inherit
 from rpc_proto.service.stub import service_proxy
 
 from .intercepted import Intercepted
+from .options import WithOptions
 
 if TYPE_CHECKING:
     from rpc_proto import Interceptor, Invocation
@@ -200,7 +201,7 @@ def outcome(waiter: Any) -> CallCompleted:
 
 
 class Pending(Generic[Result]):
-    """A call that was sent and may be waited for later; `submit` returns it."""
+    """A call that was sent and may be waited for later; `start` returns it."""
 
     __slots__ = ("_call", "_client", "_waiter")
 
@@ -357,54 +358,22 @@ class SyncClient(ABC):
                 return None
             return Intercepted.answer(what, self._wait(call, call.waiter))
 
-        intercepted = self._intercepted = Intercepted(self, interceptors, innermost)
+        self._intercepted = Intercepted(self, interceptors, innermost)
 
-        def call(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            returns: Any = None,
-            **kwargs: Any,
-        ) -> Any:
-            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return intercepted.proceed(what)
+        def through(kind: str) -> Any:
+            def do(
+                method: str,
+                /,
+                *args: Any,
+                timeout: float | None = None,
+                metadata: Mapping[str, str] | None = None,
+                returns: Any = None,
+                **kwargs: Any,
+            ) -> Any:
+                options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+                return self.perform(kind, method, args, kwargs, options)
 
-        def request(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            returns: Any = None,
-            **kwargs: Any,
-        ) -> Reply:
-            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return Reply(intercepted.proceed(what), what.reply_metadata)
-
-        def notify(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            **kwargs: Any,
-        ) -> None:
-            what = intercepted.invocation(method, args, kwargs, None, timeout, metadata, True)
-            intercepted.proceed(what)
-
-        def submit(
-            method: str,
-            /,
-            *args: Any,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            returns: Any = None,
-            **kwargs: Any,
-        ) -> Any:
-            what = intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return PendingThrough(self, intercepted, what)
+            return do
 
         def call_many(
             method: str,
@@ -422,7 +391,7 @@ class SyncClient(ABC):
             try:
                 while True:
                     for args in islice(source, max(1, in_flight) - len(waiting)):
-                        waiting.append(submit(method, *args, **options))
+                        waiting.append(self.perform("start", method, args, {}, options))
                     if not waiting:
                         return
                     yield waiting.popleft().result()
@@ -430,8 +399,9 @@ class SyncClient(ABC):
                 for pending in waiting:
                     pending.cancel()
 
-        self.call, self.request, self.notify = call, request, notify  # type: ignore[method-assign]
-        self.submit, self.call_many = submit, call_many  # type: ignore[method-assign]
+        self.call, self.request = through("call"), through("request")  # type: ignore[method-assign]
+        self.notify, self.start = through("notify"), through("start")  # type: ignore[method-assign]
+        self.call_many = call_many  # type: ignore[method-assign]
 
     @classmethod
     @abstractmethod
@@ -548,7 +518,7 @@ class SyncClient(ABC):
             self._wait(call, call.waiter)
 
     @overload
-    def submit(
+    def start(
         self,
         method: str,
         /,
@@ -559,7 +529,7 @@ class SyncClient(ABC):
         **kwargs: Any,
     ) -> Pending[Result]: ...
     @overload
-    def submit(
+    def start(
         self,
         method: str,
         /,
@@ -569,7 +539,7 @@ class SyncClient(ABC):
         returns: Any = None,
         **kwargs: Any,
     ) -> Pending[Any]: ...
-    def submit(
+    def start(
         self,
         method: str,
         /,
@@ -671,18 +641,55 @@ class SyncClient(ABC):
         it; all arguments of such a call are the method's.
         """
 
+        options = {"timeout": timeout, "metadata": metadata}
+
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            call = self._begin(method, args, kwargs, returns, timeout, metadata)
-            return self._wait(call, call.waiter).value
+            return self.perform("call", method, args, kwargs, {**options, "returns": returns})
 
-        def invoke_through(
-            method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
-        ) -> Any:
-            assert self._intercepted is not None
-            what = self._intercepted.invocation(method, args, kwargs, returns, timeout, metadata)
-            return self._intercepted.proceed(what)
+        return service_proxy(invoke, service)
 
-        return service_proxy(invoke if self._intercepted is None else invoke_through, service)
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+    ) -> WithOptions:
+        """Return a view of this client whose calls all have these options.
+
+        `client.with_options(timeout=1.0).call("Store.put", key, timeout=60)`: the method gets a
+        `timeout`, too, and the call has its own.
+        """
+        return WithOptions(self, {"timeout": timeout, "metadata": metadata, "returns": returns})
+
+    def perform(
+        self,
+        kind: str,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Do what `call`, `request`, `notify` or `start` does, with keywords of any name.
+
+        `options` are those that `with_options` takes.
+        """
+        returns, timeout = options.get("returns"), options.get("timeout")
+        given = (returns, timeout, options.get("metadata"))
+        one_way = kind == "notify"
+        if self._intercepted is not None:
+            what = self._intercepted.invocation(method, args, kwargs, *given, one_way)
+            if kind == "start":
+                return PendingThrough(self, self._intercepted, what)
+            value = self._intercepted.proceed(what)
+            return Reply(value, what.reply_metadata) if kind == "request" else value
+        call = self._begin(method, args, kwargs, *given, one_way)
+        if kind == "start":
+            return Pending(self, call)
+        if one_way and call.sent:
+            return None
+        event = self._wait(call, call.waiter)
+        return Reply(event.value, event.metadata) if kind == "request" else event.value
 
     @abstractmethod
     def close(self, grace: float = 0.0) -> None:
