@@ -21,7 +21,7 @@ from selenium import webdriver
 
 from rpc_asyncio import BalancedClient, Client, Server
 from rpc_asyncio.pump import fetch
-from rpc_common.discovery.registering import Registering
+from rpc_common.discovery.advertising import Advertisement
 from rpc_discovery import Registry, RegistryDiscovery
 from rpc_proto import CallError, NotFound
 from rpc_proto.http.client import Fetch
@@ -200,8 +200,8 @@ async def picture_registry() -> None:
         for service in services:
             server.register(service)
         metadata = {"zone": zone, "version": "1.4.2"}
-        register = Registering(url, weight=weight, metadata=metadata)
-        await server.start("tcp://127.0.0.1:0", register=register)
+        advertise = Advertisement(url, weight=weight, metadata=metadata)
+        await server.start("tcp://127.0.0.1:0", advertise=advertise)
         return server
 
     servers = [

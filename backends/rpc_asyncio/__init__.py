@@ -10,7 +10,7 @@ from .server import Server
 
 if TYPE_CHECKING:
     from rpc_common.balanced.base import BroadcastFailed
-    from rpc_common.discovery.registering import EtcdRegistering, Registering
+    from rpc_common.discovery.advertising import Advertisement, EtcdAdvertisement
     from rpc_common.discovery.snapshots import SavedRegistry
 
     from .balanced import BalancedClient
@@ -21,19 +21,19 @@ else:
         {
             "BalancedClient": ".balanced",
             "BroadcastFailed": "rpc_common.balanced.base",
-            "EtcdRegistering": "rpc_common.discovery.registering",
-            "Registering": "rpc_common.discovery.registering",
+            "EtcdAdvertisement": "rpc_common.discovery.advertising",
+            "Advertisement": "rpc_common.discovery.advertising",
             "SavedRegistry": "rpc_common.discovery.snapshots",
         },
     )
 
 __all__ = [
+    "Advertisement",
     "BalancedClient",
     "BroadcastFailed",
     "Client",
-    "EtcdRegistering",
+    "EtcdAdvertisement",
     "Pending",
-    "Registering",
     "Reply",
     "SavedRegistry",
     "Server",

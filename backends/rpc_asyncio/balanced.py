@@ -252,7 +252,7 @@ class BalancedClient(BalancedBase):
             await _drop(tasks)
         return judge(policy, request, results)
 
-    async def fork(
+    async def race(
         self,
         method: str,
         /,

@@ -24,7 +24,7 @@ from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
 
 if TYPE_CHECKING:
-    from rpc_common.discovery.registering import Registering
+    from rpc_common.discovery.advertising import Advertisement
     from rpc_common.server.programs import Program
 
 __all__ = ["Server"]
@@ -177,23 +177,23 @@ class Server(ServerBase):
         address: str,
         *,
         ssl: ssl_module.SSLContext | None = None,
-        register: "Registering | str | Iterable[Registering | str] | None" = None,
+        advertise: "Advertisement | str | Iterable[Advertisement | str] | None" = None,
     ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
         http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
-        called again for more addresses. `register` names the registries that shall know the
-        address: URLs, or `Registering` to say more, or several of these. Raises OSError when the
+        called again for more addresses. `advertise` names the registries that shall know the
+        address: URLs, or `Advertisement` to say more, or several of these. Raises OSError when the
         address cannot be had.
         """
         check_patching("rpc_asyncio", threads_only=True)
         where = self._check_listening(address, ssl)
-        registerings = self._check_registering(register, where)
-        if registerings:
+        advertised = self._check_advertised(advertise, where)
+        if advertised:
             from .pump import Pump, check_source
 
-            for registering in registerings:
-                check_source(registering)
+            for advertisement in advertised:
+                check_source(advertisement)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -212,11 +212,11 @@ class Server(ServerBase):
         where = listener.where
         self._listeners.append(_Acceptor(self, listener, loop, ssl))
         self._log_listening(where)
-        for registering in registerings:
+        for advertisement in advertised:
             registrations = self._registrations
-            machine = registrations.machine(registering, where)
+            machine = registrations.machine(advertisement, where)
             pump = Pump(
-                machine, registrations.take, self._log, registering.ssl, registering.transport
+                machine, registrations.take, self._log, advertisement.ssl, advertisement.transport
             )
             registrations.pumps.append(pump)
         return str(where)
@@ -277,7 +277,7 @@ class Server(ServerBase):
                 program.no_stdin()
         for address, ssl in program.listen:
             try:
-                program.listening(await self.start(address, ssl=ssl, register=program.register))
+                program.listening(await self.start(address, ssl=ssl, advertise=program.advertise))
             except (OSError, ValueError) as error:
                 await self.stop(grace=0.0)
                 program.failed(address, error)

@@ -16,7 +16,7 @@ from .errors import CommandError, UsageError
 from .pages import debug_page
 
 if TYPE_CHECKING:
-    from rpc_common.discovery.registering import Registering
+    from rpc_common.discovery.advertising import Advertisement
 
 __all__ = ["BACKENDS", "Settings"]
 
@@ -37,7 +37,7 @@ class Settings:
     pages: Pages
     grace: float
     stop_with_stdin: bool
-    register: "list[Registering] | None" = None
+    advertise: "list[Advertisement] | None" = None
     applications: list[Any] = field(default_factory=list)
 
     def make(self, kind: type) -> Any:
@@ -63,7 +63,7 @@ class _Program(Program):
     """What the command says while it serves."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.listen, settings.register, settings.grace)
+        super().__init__(settings.listen, settings.advertise, settings.grace)
         self.stdin = settings.stop_with_stdin
         self._pages = settings.pages
 

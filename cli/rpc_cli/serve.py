@@ -22,7 +22,7 @@ from .tls import client_context, server_context
 from .values import parse_pairs
 
 if TYPE_CHECKING:
-    from rpc_common.discovery.registering import Registering
+    from rpc_common.discovery.advertising import Advertisement
 
 __all__ = ["BACKENDS", "DEFAULT_ADDRESS", "check_listening", "serve", "set_up_logging"]
 
@@ -37,7 +37,7 @@ def serve(options: Namespace) -> int:
     if options.access_log:
         logging.getLogger(f"rpc_{options.backend}.access").setLevel(logging.INFO)
     listen = check_listening(options.listen or [DEFAULT_ADDRESS], options)
-    register = _registering(options)
+    advertise = _registering(options)
     pages = make_pages(options)
     sys.path.insert(0, os.getcwd())
     settings = Settings(
@@ -50,7 +50,7 @@ def serve(options: Namespace) -> int:
         pages=pages,
         grace=options.grace,
         stop_with_stdin=options.stop_with_stdin,
-        register=register,
+        advertise=advertise,
     )
     return BACKENDS[options.backend](settings)
 
@@ -76,10 +76,10 @@ def check_listening(
     return listen
 
 
-def _registering(options: Namespace) -> "list[Registering] | None":
+def _registering(options: Namespace) -> "list[Advertisement] | None":
     """Return what registries and etcd are to be told; None without any."""
     said = {
-        "advertise": options.advertise,
+        "address": options.advertise,
         "weight": options.weight,
         "metadata": options.node_metadata,
         "ttl": options.ttl,
@@ -93,9 +93,9 @@ def _registering(options: Namespace) -> "list[Registering] | None":
                 "--advertise, --weight, --node-metadata and --ttl go with --registry or --etcd"
             )
         return None
-    from rpc_common.discovery.registering import EtcdRegistering, Registering
+    from rpc_common.discovery.advertising import Advertisement, EtcdAdvertisement
 
-    registering: list[Registering] = []
+    registering: list[Advertisement] = []
     try:
         if "metadata" in said:
             said["metadata"] = parse_pairs(said["metadata"])
@@ -103,12 +103,12 @@ def _registering(options: Namespace) -> "list[Registering] | None":
             ca = options.registry_ca
             tls = client_context(ca, None, None) if ca else None
             registering.append(
-                Registering(options.registry, token=options.registry_token, ssl=tls, **said)
+                Advertisement(options.registry, token=options.registry_token, ssl=tls, **said)
             )
         if options.etcd:
             from .etcd import etcd_settings
 
-            registering.append(EtcdRegistering(options.etcd, **etcd_settings(options), **said))
+            registering.append(EtcdAdvertisement(options.etcd, **etcd_settings(options), **said))
     except ValueError as error:
         raise UsageError(str(error)) from None
     return registering

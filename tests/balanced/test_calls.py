@@ -172,7 +172,7 @@ def test_closed_client_says_so(place: Place):
         lambda real: real.notify("Basic.echo", 1),
         lambda real: real.call("Basic.echo", 1, hedge=True),
         lambda real: real.broadcast("Basic.echo", 1),
-        lambda real: real.fork("Basic.echo", 1),
+        lambda real: real.race("Basic.echo", 1),
     ):
         with pytest.raises(LocalProtocolError, match="this client was closed"):
             client.do(act)

@@ -56,7 +56,7 @@ def test_nothing_is_left_of_a_client_that_was_closed(place: Place, tmp_path, sou
     until(lambda: call("Basic.echo", 1, timeout=15.0) and stats(client)["nodes"] == 2)
     for _ in range(5):
         client.do(lambda real: real.broadcast("Basic.echo", 1))
-        client.do(lambda real: real.fork("Basic.echo", 1))
+        client.do(lambda real: real.race("Basic.echo", 1))
         client.call("Basic.echo", 1, hedge=True)
     client.close()
     until(lambda: count() <= before)
@@ -99,10 +99,10 @@ def test_errors_leave_no_garbage(place: Place):
         before = errors()
         for _ in range(5):
             client.do(lambda real: act(real.call, "Basic.echo", 1, timeout=9.0))
-            client.do(lambda real: act(real.fork, "Basic.echo", 1, timeout=9.0))
+            client.do(lambda real: act(real.race, "Basic.echo", 1, timeout=9.0))
             live.do(lambda real: act(real.call, "Failing.not_found", "k"))
             live.do(lambda real: act(real.call, "Failing.not_found", "k", hedge=True))
-            live.do(lambda real: act(real.fork, "Failing.not_found", "k"))
+            live.do(lambda real: act(real.race, "Failing.not_found", "k"))
             live.do(lambda real: act(real.broadcast, "Failing.not_found", "k", policy="all"))
         assert errors() - before <= 2
     finally:
@@ -260,8 +260,8 @@ class Front:
     def wait_for_dial(self, key: str) -> str:
         return self._client.call("Basic.echo", key)
 
-    def fork(self, key: str) -> str:
-        return self._client.fork("Gate.wait", key)
+    def race(self, key: str) -> str:
+        return self._client.race("Gate.wait", key)
 
 
 class AsyncFront(Front):
@@ -274,8 +274,8 @@ class AsyncFront(Front):
     async def wait_for_dial(self, key: str) -> str:
         return await super().wait_for_dial(key)
 
-    async def fork(self, key: str) -> str:
-        return await super().fork(key)
+    async def race(self, key: str) -> str:
+        return await super().race(key)
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_deadline_of_a_handler_is_that_of_its_calls(place: Place, front):
     assert 5.0 < client.call("Front.left", timeout=9.0) <= 9.0
 
 
-@pytest.mark.parametrize("method", ["wait", "fork"])
+@pytest.mark.parametrize("method", ["wait", "race"])
 def test_calls_of_a_handler_that_is_given_up_are_cancelled(place: Place, front, method, key):
     hosts = place.hosts(2)
     client, behind = front(hosts)

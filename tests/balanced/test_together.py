@@ -100,14 +100,14 @@ def test_policy_that_there_is_not(place: Place):
 # Fork
 
 
-def fork(client, *args, **named):
-    return client.do(lambda real: real.fork(*args, **named))
+def race(client, *args, **named):
+    return client.do(lambda real: real.race(*args, **named))
 
 
 def test_fork_takes_the_first_answer_and_cancels_the_other_calls(place: Place, key):
     hosts = place.hosts()
     client = place.connected(hosts)
-    pending = client.spawn(lambda real: real.fork("Gate.wait", key, count=2))
+    pending = client.spawn(lambda real: real.race("Gate.wait", key, count=2))
     until(lambda: sum(runs(hosts, key, "started")) == 2)
     first, second = (host for host in hosts if host.count("started", key))
     second.open(key)
@@ -118,23 +118,23 @@ def test_fork_takes_the_first_answer_and_cancels_the_other_calls(place: Place, k
 
 def test_fork_is_content_with_fewer_nodes(place: Place, key):
     hosts = place.hosts(2)
-    assert fork(place.client(hosts), "Basic.count", key, 1, count=5) == 1
+    assert race(place.client(hosts), "Basic.count", key, 1, count=5) == 1
 
 
 def test_fork_survives_a_node_that_is_gone(place: Place):
     client = place.client([GONE, *place.hosts(1)])
     for number in range(5):
-        assert fork(client, "Basic.echo", number) == number
+        assert race(client, "Basic.echo", number) == number
 
 
 def test_fork_that_fails_everywhere_raises_what_the_last_one_did(place: Place):
     with pytest.raises(NotFound):
-        fork(place.client(place.hosts(2)), "Failing.not_found", "k")
+        race(place.client(place.hosts(2)), "Failing.not_found", "k")
 
 
 def test_fork_wants_a_number_of_nodes(place: Place):
     with pytest.raises(ValueError, match="count must be a whole number from 1 up, not 0"):
-        fork(place.client([GONE]), "Basic.echo", count=0)
+        race(place.client([GONE]), "Basic.echo", count=0)
 
 
 def test_fork_that_is_given_up_cancels_its_calls(place: Place, key):
@@ -155,7 +155,7 @@ class _Forking:
     """A client whose calls are forks."""
 
     def __init__(self, real):
-        self.call = real.fork
+        self.call = real.race
 
 
 # Hedging

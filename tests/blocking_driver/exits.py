@@ -43,7 +43,7 @@ def live(registry: str, nothing: str, handler: bool) -> None:
     random.seed()
     server = Server()
     server.register(Echo())
-    address = server.start("tcp://127.0.0.1:0", register=registry)
+    address = server.start("tcp://127.0.0.1:0", advertise=registry)
     client = Client.connect(address)
     assert client.call("Echo.echo", 1) == 1
     for nodes in ([address], RegistryDiscovery(registry), FileDiscovery(nothing, interval=0.01)):

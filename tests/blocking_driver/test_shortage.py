@@ -9,7 +9,7 @@ import pytest
 
 from blocking_driver.support import ANY_PORT, Echo, serving, until
 from rpc_blocking import BalancedClient, Client, Server
-from rpc_common.discovery.registering import Registering
+from rpc_common.discovery.advertising import Advertisement
 from rpc_common.discovery.snapshots import SavedRegistry
 from rpc_discovery import FileDiscovery, Registry, RegistryDiscovery
 from rpc_discovery.documents import encode
@@ -41,7 +41,7 @@ def addresses(known: Registry) -> list[str]:
 def test_view_is_stale_during_the_shortage_and_good_after_it():
     with registry() as (known, url), Server() as server:
         server.register(Echo())
-        address = server.start(ANY_PORT, register=url)
+        address = server.start(ANY_PORT, advertise=url)
         until(lambda: addresses(known) == [address])
         source = RegistryDiscovery(url, wait=0.0, refresh=0.1)
         with BalancedClient(source) as client:
@@ -56,7 +56,7 @@ def test_view_is_stale_during_the_shortage_and_good_after_it():
 def test_registration_that_lapsed_in_the_shortage_comes_back():
     with registry() as (known, url), Server() as server:
         server.register(Echo())
-        address = server.start(ANY_PORT, register=Registering(url, ttl=1.0))
+        address = server.start(ANY_PORT, advertise=Advertisement(url, ttl=1.0))
         until(lambda: addresses(known) == [address])
         with no_threads():
             until(lambda: not addresses(known))
@@ -69,7 +69,7 @@ def test_registration_may_begin_in_the_shortage(caplog):
         server.register(Echo())
         server.start(ANY_PORT)
         with no_threads():
-            address = server.start(ANY_PORT, register=url)
+            address = server.start(ANY_PORT, advertise=url)
             assert f"registration of {address} waits for a thread" in caplog.text
         until(lambda: addresses(known) == [address])
 
@@ -79,7 +79,7 @@ def test_registration_may_begin_in_the_shortage(caplog):
 def test_client_that_is_first_used_in_the_shortage_says_so_and_works_after_it(kind, tmp_path):
     with registry() as (known, url), Server() as server:
         server.register(Echo())
-        address = server.start(ANY_PORT, register=url)
+        address = server.start(ANY_PORT, advertise=url)
         until(lambda: addresses(known) == [address])
         path = tmp_path / "nodes.json"
         path.write_bytes(encode({"nodes": [{"address": address}]}))
@@ -100,7 +100,7 @@ def test_calls_of_several_nodes_go_one_after_another_in_the_shortage():
         assert client.broadcast("Echo.echo", 1) == {one: 1, two: 1}
         with no_threads():
             assert client.broadcast("Echo.echo", 2) == {one: 2, two: 2}
-            assert client.fork("Echo.echo", 3) == 3
+            assert client.race("Echo.echo", 3) == 3
             assert client.call("Echo.echo", 4, hedge=True) == 4
 
 
@@ -134,7 +134,7 @@ def test_snapshot_is_saved_after_the_shortage(tmp_path, caplog):
         server.mount(saved)
         url = server.start("http://127.0.0.1:0")
         with Server() as other:
-            address = other.start(ANY_PORT, register=Registering(url, ttl=1.0))
+            address = other.start(ANY_PORT, advertise=Advertisement(url, ttl=1.0))
             until(lambda: address in (tmp_path / "nodes.json").read_text())
             with no_threads():
                 until(lambda: "nodes.json cannot be written: can't start new thread" in caplog.text)

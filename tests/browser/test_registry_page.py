@@ -7,7 +7,7 @@ import pytest
 
 from rpc_blocking import Server
 from rpc_blocking.runtime import BLOCKING
-from rpc_common.discovery.registering import Registering
+from rpc_common.discovery.advertising import Advertisement
 from rpc_common.transport.fetch import fetch
 from rpc_discovery import Registry
 from rpc_discovery.documents import encode
@@ -65,8 +65,8 @@ def test_nodes_that_come_and_go_are_seen_without_loading_the_page_again(browser,
     assert until(browser, f"() => {ROWS}") == [["No node is registered."]]
     with Server() as server:
         server.register(Clock())
-        known = Registering(registry, metadata={"zone": "eu-1"})
-        address = server.start("tcp://127.0.0.1:0", register=known)
+        known = Advertisement(registry, metadata={"zone": "eu-1"})
+        address = server.start("tcp://127.0.0.1:0", advertise=known)
         (row,) = until(browser, f"() => {{ const rows = {ROWS}; return rows[0][1] && rows; }}")
         assert row[0] == address
         assert row[1:4] == ["Clock", "zone=eu-1", "1"]

@@ -320,7 +320,7 @@ def test_watch_goes_on_through_an_outage(start: Any) -> None:
         (["serve", "served:Other", "--registry=http://h:1", "--node-metadata=x"], "key=value"),
         (
             ["serve", "served:Other", "--listen=tcp://0.0.0.0:0", "--registry=http://h:1"],
-            "advertise must say",
+            "say where callers reach it",
         ),
     ],
 )

@@ -26,7 +26,7 @@ from typing import Any
 
 from conformance.pages import Pages
 from conformance.services import PLAIN, Counters
-from rpc_common.discovery.registering import Registering
+from rpc_common.discovery.advertising import Advertisement
 from rpc_discovery import Registry
 from rpc_proto import ServerConfig
 
@@ -84,14 +84,14 @@ class Host(abc.ABC):
             {
                 "address": address,
                 "ssl": self._context() if address.startswith("tls:") else None,
-                "register": self._registering() if address.startswith("tcp:") else None,
+                "advertise": self._registering() if address.startswith("tcp:") else None,
             }
             for address in self._options["addresses"]
         ]
 
-    def _registering(self) -> Registering | None:
+    def _registering(self) -> Advertisement | None:
         registries = self._options.get("registries")
-        return Registering(registries, ttl=self._options["ttl"]) if registries else None
+        return Advertisement(registries, ttl=self._options["ttl"]) if registries else None
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

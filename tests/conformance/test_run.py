@@ -140,7 +140,7 @@ def test_second_signal_stops_at_once(backend, tmp_path):
 def test_second_signal_does_not_wait_for_registries_that_are_silent(backend, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with program(backend, tmp_path, f', register="{url}"') as (process, _):
+        with program(backend, tmp_path, f', advertise="{url}"') as (process, _):
             listener.accept()[0].close()  # it has begun to register
             process.send_signal(signal.SIGTERM)
             with pytest.raises(subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ def poll(registry, now, query=""):
     return ask(registry, now, target=f"/registry/nodes?wait=30&revision={registry.revision}{query}")
 
 
-# Registering
+# Advertisement
 
 
 def test_registered_node_is_listed_as_it_described_itself():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc_blocking import EtcdRegistering, Registering
+from rpc_blocking import Advertisement, EtcdAdvertisement
 from rpc_discovery import EtcdDiscovery, RegistryDiscovery
 
 ROOT = Path(__file__).parents[2]
@@ -107,4 +107,4 @@ def test_discoveries_take_several_urls(urls):
 @pytest.mark.fault(89)
 @pytest.mark.parametrize("urls", [(ONE, TWO), ([ONE, TWO],)])
 def test_registrations_take_several_urls(urls):
-    assert Registering(*urls).where == EtcdRegistering(*urls).where == [ONE, TWO]
+    assert Advertisement(*urls).where == EtcdAdvertisement(*urls).where == [ONE, TWO]

@@ -6,7 +6,7 @@ It ends when its input does.
 import asyncio
 import sys
 
-from rpc_common.discovery.registering import EtcdRegistering
+from rpc_common.discovery.advertising import EtcdAdvertisement
 from rpc_discovery import EtcdDiscovery
 
 
@@ -19,8 +19,8 @@ def waiting_in_place(package, serves: bool, urls: list[str], prefix: str) -> Non
     if serves:
         server = package.Server()
         server.register(Arith())
-        settings = EtcdRegistering(urls, prefix=prefix, ttl=2.0)
-        print(server.start("tcp://127.0.0.1:0", register=settings), flush=True)
+        settings = EtcdAdvertisement(urls, prefix=prefix, ttl=2.0)
+        print(server.start("tcp://127.0.0.1:0", advertise=settings), flush=True)
         sys.stdin.read() if package.__name__ == "rpc_blocking" else wait_for_input()
         server.stop()
     else:
@@ -45,8 +45,8 @@ async def with_asyncio(serves: bool, urls: list[str], prefix: str, transport: st
     if serves:
         server = rpc_asyncio.Server()
         server.register(Arith())
-        settings = EtcdRegistering(urls, prefix=prefix, ttl=2.0, transport=transport)
-        print(await server.start("tcp://127.0.0.1:0", register=settings), flush=True)
+        settings = EtcdAdvertisement(urls, prefix=prefix, ttl=2.0, transport=transport)
+        print(await server.start("tcp://127.0.0.1:0", advertise=settings), flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
         await server.stop()
     else:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from etcd.conftest import ALL
-from rpc_common.discovery.registering import EtcdRegistering
+from rpc_common.discovery.advertising import EtcdAdvertisement
 from rpc_discovery import EtcdDiscovery
 
 # Seconds. The ttl of a node that may fall silent, and of one that stays or says farewell: long
@@ -79,8 +79,8 @@ class Serving:
         def start():
             self._server = run.module.Server()
             self._server.register(Arith())
-            register = EtcdRegistering(urls, ttl=ttl, metadata={"life": life}, **settings)
-            return self._server.start(address, register=register)
+            advertise = EtcdAdvertisement(urls, ttl=ttl, metadata={"life": life}, **settings)
+            return self._server.start(address, advertise=advertise)
 
         self.address = run.do(start)
 

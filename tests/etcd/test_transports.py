@@ -14,7 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 
 from conformance.backends import INSTALLED
-from rpc_common.discovery.registering import EtcdRegistering
+from rpc_common.discovery.advertising import EtcdAdvertisement
 from rpc_common.telemetry.log import get_log
 from rpc_discovery import EtcdDiscovery, PemFiles
 from rpc_discovery.etcd import EtcdWatch
@@ -103,7 +103,7 @@ def test_asyncio_takes_the_gateway_for_what_grpc_cannot_be_given(authority):
     assert carrier(url=SECURE) == "Gateway"  # with the authorities of the system
 
 
-@pytest.mark.parametrize("kind", [EtcdDiscovery, EtcdRegistering])
+@pytest.mark.parametrize("kind", [EtcdDiscovery, EtcdAdvertisement])
 def test_transport_that_cannot_be_is_refused_when_it_is_named(kind, authority):
     with pytest.raises(ValueError, match="must be 'grpc', 'gateway' or None, not 'http'"):
         kind(HERE, transport="http")
@@ -120,7 +120,7 @@ def test_grpc_is_refused_where_there_is_none(name):
         package.BalancedClient(EtcdDiscovery(HERE, transport="grpc"))
     server = package.Server()
     with pytest.raises(ValueError, match="transport 'grpc' is for asyncio only"):
-        server.start("tcp://127.0.0.1:0", register=EtcdRegistering(HERE, transport="grpc"))
+        server.start("tcp://127.0.0.1:0", advertise=EtcdAdvertisement(HERE, transport="grpc"))
 
 
 @pytest.mark.parametrize("name", INSTALLED)

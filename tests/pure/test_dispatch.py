@@ -102,7 +102,7 @@ def test_exception_that_cannot_be_printed_is_unknown(kind: Any, debug: bool) -> 
     assert host.dispatcher.running == 0
 
 
-# Registering
+# Advertisement
 
 
 def test_service_is_registered_by_the_name_of_its_class_or_another() -> None:

@@ -183,10 +183,14 @@ def test_connect_that_takes_too_long_is_a_deadline(backend: str) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(DeadlineExceeded, match="no connection to") as caught:
+
+        def dial() -> None:
             if backend == "asyncio":
                 asyncio.run(connect(address))
             else:
                 module.Client.connect(address, timeout=0.1)
+
+        with pytest.raises(DeadlineExceeded, match="no connection to") as caught:
+            dial()
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.maybe_executed is False

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, assert_type
 
 from rpc_blocking import (
+    Advertisement,
     BalancedClient,
     BroadcastFailed,
     Client,
-    EtcdRegistering,
+    EtcdAdvertisement,
     Pending,
-    Registering,
     Reply,
     SavedRegistry,
     Server,
@@ -93,12 +93,12 @@ def serve(context: ssl.SSLContext) -> None:
     server.http.add("/hello", page)
     saved = SavedRegistry(Registry("epoch"), "nodes.json")
     server.mount(saved)
-    register = [
-        Registering("http://127.0.0.1:1", "http://127.0.0.1:2"),
-        EtcdRegistering("http://127.0.0.1:3"),
+    advertise = [
+        Advertisement("http://127.0.0.1:1", "http://127.0.0.1:2"),
+        EtcdAdvertisement("http://127.0.0.1:3"),
     ]
-    assert_type(server.start("tls://127.0.0.1:0", ssl=context, register=register), str)
-    assert_type(server.start("tcp://127.0.0.1:0", register="http://127.0.0.1:1"), str)
+    assert_type(server.start("tls://127.0.0.1:0", ssl=context, advertise=advertise), str)
+    assert_type(server.start("tcp://127.0.0.1:0", advertise="http://127.0.0.1:1"), str)
     assert_type(server.stats, dict[str, int])
     assert_type(server.snapshot(), dict[str, Any])
     server.set_health("Arith", False)

@@ -275,7 +275,7 @@ class SyncBalancedClient(BalancedBase):
             self._abandon(race.running)
         return judge(policy, request, results)
 
-    def fork(
+    def race(
         self,
         method: str,
         /,

@@ -53,7 +53,7 @@ from rpc_proto.service.introspection import INTROSPECTION, Introspection
 from rpc_proto.service.methods import Method, reflect
 
 if TYPE_CHECKING:
-    from rpc_common.discovery.registering import Registering
+    from rpc_common.discovery.advertising import Advertisement
     from rpc_proto.trace import Trace
 
     from .programs import Program
@@ -357,16 +357,18 @@ class ServerBase(ABC):
             raise LocalProtocolError("this server was stopped; make a new one")
         return where
 
-    def _check_registering(
-        self, register: "Registering | str | Iterable[Registering | str] | None", where: Address
-    ) -> "list[Registering]":
-        if register is None:
+    def _check_advertised(
+        self,
+        advertise: "Advertisement | str | Iterable[Advertisement | str] | None",
+        where: Address,
+    ) -> "list[Advertisement]":
+        if advertise is None:
             return []
         if self._registrations is None:
-            from rpc_common.discovery.registering import Registrations
+            from rpc_common.discovery.advertising import Registrations
 
             self._registrations = Registrations(self._log, self._dispatcher)
-        checked: list[Registering] = self._registrations.check(register, where)
+        checked: list[Advertisement] = self._registrations.check(advertise, where)
         return checked
 
     def _check_grace(self, grace: float) -> None:
@@ -378,7 +380,7 @@ class ServerBase(ABC):
         address: str,
         *,
         ssl: ssl_module.SSLContext | None = None,
-        register: "Registering | str | Iterable[Registering | str] | None" = None,
+        advertise: "Advertisement | str | Iterable[Advertisement | str] | None" = None,
         grace: float = 5.0,
     ) -> None:
         """Be the program: start, print the address, and return after SIGTERM or SIGINT.
@@ -391,7 +393,7 @@ class ServerBase(ABC):
         from .programs import Program
 
         self._check_grace(grace)
-        self.run_program(Program([(address, ssl)], register, grace))
+        self.run_program(Program([(address, ssl)], advertise, grace))
 
     @abstractmethod
     def run_program(self, program: "Program") -> None:
@@ -692,22 +694,22 @@ class SyncServer(ServerBase):
         address: str,
         *,
         ssl: ssl_module.SSLContext | None = None,
-        register: "Registering | str | Iterable[Registering | str] | None" = None,
+        advertise: "Advertisement | str | Iterable[Advertisement | str] | None" = None,
     ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
         http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
-        called again for more addresses. `register` names the registries that shall know the
-        address: URLs, or `Registering` to say more, or several of these. Raises OSError when the
+        called again for more addresses. `advertise` names the registries that shall know the
+        address: URLs, or `Advertisement` to say more, or several of these. Raises OSError when the
         address cannot be had.
         """
         where = self._check_listening(address, ssl)
-        registerings = self._check_registering(register, where)
-        if registerings:
+        advertised = self._check_advertised(advertise, where)
+        if advertised:
             from rpc_common.discovery.pump import check_source
 
-            for registering in registerings:
-                check_source(registering)
+            for advertisement in advertised:
+                check_source(advertisement)
         first = self._begin_lifespan()
         try:
             where = self._listen(where, ssl)
@@ -716,8 +718,8 @@ class SyncServer(ServerBase):
                 self._end_lifespan()
             raise
         self._log_listening(where)
-        for registering in registerings:
-            self._begin_registering(registering, where)
+        for advertisement in advertised:
+            self._begin_advertising(advertisement, where)
         return str(where)
 
     def _begin_lifespan(self) -> bool:
@@ -737,22 +739,22 @@ class SyncServer(ServerBase):
         if manager is not None:
             manager.__exit__(None, None, None)
 
-    def _begin_registering(self, registering: "Registering", where: Address) -> None:
+    def _begin_advertising(self, advertisement: "Advertisement", where: Address) -> None:
         from rpc_common.discovery.pump import Pump
 
         registrations = self._registrations
         begin = partial(Pump, handle=registrations.take, runtime=self._runtime, log=self._log)
         try:
-            registrations.add(registering, where, partial(begin, ssl=registering.ssl))
+            registrations.add(advertisement, where, partial(begin, ssl=advertisement.ssl))
         except RuntimeError as error:  # no more threads can be had
             self._log.warning("registration of %s waits for a thread: %s", where, error)
-            again = partial(self._begin_registering, registering, where)
+            again = partial(self._begin_advertising, advertisement, where)
             self._call_at(monotonic() + _AGAIN, again)
 
     def _start_program(self, program: "Program") -> None:
         for address, ssl in program.listen:
             try:
-                started = self.start(address, ssl=ssl, register=program.register)
+                started = self.start(address, ssl=ssl, advertise=program.advertise)
                 program.listening(started)
             except (OSError, ValueError) as error:
                 self.stop(grace=0.0)

@@ -37,11 +37,11 @@ class Program:
 
     stdin = False
 
-    def __init__(self, listen: Listen, register: Any = None, grace: float = 5.0) -> None:
+    def __init__(self, listen: Listen, advertise: Any = None, grace: float = 5.0) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise LocalProtocolError("run() handles signals, which only the main thread can")
         self.listen = listen
-        self.register = register
+        self.advertise = advertise
         self.grace = grace
 
     def listening(self, address: str) -> None:

@@ -22,15 +22,15 @@ from rpc_discovery.sources import check_transport, flatten
 from rpc_proto import Address
 from rpc_proto.service.dispatch import Dispatcher
 
-__all__ = ["EtcdRegistering", "Registering", "Registrations"]
+__all__ = ["Advertisement", "EtcdAdvertisement", "Registrations"]
 
 _ANY = ("0.0.0.0", "::")
 
 
-class Registering:
-    """What `server.start(..., register=...)` tells registries, each given as http://host:port.
+class Advertisement:
+    """What `server.start(..., advertise=...)` tells registries, each given as http://host:port.
 
-    `advertise` is the host, or the whole address, at which callers reach the server; it is needed
+    `address` is the host, or the whole address, at which callers reach the server; it is needed
     when the server listens on all interfaces. `weight`, `metadata`: see `rpc_discovery.Node`. The
     server is forgotten when it has been silent for `ttl` seconds. `ssl` is for registries at
     https://.
@@ -41,7 +41,7 @@ class Registering:
     def __init__(
         self,
         *registries: str | Iterable[str],
-        advertise: str | None = None,
+        address: str | None = None,
         weight: float = 1.0,
         metadata: Mapping[str, str] | None = None,
         ttl: float = USUAL_TTL,
@@ -49,7 +49,7 @@ class Registering:
         ssl: ssl_module.SSLContext | PemFiles | None = None,
     ) -> None:
         self.where = flatten(registries)
-        self.advertise = advertise
+        self.address = address
         self.weight = weight
         self.metadata = metadata
         self.ssl = ssl
@@ -57,16 +57,17 @@ class Registering:
 
     def node(self, where: Address, services: Mapping[str, str]) -> Node:
         """Return the node to register for an address; ValueError if callers cannot reach that."""
-        if self.advertise is None:
+        if self.address is None:
             if where.scheme != "unix" and where.host in _ANY:
                 raise ValueError(
-                    f"{where} is no address to call; advertise must say where the server is"
+                    f"{where} is no address to call; "
+                    "say where callers reach it (address=, or --advertise)"
                 )
             address = str(where)
-        elif "://" in self.advertise:
-            address = self.advertise
+        elif "://" in self.address:
+            address = self.address
         else:
-            address = str(where._replace(host=self.advertise.strip("[]")))
+            address = str(where._replace(host=self.address.strip("[]")))
         return Node(address, services, weight=self.weight, metadata=self.metadata)
 
     def open(self, node: Node, now: float, rng: Rng) -> Any:
@@ -74,19 +75,19 @@ class Registering:
         return Registration(node, self.where, now=now, rng=rng, **self.settings)
 
 
-class EtcdRegistering(Registering):
-    """What `server.start(..., register=...)` tells etcd, at endpoints http(s)://host:port.
+class EtcdAdvertisement(Advertisement):
+    """What `server.start(..., advertise=...)` tells etcd, at endpoints http(s)://host:port.
 
     The keys are `PREFIX/SERVICE/ADDRESS` (docs/etcd.md); they go when the server has been silent
     for `ttl` seconds. `ssl` is for https:// endpoints, with the server's certificate as a client if
-    etcd wants one. For `transport` see `EtcdDiscovery`; the rest is as in `Registering`.
+    etcd wants one. For `transport` see `EtcdDiscovery`; the rest is as in `Advertisement`.
     """
 
     def __init__(
         self,
         *endpoints: str | Iterable[str],
         prefix: str | bytes = "/rpc",
-        advertise: str | None = None,
+        address: str | None = None,
         weight: float = 1.0,
         metadata: Mapping[str, str] | None = None,
         ttl: float = 10.0,
@@ -97,7 +98,7 @@ class EtcdRegistering(Registering):
         transport: str | None = None,
     ) -> None:
         super().__init__(
-            *endpoints, advertise=advertise, weight=weight, metadata=metadata, ttl=ttl, ssl=ssl
+            *endpoints, address=address, weight=weight, metadata=metadata, ttl=ttl, ssl=ssl
         )
         check_transport(transport, ssl, self.where)
         self.transport = transport
@@ -125,27 +126,27 @@ class Registrations:
         self._dispatcher = dispatcher
 
     def check(
-        self, register: Registering | str | Iterable[Registering | str], where: Address
-    ) -> list[Registering]:
+        self, advertise: Advertisement | str | Iterable[Advertisement | str], where: Address
+    ) -> list[Advertisement]:
         """Return what the argument means; ValueError if that cannot be registered."""
-        given = [register] if isinstance(register, (Registering, str)) else [*register]
-        checked = [one for one in given if isinstance(one, Registering)]
-        urls = [one for one in given if not isinstance(one, Registering)]
+        given = [advertise] if isinstance(advertise, (Advertisement, str)) else [*advertise]
+        checked = [one for one in given if isinstance(one, Advertisement)]
+        urls = [one for one in given if not isinstance(one, Advertisement)]
         if urls or not checked:
-            checked.append(Registering(urls))
+            checked.append(Advertisement(urls))
         port = where.port or 1  # which one it will be is not known yet
-        for registering in checked:
-            self.machine(registering, where._replace(port=port))
+        for advertisement in checked:
+            self.machine(advertisement, where._replace(port=port))
         return checked
 
-    def machine(self, registering: Registering, where: Address) -> Any:
+    def machine(self, advertisement: Advertisement, where: Address) -> Any:
         """Return what registers an address."""
-        return registering.open(registering.node(where, self._describe()), monotonic(), random)
+        return advertisement.open(advertisement.node(where, self._describe()), monotonic(), random)
 
-    def add(self, registering: Registering, where: Address, run: Callable[[Any], Any]) -> None:
+    def add(self, advertisement: Advertisement, where: Address, run: Callable[[Any], Any]) -> None:
         """Register an address, unless the server has left; `run(machine)` returns its pump."""
         if self._leaving is None:
-            self.pumps.append(run(self.machine(registering, where)))
+            self.pumps.append(run(self.machine(advertisement, where)))
 
     def describe_anew(self) -> None:
         """Tell the registries of a change of the services."""
