@@ -1,7 +1,7 @@
 """The balanced client for asyncio: many nodes, one connection to each of those that are used."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from math import inf
@@ -17,13 +17,13 @@ from rpc_common.balanced.base import (
     check_count,
     check_hedge,
     check_policy,
-    is_ready,
     judge,
 )
 from rpc_common.client.base import Reply
 from rpc_common.discovery.files import look
 from rpc_common.telemetry.log import Log, get_log
 from rpc_discovery import FileView
+from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 
@@ -139,9 +139,13 @@ class BalancedClient(BalancedBase):
                 except CallError as error:
                     request = Request(method, args, kwargs, returns, metadata)
                     whole = self._begin(request, timeout, started, key, node, idempotent)
-                    pause = self._failed(whole, target, client, error, started)
+                    attempts = self._attempts(whole)
+                    now = monotonic()
+                    blamed = self._blame(target, client)
+                    pause = self._pool.failed(whole, target, error, started, now, blamed)
                     if pause is None:
                         raise
+                    attempts.resume(now, error, pause)
                 except BaseException:
                     self._give_up(target, client, call)
                     raise
@@ -153,7 +157,7 @@ class BalancedClient(BalancedBase):
                         target.errors = 0
                         self._pool.ended_well += 1
                     return value
-                return (await self._persist(whole, request, pause)).value
+                return (await self._persist(attempts, request)).value
         request = Request(method, args, kwargs, returns, metadata)
         return await self._call(
             request,
@@ -170,10 +174,10 @@ class BalancedClient(BalancedBase):
         if hedge:
             check_hedge(whole.node, how.get("idempotent"))
             return (await self._hedge(whole, request)).value
-        return (await self._persist(whole, request)).value
+        return (await self._persist(self._attempts(whole), request)).value
 
     async def _request(self, whole: BalancedCall, request: Request) -> Reply | None:
-        event = await self._persist(whole, request)
+        event = await self._persist(self._attempts(whole), request)
         return None if request.one_way else Reply(event.value, event.metadata)
 
     async def request(
@@ -192,7 +196,7 @@ class BalancedClient(BalancedBase):
         """Like `call`, but return the server's metadata with the result."""
         request = Request(method, args, kwargs, returns, metadata)
         whole = self._begin(request, timeout, monotonic(), key, node, idempotent)
-        event = await self._persist(whole, request)
+        event = await self._persist(self._attempts(whole), request)
         return Reply(event.value, event.metadata)
 
     async def notify(
@@ -209,7 +213,7 @@ class BalancedClient(BalancedBase):
         """Send a call that has no answer to one of the nodes; returns when it is sent."""
         request = Request(method, args, kwargs, None, metadata, one_way=True)
         whole = self._begin(request, timeout, monotonic(), key, node, False)
-        await self._persist(whole, request)
+        await self._persist(self._attempts(whole), request)
 
     async def broadcast(
         self,
@@ -236,7 +240,7 @@ class BalancedClient(BalancedBase):
         async def ask(whole: BalancedCall) -> tuple[str, Any]:
             assert whole.node is not None
             try:
-                return whole.node, (await self._persist(whole, request)).value
+                return whole.node, (await self._persist(self._attempts(whole), request)).value
             except CallError as error:
                 return whole.node, error
 
@@ -273,80 +277,83 @@ class BalancedClient(BalancedBase):
         first = self._begin(request, timeout, monotonic(), key)
         await self._see(first)
         tasks = [
-            asyncio.create_task(self._persist(whole, request)) for whole in self._some(first, count)
+            asyncio.create_task(self._persist(self._attempts(whole), request))
+            for whole in self._some(first, count)
         ]
         return (await _race(tasks)).value
 
     # One call, as often as it takes
 
-    async def _persist(
-        self, whole: BalancedCall, request: Request, pause: float = 0.0
-    ) -> CallCompleted:
-        if not whole.attempts:
-            await self._see(whole)
+    async def _persist(self, attempts: Attempts, request: Request) -> CallCompleted:
+        if not attempts.call.attempts:
+            self._begin_following()
         while True:
-            if pause:
-                await asyncio.sleep(min(pause, whole.time_left(monotonic())))
-            target = await self._reach(whole)
-            client = target.client
-            call = None
-            started = monotonic()
-            target.in_flight += 1
-            try:
-                call = client._start(
-                    request.method,
-                    request.args,
-                    request.kwargs,
-                    request.returns,
-                    min(whole.time_left(started), self._pool.limit(whole)),
-                    request.metadata,
-                    request.one_way,
-                )
-                event: CallCompleted | None = None
-                if not call.sent or not request.one_way:
-                    event = await call.waiter
-            except CallError as error:
-                again = self._failed(whole, target, client, error, started)
-                if again is None:
+            step = attempts.next(monotonic())
+            if isinstance(step, Send):
+                client = step.target.client
+                call = None
+                try:
+                    call = client._start(
+                        request.method,
+                        request.args,
+                        request.kwargs,
+                        request.returns,
+                        step.timeout,
+                        request.metadata,
+                        request.one_way,
+                    )
+                    event: CallCompleted | None = None
+                    if not call.sent or not request.one_way:
+                        event = await call.waiter
+                except CallError as error:
+                    blamed = self._blame(step.target, client)
+                    attempts.failed(monotonic(), error, blamed)
+                except BaseException:
+                    attempts.cancelled()
+                    if call is not None:
+                        client._give_up(call)
                     raise
-                pause = again
-            except BaseException:
-                self._give_up(target, client, call)
-                raise
-            else:
-                self._pool.succeeded(target, started, monotonic())
-                return event  # type: ignore[return-value]  # a call without an answer has none
+                else:
+                    attempts.answered(monotonic())
+                    return event  # type: ignore[return-value]  # a call without an answer has none
+            elif isinstance(step, Dial):
+                self._dial_soon(step.target)
+            elif isinstance(step, Wait):
+                await self._wait(step.seconds)
+            elif isinstance(step, Fail):
+                try:
+                    raise step.error
+                finally:
+                    del step  # or error, traceback and frame would keep each other alive
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until something has changed, or for so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == inf else seconds):
+                await self._changed.wait()
 
     def _give_up(self, target: Target, client: Client, call: Any) -> None:
         self._pool.cancelled(target)
         if call is not None:
             client._give_up(call)
 
-    async def _reach(self, whole: BalancedCall) -> Target:
-        """Return a node that is connected; CallError if there is none."""
-        while True:
-            self._check_wanted(whole)
-            target = self._seek(whole)
-            if is_ready(target):
-                return target
-            await self._wait(whole, target.why_waited_for)
-
     async def _see(self, whole: BalancedCall) -> None:
         """Wait for the first view."""
+        self._begin_following()
+        attempts = self._attempts(whole)
+        while (step := attempts.see(monotonic())) is not None:
+            if isinstance(step, Wait):
+                await self._wait(step.seconds)
+            else:
+                try:
+                    raise step.error
+                finally:
+                    del step
+
+    def _begin_following(self) -> None:
         self._check_open()
         if self._machine is None and hasattr(self.discovery, "open"):
             Context().run(self._follow)  # it outlives the handler that may make the first call
-        while self._pool.view is None:
-            await self._wait(whole, self._without_view)
-            self._check_wanted(whole)
-
-    async def _wait(self, whole: BalancedCall, waiting: Callable[[], str]) -> None:
-        """Wait until something has changed; DeadlineExceeded if nothing did in time."""
-        left = whole.time_left(monotonic())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if left == inf else left):
-                await self._changed.wait()
-        whole.time_left(monotonic(), waiting)
 
     def _follow(self) -> None:
         self._machine = self.discovery.open(monotonic(), random)
@@ -372,13 +379,13 @@ class BalancedClient(BalancedBase):
         pool = self._pool
         started = monotonic()
         whole.idempotent = True
-        tasks = [asyncio.create_task(self._persist(whole, request))]
+        tasks = [asyncio.create_task(self._persist(self._attempts(whole), request))]
         try:
             await asyncio.wait(tasks, timeout=pool.hedge_delay(request.method))
             if not tasks[0].done():
                 other = pool.hedge(whole, monotonic())
                 if other is not None:
-                    tasks.append(asyncio.create_task(self._persist(other, request)))
+                    tasks.append(asyncio.create_task(self._persist(self._attempts(other), request)))
         except BaseException:
             await _drop(tasks)
             raise
@@ -390,7 +397,7 @@ class BalancedClient(BalancedBase):
 
     def _dial_soon(self, target: Target) -> None:
         self._check_owner()
-        if not is_ready(target):
+        if not target.is_ready():
             self._pool.dialling(target)
         target.dialling = self._spawn(self._dial(target))
 

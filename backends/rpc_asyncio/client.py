@@ -221,7 +221,7 @@ class Client:
     def __init__(self, protocol: _ClientProtocol, config: ClientConfig, address: str) -> None:
         """Not for users: see `connect`."""
         self._protocol = protocol
-        self._connection = protocol.connection
+        self.connection = protocol.connection
         self._loop = protocol._loop
         self._is_running = self._loop.is_running
         self._thread = get_ident()
@@ -355,7 +355,7 @@ class Client:
             self._loop.call_soon_threadsafe(self._protocol.abort)
 
     def __repr__(self) -> str:
-        return describe(self, self._connection)
+        return describe(self, self.connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -366,12 +366,12 @@ class Client:
     @property
     def closed(self) -> bool:
         """Whether the connection takes no more calls."""
-        return self._connection.state is not State.OPEN
+        return self.connection.state is not State.OPEN
 
     @property
     def calls_in_flight(self) -> int:
         """Calls that have not ended."""
-        return self._connection.calls_in_flight
+        return self.connection.calls_in_flight
 
     @overload
     async def call(
@@ -596,7 +596,7 @@ class Client:
         if get_ident() != self._thread or self._forks != Forks.count or not self._is_running():
             self._refuse_stranger()
         protocol = self._protocol
-        self._connection.shutdown(monotonic(), grace)
+        self.connection.shutdown(monotonic(), grace)
         protocol.react()
         protocol.flush()
         await asyncio.shield(protocol.lost)
@@ -624,7 +624,7 @@ class Client:
         now = monotonic()
         protocol = self._protocol
         deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
-        call = self._connection.start_call(
+        call = self.connection.start_call(
             now,
             method,
             args,
@@ -652,6 +652,6 @@ class Client:
         return event
 
     def _give_up(self, call: OutboundCall) -> None:
-        self._connection.cancel(monotonic(), call)
+        self.connection.cancel(monotonic(), call)
         self._protocol.react()
         self._protocol.flush_soon()

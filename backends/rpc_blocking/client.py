@@ -89,7 +89,7 @@ class Client(SyncClient):
         """Not for users: see `connect`."""
         self.address = address
         self._channel = channel
-        self._connection = channel.connection = connection
+        self.connection = channel.connection = connection
         # Of everything below, of the connection and of the channel's writes. It knows its owner: a
         # generator of `call_many` may be collected, and give its calls up, while its thread has it.
         self._lock: Any = RLock()
@@ -155,7 +155,7 @@ class Client(SyncClient):
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
         with self._lock:
-            self._connection.shutdown(monotonic(), grace)
+            self.connection.shutdown(monotonic(), grace)
             self._deliver()
             self._flush()
         with self._closing:
@@ -183,7 +183,7 @@ class Client(SyncClient):
         returns, timeout, metadata = options
         self._check_owner()
         now = monotonic()
-        connection = self._connection
+        connection = self.connection
         deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
         with self._lock:
             if now - self._heard_at > _STALE and self._reader is None:
@@ -229,7 +229,7 @@ class Client(SyncClient):
         self._check_owner()
         nested = self._has_lock()  # where a generator is collected, of `call_many`
         with self._lock:
-            self._connection.cancel(monotonic(), call)
+            self.connection.cancel(monotonic(), call)
             self._deliver()
             if not nested:  # writing lets the lock go once, which would not do
                 self._flush()
@@ -264,7 +264,7 @@ class Client(SyncClient):
         """Read for all until the event is there; or return how long to sleep, and on what."""
         if self._sleepers.pop(waiter, self) is None:
             self._turn()  # its time is over
-        elif self._connection.outbound:
+        elif self.connection.outbound:
             self._flush()
         waiter.lock = None
         if waiter.event is None and self._reader is None:
@@ -285,7 +285,7 @@ class Client(SyncClient):
     def _read(self, waiter: _Waiter, until: float | None) -> None:
         """Read, for all, until `waiter` has its event or the time is over."""
         channel = self._channel
-        connection = self._connection
+        connection = self.connection
         self._reader = waiter
         waited = False
         try:
@@ -397,7 +397,7 @@ class Client(SyncClient):
 
     def _tidy(self) -> None:
         """Close the socket when the connection has ended, but not while a thread waits on it."""
-        if self._connection.state is State.CLOSED and self._reader is None and not self._outside:
+        if self.connection.state is State.CLOSED and self._reader is None and not self._outside:
             self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -410,14 +410,14 @@ class Client(SyncClient):
     def _turn(self) -> None:
         """Do what is due, and write."""
         now = monotonic()
-        at = self._connection.next_timeout()
+        at = self.connection.next_timeout()
         if at is not None and at <= now:
-            self._connection.handle_timeout(now)
+            self.connection.handle_timeout(now)
             self._deliver()
         self._flush()
 
     def _time_left(self, until: float | None = None) -> float:
-        at = self._connection.next_timeout()
+        at = self.connection.next_timeout()
         if until is not None and (at is None or until < at):
             at = until
         left = LONGEST if at is None else min(at - monotonic(), LONGEST)
@@ -440,7 +440,7 @@ class Client(SyncClient):
                 self._sending = False
         if channel.unsent and self._polling == POLLIN:
             self._ring()  # so that the reader looks when the kernel takes bytes again
-        connection = self._connection
+        connection = self.connection
         if self._has_news() or connection.state is State.CLOSING:
             self._seen = connection.version
             self._deliver()
@@ -473,10 +473,10 @@ class Client(SyncClient):
         self._turn()
 
     def _has_news(self) -> bool:
-        return self._connection.version != self._seen
+        return self.connection.version != self._seen
 
     def _deliver(self) -> None:
-        for event in self._connection.events():
+        for event in self.connection.events():
             kind = type(event)
             if kind is CallCompleted or kind is CallFailed:
                 waiter: _Waiter = event.call.waiter  # type: ignore[attr-defined]

@@ -114,7 +114,7 @@ class Client(SyncClient):
     def __init__(self, link: _ClientLink, config: ClientConfig, address: str) -> None:
         """Not for users: see `connect`."""
         self._link = link
-        self._connection = link.connection
+        self.connection = link.connection
         self._hub = link._hub
         self._thread = get_ident()
         self._forks = Forks.count
@@ -159,7 +159,7 @@ class Client(SyncClient):
     def close(self, grace: float = 0.0) -> None:
         self._check_owner()
         link = self._link
-        self._connection.shutdown(monotonic(), grace)
+        self.connection.shutdown(monotonic(), grace)
         link.react()
         link.flush()
         link.lost.wait()
@@ -213,6 +213,6 @@ class Client(SyncClient):
 
     def _give_up(self, call: OutboundCall) -> None:
         self._check_owner(waits=False)
-        self._connection.cancel(monotonic(), call)
+        self.connection.cancel(monotonic(), call)
         self._link.react()
         self._link.flush_soon()

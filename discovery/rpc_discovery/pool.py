@@ -8,7 +8,14 @@ from collections.abc import Callable, Collection
 from math import inf
 from typing import Any
 
-from rpc_proto import CallError, DeadlineExceeded, HandshakeError, Unavailable, parse_address
+from rpc_proto import (
+    CallError,
+    DeadlineExceeded,
+    HandshakeError,
+    State,
+    Unavailable,
+    parse_address,
+)
 
 from .balancers import find_balancer
 from .budget import HedgeDelay, RetryBudget
@@ -18,6 +25,8 @@ from .nodes import Node, View
 from .picking import Balancer
 
 __all__ = ["BalancedCall", "Pool", "Target"]
+
+_OPEN = State.OPEN
 
 # A node refused the call before any handler saw it, or was not there at all: another may do.
 _ELSEWHERE = frozenset({"unavailable", "resource_exhausted", "unimplemented"})
@@ -55,6 +64,10 @@ class Target(Endpoint):
         self.code = ""
         self.why = ""
         self.gone = False  # from the view
+
+    def is_ready(self) -> bool:
+        """Whether it is connected."""
+        return self.client is not None and self.client.connection.state is _OPEN
 
     def why_waited_for(self) -> str:
         """Return what to say of a deadline that passed meanwhile."""
@@ -179,6 +192,7 @@ class Pool:
         self._hopeless: set[Endpoint] = set()  # down, or dialled again after a failure
         self._away: set[Endpoint] = set()  # those, and the others that are dialled
         self.failovers = 0  # calls sent again
+        self.closed = False  # no more calls
 
     # The view
 

@@ -195,7 +195,7 @@ async def test_handler_that_ignores_its_cancellation_keeps_its_slot_until_it_end
         gate.opened.set()
         assert await waiting == "at last"
         # At most the server's word that it is too late has crossed our own; no answer came.
-        assert client._connection.ignored <= 1
+        assert client.connection.ignored <= 1
         assert server.stats["running"] == server.stats["tasks"] == 0
 
 

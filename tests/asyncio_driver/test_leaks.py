@@ -70,11 +70,11 @@ async def test_thousands_of_calls_that_end_in_every_way_leave_nothing_behind():
         assert server.stats["tasks"] == server.stats["abandoned"] == 0
         assert await client.call("Work.at_once", 1) == 1
         heaps = [
-            client._connection.calls.deadlines,
+            client.connection.calls.deadlines,
             *(protocol.connection.calls.deadlines for protocol in server._links),
         ]
         assert [len(heap) <= 64 + 2 for heap in heaps] == [True, True]
-        assert client._connection._queue == {}
+        assert client.connection._queue == {}
 
 
 class Chaos:

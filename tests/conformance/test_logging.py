@@ -164,7 +164,7 @@ def test_stranger_is_worth_no_line_but_a_protocol_violation_is(logged: Logged):
         until(lambda: logged.lines(logging.DEBUG))
         assert logged.lines(logging.WARNING) == []
         with logged.runtime.connect(logged.address) as client:
-            client.do(lambda real: real._connection._out.append(b"\xff" * 16))
+            client.do(lambda real: real.connection._out.append(b"\xff" * 16))
             with pytest.raises(CallError):
                 client.call("Basic.echo", timeout=10)
         (line,) = logged.lines(logging.WARNING)

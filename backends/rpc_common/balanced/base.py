@@ -22,11 +22,11 @@ from rpc_discovery import (
     View,
     ViewChanged,
 )
+from rpc_discovery.attempts import Attempts
 from rpc_discovery.pool import BalancedCall, Pool, Target
 from rpc_discovery.watching import StaticDiscovery
 from rpc_proto import (
     CallError,
-    Cancelled,
     ClientConfig,
     Codec,
     LocalProtocolError,
@@ -46,7 +46,6 @@ __all__ = [
     "check_count",
     "check_hedge",
     "check_policy",
-    "is_ready",
     "judge",
 ]
 
@@ -248,7 +247,7 @@ class BalancedBase(ABC):
             since = getattr(self._pump, "died_at", None)
         return {
             "nodes": len(targets),
-            "connected": sum(is_ready(target) for target in targets),
+            "connected": sum(target.is_ready() for target in targets),
             "ejected": len(pool.ejection.ejected),
             "in_flight": sum(target.in_flight for target in targets),
             "failovers": pool.failovers,
@@ -360,7 +359,7 @@ class BalancedBase(ABC):
 
     def _end(self) -> list[Target]:
         """Take no more calls; return the nodes, whose connections are to be closed."""
-        self._closed = True
+        self._closed = self._pool.closed = True
         targets = self._pool.update(View(), monotonic())
         self._pool.view = None  # so that the next call looks why
         self._notify()
@@ -377,7 +376,7 @@ class BalancedBase(ABC):
             target = balancer.choose(now, key, ())  # as `pick` does, without a call more
             if now < target.expires_at:
                 client = target.client
-                if client is not None and client._connection.state is _OPEN:
+                if client is not None and client.connection.state is _OPEN:
                     return target  # type: ignore[no-any-return]
         return self._find_carefully(method, now, key, target)
 
@@ -393,7 +392,7 @@ class BalancedBase(ABC):
             if target is None:
                 target = pool.pick(service, now, key)
             client = target.client
-            if client is not None and client._connection.state is _OPEN:
+            if client is not None and client.connection.state is _OPEN:
                 if now >= target.expires_at and target.dialling is None:
                     self._dial_soon(target)
                 pool.calm_down(method, service)
@@ -406,22 +405,6 @@ class BalancedBase(ABC):
                 break
             target = None
         return None
-
-    def _seek(self, whole: BalancedCall) -> Target:
-        """Return the node for a call; it is being dialled if it is not connected.
-
-        So are others then, or one that cannot be reached would keep the call from all of them.
-        """
-        pool = self._pool
-        for number in range(_TRIES):
-            target = pool.pick_for(whole, monotonic())
-            if is_ready(target):
-                break
-            if target.dialling is None and (not number or len(pool.dials) < _MOST_DIALS):
-                self._dial_soon(target)
-            if whole.node is not None or whole.key is not None:
-                break
-        return target
 
     def _begin(
         self,
@@ -441,16 +424,16 @@ class BalancedBase(ABC):
             node=node,
         )
 
-    def _failed(
-        self, whole: BalancedCall, target: Target, client: Any, error: CallError, started: float
-    ) -> float | None:
-        """Take note of a failure; the seconds until the next attempt, None if the error stands."""
-        state = client._connection.state
-        blamed = state is _OPEN
+    def _attempts(self, whole: BalancedCall) -> Attempts:
+        return Attempts(self._pool, whole, self._without_view)
+
+    def _blame(self, target: Target, client: Any) -> bool:
+        """Whether a failure tells something new of a node; a lost connection is let go."""
+        state = client.connection.state
         if state is State.CLOSED and target.client is client:
             target.client = None
-            blamed = True  # it was lost, and of all that are lost with it this is the first
-        return self._pool.failed(whole, target, error, started, monotonic(), blamed)
+            return True  # it was lost, and of all that are lost with it this is the first
+        return bool(state is _OPEN)
 
     def _each(self, request: Request, timeout: float | None, started: float) -> list[BalancedCall]:
         """Return a call for each node that offers the service."""
@@ -497,7 +480,7 @@ class BalancedBase(ABC):
     def _not_dialled(self, target: Target, error: Exception) -> bool:
         """Take note of a dial that failed; whether it is worth a line in the log."""
         target.dialling = None
-        self._pool.unreachable(target, error, monotonic(), is_ready(target))
+        self._pool.unreachable(target, error, monotonic(), target.is_ready())
         self._notify()
         return target.failures == 1 and not self._closed and not target.gone
 
@@ -524,17 +507,6 @@ class BalancedBase(ABC):
             raise LocalProtocolError(
                 "this client belongs to another event loop or hub; make one for each"
             )
-
-    def _check_wanted(self, whole: BalancedCall) -> None:
-        if self._closed or whole.abandoned:
-            why = "the client is shutting down" if self._closed else "the caller gave up"
-            raise Cancelled(whole.explain(why), maybe_executed=whole.maybe_executed)
-
-
-def is_ready(target: Target) -> bool:
-    """Whether a node is connected."""
-    client = target.client
-    return client is not None and client._connection.state is _OPEN
 
 
 def check_hedge(node: str | None, idempotent: bool | None) -> None:

@@ -1,7 +1,7 @@
 """The balanced client for runtimes that wait in place: gevent and blocking."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from random import random
@@ -16,6 +16,7 @@ from rpc_common.discovery.pump import Pump, check_source
 from rpc_common.transport.forks import Forks
 from rpc_common.transport.runtime import Runtime
 from rpc_discovery import FileView, View
+from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 from rpc_proto.service.context import ambient_call
@@ -27,7 +28,6 @@ from .base import (
     check_count,
     check_hedge,
     check_policy,
-    is_ready,
     judge,
 )
 
@@ -161,10 +161,14 @@ class SyncBalancedClient(BalancedBase):
                 except CallError as error:
                     request = Request(method, args, kwargs, returns, metadata)
                     whole = self._begin(request, timeout, started, key, node, idempotent)
+                    attempts = self._attempts(whole)
+                    now = monotonic()
                     with self._lock:
-                        pause = self._failed(whole, target, client, error, started)
+                        blamed = self._blame(target, client)
+                        pause = self._pool.failed(whole, target, error, started, now, blamed)
                     if pause is None:
                         raise
+                    attempts.resume(now, error, pause)
                 except BaseException:
                     with self._lock:
                         self._pool.cancelled(target)
@@ -178,7 +182,7 @@ class SyncBalancedClient(BalancedBase):
                             target.errors = 0
                             self._pool.ended_well += 1
                     return value
-                return self._persist(whole, request, pause).value
+                return self._persist(attempts, request).value
         request = Request(method, args, kwargs, returns, metadata)
         return self._call(
             request,
@@ -195,10 +199,10 @@ class SyncBalancedClient(BalancedBase):
         if hedge:
             check_hedge(whole.node, how.get("idempotent"))
             return self._hedge(whole, request).value
-        return self._persist(whole, request).value
+        return self._persist(self._attempts(whole), request).value
 
     def _request(self, whole: BalancedCall, request: Request) -> Reply | None:
-        event = self._persist(whole, request)
+        event = self._persist(self._attempts(whole), request)
         return None if request.one_way else Reply(event.value, event.metadata)
 
     def request(
@@ -217,7 +221,7 @@ class SyncBalancedClient(BalancedBase):
         """Like `call`, but return the server's metadata with the result."""
         request = Request(method, args, kwargs, returns, metadata)
         whole = self._begin(request, timeout, monotonic(), key, node, idempotent)
-        event = self._persist(whole, request)
+        event = self._persist(self._attempts(whole), request)
         return Reply(event.value, event.metadata)
 
     def notify(
@@ -234,7 +238,7 @@ class SyncBalancedClient(BalancedBase):
         """Send a call that has no answer to one of the nodes; returns when it is sent."""
         request = Request(method, args, kwargs, None, metadata, one_way=True)
         whole = self._begin(request, timeout, monotonic(), key, node, False)
-        self._persist(whole, request)
+        self._persist(self._attempts(whole), request)
 
     def broadcast(
         self,
@@ -306,21 +310,34 @@ class SyncBalancedClient(BalancedBase):
 
     # One call, as often as it takes
 
-    def _persist(self, whole: BalancedCall, request: Request, pause: float = 0.0) -> CallCompleted:
-        if not whole.attempts:
-            self._see(whole)
+    def _persist(self, attempts: Attempts, request: Request) -> CallCompleted:
+        whole = attempts.call
+        limit = _LONGEST if whole.attempts else self._begin_following()
         while True:
-            if pause:
-                self._runtime.sleep(min(pause, whole.time_left(monotonic())))
-            target, client = self._reach(whole)
-            started = monotonic()
+            with self._lock:
+                step = attempts.next(monotonic())
+                if isinstance(step, Dial):
+                    self._dial_soon(step.target)
+                    continue
+                client: Any = step.target.client if isinstance(step, Send) else None
+                changed = self._changed
+            if isinstance(step, Fail):
+                try:
+                    raise step.error
+                finally:
+                    del step  # or error, traceback and frame would keep each other alive
+            if isinstance(step, Wait):
+                self._wait(step.seconds, whole, changed, limit)
+                if limit != _LONGEST:
+                    limit = self._begin_following()
+                continue
             try:
                 call = client._begin(
                     request.method,
                     request.args,
                     request.kwargs,
                     request.returns,
-                    min(whole.time_left(started), self._pool.limit(whole)),
+                    step.timeout,
                     request.metadata,
                     request.one_way,
                 )
@@ -332,70 +349,60 @@ class SyncBalancedClient(BalancedBase):
                     event = client._wait(call, call.waiter)
             except CallError as error:
                 with self._lock:
-                    again = self._failed(whole, target, client, error, started)
-                if again is None:
-                    raise
-                pause = again
+                    blamed = self._blame(step.target, client)
+                    attempts.failed(monotonic(), error, blamed)
             except BaseException:
                 with self._lock:
-                    self._pool.cancelled(target)
+                    attempts.cancelled()
                 raise
             else:
                 with self._lock:
-                    self._pool.succeeded(target, started, monotonic())
+                    attempts.answered(monotonic())
                 return event  # type: ignore[return-value]  # a call without an answer has none
             finally:
                 whole.pending = None
 
-    def _reach(self, whole: BalancedCall) -> tuple[Target, Any]:
-        """Return a node with its connection, and this call counted; CallError if there is none."""
-        while True:
-            with self._lock:
-                self._check_wanted(whole)
-                target = self._seek(whole)
-                if is_ready(target):
-                    target.in_flight += 1
-                    return target, target.client
-                changed = self._changed
-            self._wait(whole, changed, target.why_waited_for)
-
-    def _see(self, whole: BalancedCall) -> None:
-        """Wait for the first view."""
-        self._check_open()
-        while True:
-            with self._lock:
-                limit = _LONGEST
-                if self._machine is None and hasattr(self.discovery, "open"):
-                    try:
-                        Context().run(self._follow)  # it outlives the handler that may be the first
-                    except RuntimeError as error:  # no more threads can be had
-                        self._troubles[""] = str(error)
-                        limit = _AGAIN
-                if self._pool.view is not None:
-                    return
-                self._check_wanted(whole)
-                changed = self._changed
-            self._wait(whole, changed, self._without_view, limit)
-
-    def _wait(
-        self,
-        whole: BalancedCall,
-        changed: Any,
-        waiting: Callable[[], str],
-        limit: float = _LONGEST,
-    ) -> None:
-        """Wait until something has changed; DeadlineExceeded if nothing did in time."""
-        left = whole.time_left(monotonic())
+    def _wait(self, seconds: float, whole: BalancedCall, changed: Any, limit: float) -> None:
+        """Wait until something has changed, or for so long."""
         ambient = ambient_call.get()
         undo = None
         if ambient is not None and not ambient.answered:
             undo = ambient.on_cancel(lambda: self._abandon([whole]))
         try:
-            changed.wait(min(left, limit))
+            changed.wait(min(seconds, limit))
         finally:
             if undo is not None:
                 undo()
-        whole.time_left(monotonic(), waiting)
+
+    def _see(self, whole: BalancedCall) -> None:
+        """Wait for the first view."""
+        attempts = self._attempts(whole)
+        while True:
+            limit = self._begin_following()
+            with self._lock:
+                step = attempts.see(monotonic())
+                changed = self._changed
+            if step is None:
+                return
+            if isinstance(step, Wait):
+                self._wait(step.seconds, whole, changed, limit)
+            else:
+                try:
+                    raise step.error
+                finally:
+                    del step
+
+    def _begin_following(self) -> float:
+        """Follow the discovery, if that is not done yet; return after how long to try again."""
+        self._check_open()
+        with self._lock:
+            if self._machine is None and hasattr(self.discovery, "open"):
+                try:
+                    Context().run(self._follow)  # it outlives the handler that may be the first
+                except RuntimeError as error:  # no more threads can be had
+                    self._troubles[""] = str(error)
+                    return _AGAIN
+        return _LONGEST
 
     # The view
 
@@ -441,7 +448,7 @@ class SyncBalancedClient(BalancedBase):
                 event: CallCompleted | None = None
                 error: BaseException | None = None
                 try:
-                    event = self._persist(whole, request)
+                    event = self._persist(self._attempts(whole), request)
                 except BaseException as failed:
                     error = failed
                 race.outcomes.put((whole, event, error))
@@ -487,7 +494,7 @@ class SyncBalancedClient(BalancedBase):
         with self._lock:
             delay = self._pool.hedge_delay(request.method)
         if delay is None:
-            event = self._persist(whole, request)
+            event = self._persist(self._attempts(whole), request)
         else:
             race = _Race(self._runtime.make_queue())
             try:
@@ -512,7 +519,7 @@ class SyncBalancedClient(BalancedBase):
 
     def _dial_soon(self, target: Target) -> None:
         self._check_owner()
-        if not is_ready(target):
+        if not target.is_ready():
             self._pool.dialling(target)
         try:
             # It cannot be over before this is noted: it needs the lock, which is held here.

@@ -291,7 +291,7 @@ Waiting = deque[tuple[OutboundCall, Any]]  # calls that were started, each with 
 class SyncClient(ABC):
     """A connection to one server; `Client.connect(address)` makes it."""
 
-    _connection: ClientConnection
+    connection: ClientConnection  # for looking: its state, what was agreed, its numbers
     _call_timeout: float
     _forks: int
     _runtime: Runtime
@@ -426,7 +426,7 @@ class SyncClient(ABC):
         """Close the connection at once; from any thread, and nobody waits for it."""
 
     def __repr__(self) -> str:
-        return describe(self, self._connection)
+        return describe(self, self.connection)
 
     def __enter__(self) -> Self:
         return self
@@ -437,12 +437,12 @@ class SyncClient(ABC):
     @property
     def closed(self) -> bool:
         """Whether the connection takes no more calls."""
-        return self._connection.state is not State.OPEN
+        return self.connection.state is not State.OPEN
 
     @property
     def calls_in_flight(self) -> int:
         """Calls that have not ended."""
-        return self._connection.calls_in_flight
+        return self.connection.calls_in_flight
 
     @overload
     def call(
@@ -708,7 +708,7 @@ class SyncClient(ABC):
         one_way: bool = False,
     ) -> OutboundCall:
         deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
-        return self._connection.start_call(
+        return self.connection.start_call(
             now,
             method,
             args,
