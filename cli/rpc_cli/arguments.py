@@ -14,7 +14,8 @@ from . import option_values
 from .errors import USAGE
 from .options import (
     ADDRESS,
-    REGISTRY_TOKEN_VARIABLE,
+    DEFAULT_ADDRESS,
+    DEFAULT_REGISTRY,
     add_address,
     add_connection,
     add_node_sources,
@@ -22,8 +23,7 @@ from .options import (
     add_token,
     has_nodes,
 )
-from .registry import DEFAULT_REGISTRY
-from .serve import DEFAULT_ADDRESS
+from .variables import REGISTRY_TOKEN_VARIABLE
 
 __all__ = ["parse"]
 

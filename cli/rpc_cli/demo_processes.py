@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from .errors import CommandError
-from .options import ETCD_PASSWORD_VARIABLE, REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
+from .variables import ETCD_PASSWORD_VARIABLE, REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
 
 __all__ = ["ANYWHERE", "LISTENING", "Started", "start"]
 

@@ -13,8 +13,8 @@ from rpc_discovery import EtcdDiscovery, Node
 from rpc_proto.texts import printable
 
 from .errors import CommandError, UsageError
-from .options import ETCD_PASSWORD_VARIABLE
 from .tls import client_context
+from .variables import ETCD_PASSWORD_VARIABLE
 
 __all__ = ["EtcdNodes", "etcd_discovery", "etcd_settings"]
 

@@ -9,14 +9,18 @@ from rpc_proto.pages.access import ACCESS
 from rpc_proto.wire.codecs import BUILT_IN
 
 from . import option_values
-from .pages import PAGE_TOKEN_VARIABLE
 from .runtimes import BACKENDS
+from .variables import (
+    ETCD_PASSWORD_VARIABLE,
+    PAGE_TOKEN_VARIABLE,
+    REGISTRY_TOKEN_VARIABLE,
+    TOKEN_VARIABLE,
+)
 
 __all__ = [
     "ADDRESS",
-    "ETCD_PASSWORD_VARIABLE",
-    "REGISTRY_TOKEN_VARIABLE",
-    "TOKEN_VARIABLE",
+    "DEFAULT_ADDRESS",
+    "DEFAULT_REGISTRY",
     "add_address",
     "add_connection",
     "add_node_sources",
@@ -26,9 +30,9 @@ __all__ = [
     "has_nodes",
 ]
 
-TOKEN_VARIABLE = "RPC_PROTO_TOKEN"
-REGISTRY_TOKEN_VARIABLE = "RPC_PROTO_REGISTRY_TOKEN"
-ETCD_PASSWORD_VARIABLE = "RPC_PROTO_ETCD_PASSWORD"
+DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
+DEFAULT_REGISTRY = "tcp://127.0.0.1:9999"
+
 
 ADDRESS = (
     "tcp://host:port, tls://host:port, unix:///path; or http:// and https:// with host and port, "

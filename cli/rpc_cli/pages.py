@@ -8,10 +8,10 @@ from rpc_proto.http import Pages
 from rpc_proto.pages.builtin import DEBUG_PATH
 
 from .errors import UsageError
+from .variables import PAGE_TOKEN_VARIABLE
 
-__all__ = ["PAGE_TOKEN_VARIABLE", "debug_page", "make_pages"]
+__all__ = ["debug_page", "make_pages"]
 
-PAGE_TOKEN_VARIABLE = "RPC_PROTO_PAGE_TOKEN"
 
 _ANYWHERE = ("0.0.0.0", "::")
 _WHO = {

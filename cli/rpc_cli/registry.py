@@ -4,13 +4,13 @@ from argparse import Namespace
 from typing import Any
 
 from .errors import CommandError, UsageError
+from .options import DEFAULT_REGISTRY
 from .pages import make_pages
 from .runtimes import BACKENDS, Settings
 from .serve import check_listening, set_up_logging
 
-__all__ = ["DEFAULT_REGISTRY", "registry"]
+__all__ = ["registry"]
 
-DEFAULT_REGISTRY = "tcp://127.0.0.1:9999"
 
 # What the address is called by those who ask there.
 _AS_HTTP = {"tcp": "http", "tls": "https"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rpc_proto import parse_address
 
 from .errors import CommandError, UsageError
-from .options import has_nodes
+from .options import DEFAULT_ADDRESS, has_nodes
 from .pages import make_pages
 from .runtimes import BACKENDS, Settings
 from .tls import client_context, server_context
@@ -24,9 +24,8 @@ from .values import parse_pairs
 if TYPE_CHECKING:
     from rpc_common.discovery.advertising import Advertisement
 
-__all__ = ["BACKENDS", "DEFAULT_ADDRESS", "check_listening", "serve", "set_up_logging"]
+__all__ = ["check_listening", "serve", "set_up_logging"]
 
-DEFAULT_ADDRESS = "tcp://127.0.0.1:7000"
 
 _LONG_IMPORT = 5.0  # seconds
 
