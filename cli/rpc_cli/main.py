@@ -10,7 +10,7 @@ from io import TextIOWrapper
 
 from rpc_proto import RpcError
 
-from .errors import FAILED, INTERRUPTED, PIPE_CLOSED, CommandError, explain
+from .output.errors import FAILED, INTERRUPTED, PIPE_CLOSED, CommandError, explain
 
 __all__ = ["main"]
 
@@ -48,10 +48,11 @@ def _fail(error: Exception, code: int) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     # Here, where Ctrl-C is no traceback any more: to load it takes a while.
-    from .arguments import parse
+    from .commandline.parser import parse
 
     options = parse(argv)
     # Each is loaded only when it runs: most need no more than a part of the package.
-    module = import_module(f".{options.command}", __package__)
+    name = "demo.run" if options.command == "demo" else f"commands.{options.command}"
+    module = import_module(f".{name}", __package__)
     command: Callable[[Namespace], int] = getattr(module, options.command)
     return command(options)

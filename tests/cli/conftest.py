@@ -42,7 +42,7 @@ def server() -> Iterator[str]:
     """The address of a server that offers the demo's services and those of served.py."""
     started = Process(
         "serve",
-        *(f"rpc_cli.demo_services:{name}" for name in ("Arith", "Store", "Search", "Slow")),
+        *(f"rpc_cli.demo.services:{name}" for name in ("Arith", "Store", "Search", "Slow")),
         "served:Probe",
         "served:Other=inner.Other",
         "--listen=tcp://127.0.0.1:0",

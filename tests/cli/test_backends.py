@@ -57,7 +57,7 @@ def test_end_of_stdin_stops_the_server_that_was_told_so(start: Any, backend: str
 
 
 def test_coroutines_are_refused_in_one_line(start: Any, backend: str) -> None:
-    server = start("serve", "rpc_cli.demo_services:Slow", ANYWHERE, "--backend", backend)
+    server = start("serve", "rpc_cli.demo.services:Slow", ANYWHERE, "--backend", backend)
     code, output, errors = server.end()
     assert (code, output) == (2, "")
     assert "rpc_asyncio" in errors

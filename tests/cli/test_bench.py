@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli.processes import COMMAND, ENVIRONMENT, PATIENCE
-from rpc_cli.latency import Latencies, format_seconds, histogram_lines
+from rpc_cli.output.latency import Latencies, format_seconds, histogram_lines
 
 SHORT = ("--seconds", "0.5", "--concurrency", "8")
 
@@ -97,7 +97,7 @@ def test_errors_are_counted_by_code(run: Any, server: str) -> None:
 
 
 def test_server_that_goes_away_ends_it_with_the_results_so_far(run: Any, start: Any) -> None:
-    server = start("serve", "rpc_cli.demo_services:Slow", "--listen=tcp://127.0.0.1:0")
+    server = start("serve", "rpc_cli.demo.services:Slow", "--listen=tcp://127.0.0.1:0")
     address = server.address()
     bench = start("bench", address, "Slow.work", '"job"', "0.001", "--seconds", "600")
     assert run("call", address, "Slow.outcome", '"job"') == (0, '"finished"\n', "")

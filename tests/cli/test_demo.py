@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rpc_cli.demo_chart import draw
-from rpc_cli.demo_page import claim
-from rpc_cli.demo_sources import InRegistry
-from rpc_cli.demo_steps import STEPS, Outcome
-from rpc_cli.errors import CommandError
+from rpc_cli.demo.chart import draw
+from rpc_cli.demo.page import claim
+from rpc_cli.demo.sources import InRegistry
+from rpc_cli.demo.steps import STEPS, Outcome
+from rpc_cli.output.errors import CommandError
 from rpc_proto import Unavailable
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rpc_cli.nodes import _read_entry
-from rpc_cli.registries import _read_nodes
-from rpc_cli.values import to_json
+from rpc_cli.commands.nodes import _read_entry
+from rpc_cli.output.values import to_json
+from rpc_cli.setup.registries import _read_nodes
 from rpc_proto.texts import printable
 
 GOOD = {"address": "tcp://a:1", "age": 1.0, "ttl": 30, "flaps": 0}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.processes import COMMAND, ENVIRONMENT, HERE, PATIENCE
-from rpc_cli.pages import debug_page
+from rpc_cli.setup.pages import debug_page
 from rpc_proto.http import Pages
 
 ANYWHERE = "--listen=tcp://127.0.0.1:0"

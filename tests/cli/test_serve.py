@@ -13,7 +13,7 @@ import pytest
 from cli.processes import COMMAND, ENVIRONMENT, PATIENCE
 
 ANYWHERE = "--listen=tcp://127.0.0.1:0"
-SLOW = "rpc_cli.demo_services:Slow"
+SLOW = "rpc_cli.demo.services:Slow"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rpc_cli.errors import UsageError
-from rpc_cli.tls import client_context, server_context
+from rpc_cli.output.errors import UsageError
+from rpc_cli.setup.tls import client_context, server_context
 from support.certificates import Authority
 
 CERT = ("--tls-cert", "server.pem")
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def serve(start: Any, folder: Path, *options: str) -> str:
     server = start(
-        "serve", "rpc_cli.demo_services:Arith", "--listen=tls://127.0.0.1:0", *options, cwd=folder
+        "serve", "rpc_cli.demo.services:Arith", "--listen=tls://127.0.0.1:0", *options, cwd=folder
     )
     address: str = server.address()
     assert address.startswith("tls://")
@@ -56,7 +56,7 @@ def test_server_with_an_authority_wants_client_certificates(
 
 def test_key_that_is_not_the_certificates_is_said(run: Any, folder: Path) -> None:
     code, _, errors = run(
-        *("serve", "rpc_cli.demo_services:Arith", "--listen=tls://127.0.0.1:0"),
+        *("serve", "rpc_cli.demo.services:Arith", "--listen=tls://127.0.0.1:0"),
         *("--tls-cert", "server.pem", "--tls-key", "alice.pem"),
         cwd=folder,
     )

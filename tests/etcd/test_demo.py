@@ -11,7 +11,7 @@ import pytest
 
 from cli.processes import Process, kill
 from etcd.conftest import ALL, FOUND, WHY
-from rpc_cli.demo_sources import InEtcd
+from rpc_cli.demo.sources import InEtcd
 
 pytestmark = [
     pytest.mark.skipif(not FOUND, reason=WHY),

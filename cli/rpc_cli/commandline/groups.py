@@ -4,18 +4,18 @@ import os
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from rpc_proto.http import Pages
-from rpc_proto.pages.access import ACCESS
-from rpc_proto.wire.codecs import BUILT_IN
-
-from . import option_values
-from .runtimes import BACKENDS
-from .variables import (
+from rpc_cli.setup.runtimes import BACKENDS
+from rpc_cli.setup.variables import (
     ETCD_PASSWORD_VARIABLE,
     PAGE_TOKEN_VARIABLE,
     REGISTRY_TOKEN_VARIABLE,
     TOKEN_VARIABLE,
 )
+from rpc_proto.http import Pages
+from rpc_proto.pages.access import ACCESS
+from rpc_proto.wire.codecs import BUILT_IN
+
+from . import types as option_values
 
 __all__ = [
     "ADDRESS",

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rpc_asyncio import Client
+from rpc_cli.commands.bench import Measurement, measure, summarize
+from rpc_cli.output.latency import format_seconds
 from rpc_proto import DeadlineExceeded, InvalidArgument, Unimplemented
 
-from .bench import Measurement, measure, summarize
-from .demo_page import body_of, claim
-from .demo_services import Arith, Hit, Point, Search, Slow, Store
-from .latency import format_seconds
+from .page import body_of, claim
+from .services import Arith, Hit, Point, Search, Slow, Store
 
 __all__ = ["STEPS", "Outcome", "Server", "Step"]
 

@@ -8,22 +8,22 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rpc_asyncio import Client
+from rpc_cli.output.errors import UsageError
+from rpc_cli.output.terminal import make_console, need_rich
 from rpc_proto import RpcError
 
-from .demo_cluster import show_cluster
-from .demo_page import code, result, say
-from .demo_processes import ANYWHERE, start
-from .demo_sources import InEtcd, InRegistry, Source
-from .demo_steps import STEPS, Outcome, Server, Step
-from .errors import UsageError
-from .terminal import make_console, need_rich
+from .cluster import show_cluster
+from .page import code, result, say
+from .processes import ANYWHERE, start
+from .sources import InEtcd, InRegistry, Source
+from .steps import STEPS, Outcome, Server, Step
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["demo"]
 
-_SERVICES = [f"rpc_cli.demo_services:{name}" for name in ("Arith", "Store", "Search", "Slow")]
+_SERVICES = [f"rpc_cli.demo.services:{name}" for name in ("Arith", "Store", "Search", "Slow")]
 _STEP_TIMEOUT = 15.0  # seconds
 _TERMINATED = 128 + signal.SIGTERM
 

@@ -13,14 +13,14 @@ from time import perf_counter
 from typing import Any
 
 from rpc_asyncio import Client
+from rpc_cli.output.errors import FAILED, INTERRUPTED, UsageError
+from rpc_cli.output.latency import Latencies, format_seconds, histogram_lines
+from rpc_cli.output.terminal import can_show, is_fancy, make_console, need_rich
+from rpc_cli.setup.connect import client_tls, connect
 from rpc_proto import CallError
 from rpc_proto.texts import printable
 
 from .call import parse_call
-from .connect import client_tls, connect
-from .errors import FAILED, INTERRUPTED, UsageError
-from .latency import Latencies, format_seconds, histogram_lines
-from .terminal import can_show, is_fancy, make_console, need_rich
 
 __all__ = ["Measurement", "bench", "measure", "summarize"]
 

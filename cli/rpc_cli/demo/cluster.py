@@ -7,12 +7,13 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .demo_chart import draw
-from .demo_load import RUNTIMES, Load, call_asyncio
-from .demo_page import body_of, claim, code, result, say
-from .demo_processes import ANYWHERE, Started, start
-from .demo_sources import InEtcd, Source
-from .latency import format_seconds
+from rpc_cli.output.latency import format_seconds
+
+from .chart import draw
+from .load import RUNTIMES, Load, call_asyncio
+from .page import body_of, claim, code, result, say
+from .processes import ANYWHERE, Started, start
+from .sources import InEtcd, Source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +81,7 @@ class _Cluster:
     def _arguments(self, backend: str, listen: str = ANYWHERE) -> list[str]:
         return [
             "serve",
-            f"rpc_cli.demo_services:{backend.title()}Work=Work",
+            f"rpc_cli.demo.services:{backend.title()}Work=Work",
             f"--backend={backend}",
             listen,
             self._source.option,

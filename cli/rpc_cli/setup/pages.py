@@ -3,11 +3,11 @@
 import os
 from argparse import Namespace
 
+from rpc_cli.output.errors import UsageError
 from rpc_proto import parse_address
 from rpc_proto.http import Pages
 from rpc_proto.pages.builtin import DEBUG_PATH
 
-from .errors import UsageError
 from .variables import PAGE_TOKEN_VARIABLE
 
 __all__ = ["debug_page", "make_pages"]

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
+from rpc_cli.commandline.groups import has_nodes
+from rpc_cli.output.errors import FAILED, CommandError, UsageError, explain
+from rpc_cli.output.terminal import can_show
+from rpc_cli.output.values import parse_arguments, parse_pairs, to_json
+from rpc_cli.setup.connect import CONNECT_TIMEOUT, balance, client_tls, connect, tls_for_nodes
 from rpc_proto import CallError
-
-from .connect import CONNECT_TIMEOUT, balance, client_tls, connect, tls_for_nodes
-from .errors import FAILED, CommandError, UsageError, explain
-from .options import has_nodes
-from .terminal import can_show
-from .values import parse_arguments, parse_pairs, to_json
 
 __all__ = ["call", "parse_call"]
 
@@ -91,7 +90,7 @@ async def _call_nodes(
     metadata: dict[str, str] | None,
 ) -> tuple[Any, int]:
     """Return what is to be shown, and the exit code."""
-    from .registries import find_nodes
+    from rpc_cli.setup.registries import find_nodes
 
     deadline = monotonic() + options.timeout
     try:

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from rpc_asyncio.pump import fetch
+from rpc_cli.output.errors import CommandError, UsageError
 from rpc_discovery import EtcdDiscovery, RegistryDiscovery
 from rpc_discovery.documents import parse_view
 from rpc_proto.http.client import Fetch
 
-from .demo_processes import ANYWHERE, LISTENING, start
-from .errors import CommandError, UsageError
+from .processes import ANYWHERE, LISTENING, start
 
 __all__ = ["InEtcd", "InRegistry", "Source"]
 
@@ -92,9 +92,8 @@ class InEtcd(Source):
 
     async def start(self, stack: contextlib.AsyncExitStack) -> tuple[str, str]:
         """Start it in a process, and a watch in this one."""
+        from rpc_cli.setup.etcd import EtcdNodes
         from rpc_testing import Etcd
-
-        from .etcd import EtcdNodes
 
         self._etcd = Etcd(self._binary)
         stack.callback(self._etcd.close)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rpc_asyncio.pump import fetch
+from rpc_cli.output.errors import CommandError, UsageError
 from rpc_common.discovery.pump import describe
 from rpc_discovery import Node
 from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_node
@@ -15,7 +16,6 @@ from rpc_discovery.links import explain, parse_registry
 from rpc_proto.http.client import Fetch
 from rpc_proto.texts import printable
 
-from .errors import CommandError, UsageError
 from .tls import client_context
 
 __all__ = ["Registries", "find_nodes"]

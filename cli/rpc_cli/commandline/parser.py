@@ -6,13 +6,14 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Sequence
 from typing import NoReturn
 
+from rpc_cli.output.errors import USAGE
+from rpc_cli.setup.variables import REGISTRY_TOKEN_VARIABLE
 from rpc_discovery.balancers import BALANCERS
 from rpc_discovery.documents import USUAL_TTL
 from rpc_proto import __version__
 
-from . import option_values
-from .errors import USAGE
-from .options import (
+from . import types as option_values
+from .groups import (
     ADDRESS,
     DEFAULT_ADDRESS,
     DEFAULT_REGISTRY,
@@ -23,7 +24,6 @@ from .options import (
     add_token,
     has_nodes,
 )
-from .variables import REGISTRY_TOKEN_VARIABLE
 
 __all__ = ["parse"]
 

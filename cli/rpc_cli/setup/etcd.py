@@ -8,11 +8,11 @@ from time import monotonic
 from typing import Any, Self
 
 from rpc_asyncio.pump import Pump
+from rpc_cli.output.errors import CommandError, UsageError
 from rpc_common.telemetry.log import get_log
 from rpc_discovery import EtcdDiscovery, Node
 from rpc_proto.texts import printable
 
-from .errors import CommandError, UsageError
 from .tls import client_context
 from .variables import ETCD_PASSWORD_VARIABLE
 

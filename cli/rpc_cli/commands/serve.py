@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
+from rpc_cli.commandline.groups import DEFAULT_ADDRESS, has_nodes
+from rpc_cli.output.errors import CommandError, UsageError
+from rpc_cli.output.values import parse_pairs
+from rpc_cli.setup.pages import make_pages
+from rpc_cli.setup.runtimes import BACKENDS, Settings
+from rpc_cli.setup.tls import client_context, server_context
 from rpc_proto import parse_address
-
-from .errors import CommandError, UsageError
-from .options import DEFAULT_ADDRESS, has_nodes
-from .pages import make_pages
-from .runtimes import BACKENDS, Settings
-from .tls import client_context, server_context
-from .values import parse_pairs
 
 if TYPE_CHECKING:
     from rpc_common.discovery.advertising import Advertisement
@@ -105,7 +104,7 @@ def _registering(options: Namespace) -> "list[Advertisement] | None":
                 Advertisement(options.registry, token=options.registry_token, ssl=tls, **said)
             )
         if options.etcd:
-            from .etcd import etcd_settings
+            from rpc_cli.setup.etcd import etcd_settings
 
             registering.append(EtcdAdvertisement(options.etcd, **etcd_settings(options), **said))
     except ValueError as error:

@@ -5,11 +5,11 @@ from argparse import Namespace
 from collections.abc import Iterable
 
 from rpc_asyncio import BalancedClient, Client
+from rpc_cli.output.errors import UsageError
 from rpc_common.transport.http_proxies import find_proxy
 from rpc_discovery import Node
 from rpc_proto import ClientConfig, parse_address
 
-from .errors import UsageError
 from .tls import client_context
 
 __all__ = ["CONNECT_TIMEOUT", "balance", "client_tls", "connect", "tls_for_nodes"]

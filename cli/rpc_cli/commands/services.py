@@ -7,15 +7,14 @@ from argparse import Namespace
 from typing import TypedDict
 
 from rpc_asyncio import BalancedClient
+from rpc_cli.commandline.groups import has_nodes
+from rpc_cli.output.errors import CommandError, explain
+from rpc_cli.output.terminal import can_show
+from rpc_cli.output.values import to_json
+from rpc_cli.setup.connect import balance, client_tls, connect, tls_for_nodes
 from rpc_discovery import Node
 from rpc_proto import CallError, Unimplemented
 from rpc_proto.texts import printable
-
-from .connect import balance, client_tls, connect, tls_for_nodes
-from .errors import CommandError, explain
-from .options import has_nodes
-from .terminal import can_show
-from .values import to_json
 
 __all__ = ["services"]
 
@@ -67,7 +66,7 @@ async def _ask_nodes(
     Of nodes whose services have the same methods one is asked, another if it does not answer. If
     nodes of a service differ, what most of them offer is shown.
     """
-    from .registries import find_nodes
+    from rpc_cli.setup.registries import find_nodes
 
     variants: dict[str, dict[str, list[Node]]] = {}
     for node in await find_nodes(options):

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rpc_cli.output.errors import CommandError, UsageError
 from rpc_common.server.programs import Program
 from rpc_proto.http import Pages
 
-from .errors import CommandError, UsageError
 from .pages import debug_page
 
 if TYPE_CHECKING:

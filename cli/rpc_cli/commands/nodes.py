@@ -9,18 +9,17 @@ from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from rpc_cli.output.errors import CommandError
+from rpc_cli.output.terminal import can_show, is_fancy, make_console, need_rich
+from rpc_cli.output.values import to_json
+from rpc_cli.setup.registries import Registries
 from rpc_discovery.documents import describe_node, parse_node
 from rpc_proto.texts import printable
-
-from .errors import CommandError
-from .registries import Registries
-from .terminal import can_show, is_fancy, make_console, need_rich
-from .values import to_json
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from .etcd import EtcdNodes
+    from rpc_cli.setup.etcd import EtcdNodes
 
 __all__ = ["nodes"]
 
@@ -86,7 +85,7 @@ async def _open(options: Namespace) -> AsyncIterator[_Source]:
     if not options.etcd:
         yield _FromRegistries(Registries(options), options.service)
         return
-    from .etcd import EtcdNodes, etcd_discovery
+    from rpc_cli.setup.etcd import EtcdNodes, etcd_discovery
 
     async with EtcdNodes(etcd_discovery(options, options.service)) as etcd:
         yield _FromEtcd(etcd)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from .errors import CommandError
-from .variables import ETCD_PASSWORD_VARIABLE, REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
+from rpc_cli.output.errors import CommandError
+from rpc_cli.setup.variables import ETCD_PASSWORD_VARIABLE, REGISTRY_TOKEN_VARIABLE, TOKEN_VARIABLE
 
 __all__ = ["ANYWHERE", "LISTENING", "Started", "start"]
 

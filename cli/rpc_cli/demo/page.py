@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import CommandError
-from .terminal import is_fancy
+from rpc_cli.output.errors import CommandError
+from rpc_cli.output.terminal import is_fancy
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,9 +2,8 @@
 
 import ssl
 
+from rpc_cli.output.errors import UsageError
 from rpc_common.discovery.files import check_regular
-
-from .errors import UsageError
 
 __all__ = ["client_context", "server_context"]
 

@@ -1,6 +1,6 @@
 """The services of `rpc-proto demo`: ordinary classes, nothing in them is made for being remote.
 
-rpc-proto serve rpc_cli.demo_services:Arith rpc_cli.demo_services:Store
+rpc-proto serve rpc_cli.demo.services:Arith rpc_cli.demo.services:Store
 """
 
 import asyncio

@@ -3,10 +3,11 @@
 from argparse import Namespace
 from typing import Any
 
-from .errors import CommandError, UsageError
-from .options import DEFAULT_REGISTRY
-from .pages import make_pages
-from .runtimes import BACKENDS, Settings
+from rpc_cli.commandline.groups import DEFAULT_REGISTRY
+from rpc_cli.output.errors import CommandError, UsageError
+from rpc_cli.setup.pages import make_pages
+from rpc_cli.setup.runtimes import BACKENDS, Settings
+
 from .serve import check_listening, set_up_logging
 
 __all__ = ["registry"]

@@ -1,0 +1,1 @@
+"""The arguments of the command: the parser, groups of options, and the types of their values."""

@@ -1,0 +1,1 @@
+"""rpc-proto demo: a tour through the library, with servers of its own."""

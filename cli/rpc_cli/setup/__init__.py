@@ -1,0 +1,1 @@
+"""Connections, TLS, pages, backends and sources of nodes, as the options ask for them."""
