@@ -9,7 +9,7 @@ endif
 VENV := $(VENV)
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-etcd test test-all check lint types layers unit quick fuzz faults etcd stress soak attacks picks matrix conformance-http bench clean
+.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz faults etcd stress soak attacks picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -24,7 +24,7 @@ test: check unit
 test-all:
 	set -e; for python in $$($(PYTHON) .ci/pythons); do $(MAKE) test PYTHON="$$python"; done
 
-check: lint types layers
+check: lint types layers names
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -35,6 +35,9 @@ types: $(VENV)/.dev
 
 layers: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
+
+names: $(VENV)/bin/python
+	$(BIN)/python .ci/private_names
 
 # Warnings are errors; each test has a time limit; the fuzz targets run in a short form.
 unit: $(VENV)/.dev

@@ -134,7 +134,7 @@ class BalancedClient(BalancedBase):
                 call = None
                 target.in_flight += 1
                 try:
-                    call = client._start(method, args, kwargs, returns, timeout, metadata)
+                    call = client.begin_call(method, args, kwargs, returns, timeout, metadata)
                     value = (await call.waiter).value
                 except CallError as error:
                     request = Request(method, args, kwargs, returns, metadata)
@@ -293,7 +293,7 @@ class BalancedClient(BalancedBase):
                 client = step.target.client
                 call = None
                 try:
-                    call = client._start(
+                    call = client.begin_call(
                         request.method,
                         request.args,
                         request.kwargs,
@@ -311,7 +311,7 @@ class BalancedClient(BalancedBase):
                 except BaseException:
                     attempts.cancelled()
                     if call is not None:
-                        client._give_up(call)
+                        client.give_up_call(call)
                     raise
                 else:
                     attempts.answered(monotonic())
@@ -335,7 +335,7 @@ class BalancedClient(BalancedBase):
     def _give_up(self, target: Target, client: Client, call: Any) -> None:
         self._pool.cancelled(target)
         if call is not None:
-            client._give_up(call)
+            client.give_up_call(call)
 
     async def _see(self, whole: BalancedCall) -> None:
         """Wait for the first view."""
@@ -426,10 +426,10 @@ class BalancedClient(BalancedBase):
 async def _follow_file(source: Any, machine: FileView, of: "ref[BalancedClient]", log: Log) -> None:
     """Look at a file again and again, as long as its client lives and is not closed."""
     seen: Any = None
-    while (client := of()) is not None and not client._closed:
+    while (client := of()) is not None and not client.closed:
         try:
             seen, events = look(source.path, machine, seen, monotonic())
-            client._take(events)
+            client.take(events)
         except Exception:  # of this time; the next one may do
             log.exception("discovery failed")
         del client

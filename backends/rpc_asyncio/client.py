@@ -225,7 +225,7 @@ class Client:
         self._loop = protocol._loop
         self._is_running = self._loop.is_running
         self._thread = get_ident()
-        self._call_timeout = config.call_timeout
+        self.call_timeout = config.call_timeout
         self._forks = Forks.count
         self.address = address
         Forks.watch(self)
@@ -290,8 +290,7 @@ class Client:
                     await loop.create_connection(lambda: protocol, **goal)
                 await protocol.handshake
         except BaseException as error:
-            if protocol._transport is not None:
-                protocol._transport.abort()
+            protocol.abort()
             # What failed has been seen, and nobody will look at what may fail yet.
             if not protocol.handshake.cancel() and not protocol.handshake.cancelled():
                 protocol.handshake.exception()
@@ -311,7 +310,7 @@ class Client:
         """Let all calls go through interceptors; without any nothing here has to ask."""
 
         async def innermost(what: "Invocation") -> Any:
-            call = self._start(*Intercepted.start(what))
+            call = self.begin_call(*Intercepted.start(what))
             if what.one_way and call.sent:
                 return None
             event = await self._wait(call)
@@ -338,7 +337,7 @@ class Client:
         self.notify, self.start = through("notify"), through("start")  # type: ignore[method-assign]
 
     def _descriptors(self) -> list[int]:
-        return [self._protocol._transport.get_extra_info("socket").fileno()]
+        return [self._protocol.fileno()]
 
     def __del__(self) -> None:
         # Absent if `__init__` was never run; in a child it is the parent's to close.
@@ -347,9 +346,9 @@ class Client:
                 if not self._is_owned:
                     warn_unclosed(self)
             finally:
-                self._let_go()
+                self.let_go()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Close the connection at once; from any thread, and nobody waits for it."""
         with suppress(RuntimeError):  # the loop was closed before
             self._loop.call_soon_threadsafe(self._protocol.abort)
@@ -412,11 +411,11 @@ class Client:
         type that the result is to be. Raises CallError: see `rpc_proto.errors`. Cancelling the
         task that waits cancels the handler.
         """
-        call = self._start(method, args, kwargs, returns, timeout, metadata)
+        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
         try:  # as in _wait; a coroutine more would cost each call
             return (await call.waiter).value
         except asyncio.CancelledError:
-            self._give_up(call)
+            self.give_up_call(call)
             raise
 
     async def request(
@@ -430,7 +429,7 @@ class Client:
         **kwargs: Any,
     ) -> Reply:
         """Like `call`, but return the server's metadata with the result."""
-        event = await self._wait(self._start(method, args, kwargs, returns, timeout, metadata))
+        event = await self._wait(self.begin_call(method, args, kwargs, returns, timeout, metadata))
         return Reply(event.value, event.metadata)
 
     async def notify(
@@ -446,7 +445,7 @@ class Client:
 
         It is lost without a word when the connection breaks or the method does not exist.
         """
-        call = self._start(method, args, kwargs, None, timeout, metadata, one_way=True)
+        call = self.begin_call(method, args, kwargs, None, timeout, metadata, one_way=True)
         if not call.sent:
             await self._wait(call)
 
@@ -486,7 +485,7 @@ class Client:
 
         The arguments are those of `call`.
         """
-        call = self._start(method, args, kwargs, returns, timeout, metadata)
+        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
         return self._pending(call)
 
     @overload
@@ -562,7 +561,7 @@ class Client:
                 )
                 through = PendingThrough(self._loop, proceeding)
                 return Pending(through, through.done, through.cancel)
-            return self._pending(self._start(method, args, kwargs, *given))
+            return self._pending(self.begin_call(method, args, kwargs, *given))
         return self._perform(kind, method, args, kwargs, *given)
 
     async def _perform(
@@ -581,7 +580,7 @@ class Client:
             what = self._intercepted.invocation(method, args, kwargs, *given, one_way=one_way)
             value = await self._intercepted.proceed(what)
             return Reply(value, what.reply_metadata) if kind == "request" else value
-        call = self._start(method, args, kwargs, *given, one_way=one_way)
+        call = self.begin_call(method, args, kwargs, *given, one_way=one_way)
         if one_way and call.sent:
             return None
         event = await self._wait(call)
@@ -589,7 +588,7 @@ class Client:
 
     def _pending(self, call: OutboundCall) -> Pending[Any]:
         waiter = call.waiter
-        return Pending(waiter, lambda: waiter.event is not None, lambda: self._give_up(call))
+        return Pending(waiter, lambda: waiter.event is not None, lambda: self.give_up_call(call))
 
     async def close(self, grace: float = 0.0) -> None:
         """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
@@ -608,7 +607,7 @@ class Client:
             )
         raise LocalProtocolError("this client belongs to another event loop; connect in this one")
 
-    def _start(
+    def begin_call(
         self,
         method: str,
         args: tuple[Any, ...],
@@ -623,7 +622,7 @@ class Client:
             self._refuse_stranger()
         now = monotonic()
         protocol = self._protocol
-        deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
+        deadline, metadata = inherit(timeout, self.call_timeout, now, metadata)
         call = self.connection.start_call(
             now,
             method,
@@ -647,11 +646,11 @@ class Client:
         try:
             event: CallCompleted = await call.waiter
         except asyncio.CancelledError:
-            self._give_up(call)
+            self.give_up_call(call)
             raise
         return event
 
-    def _give_up(self, call: OutboundCall) -> None:
+    def give_up_call(self, call: OutboundCall) -> None:
         self.connection.cancel(monotonic(), call)
         self._protocol.react()
         self._protocol.flush_soon()

@@ -92,7 +92,7 @@ class Grpc:
         self.next_timeout = machine.next_timeout
         self.handle_timeout = machine.handle_timeout
         self._tls = tls
-        self._links: dict[str, _Link] = {}
+        self.links: dict[str, _Link] = {}
         self.closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -129,21 +129,21 @@ class Grpc:
             tell(lambda now: machine.result(operation.id, answer, now))
             return
         tell(lambda now: machine.failed(operation.id, reason, now, code))
-        if code not in _ANSWERS and link is self._links.get(operation.endpoint):
+        if code not in _ANSWERS and link is self.links.get(operation.endpoint):
             self._close(operation.endpoint)
 
     def close(self) -> None:
         """Close the channels, which `closing` does; what is on its way is cancelled."""
-        for endpoint in list(self._links):
+        for endpoint in list(self.links):
             self._close(endpoint)
 
     def _link(self, endpoint: str) -> "_Link":
-        if endpoint not in self._links:
-            self._links[endpoint] = _Link(endpoint, self._tls)
-        return self._links[endpoint]
+        if endpoint not in self.links:
+            self.links[endpoint] = _Link(endpoint, self._tls)
+        return self.links[endpoint]
 
     def _close(self, endpoint: str) -> None:
-        link = self._links.pop(endpoint, None)
+        link = self.links.pop(endpoint, None)
         if link is not None:
             task = asyncio.get_running_loop().create_task(link.channel.close())
             self.closing.add(task)

@@ -208,8 +208,14 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     # Called by the driver
 
     def abort(self) -> None:
-        """Close the transport, whatever has not been written yet."""
-        self._transport.abort()
+        """Close the transport, if there is one, whatever has not been written yet."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        number: int = self._transport.get_extra_info("socket").fileno()
+        return number
 
     def react(self) -> bool:
         """Act on what has happened by now; whether anything had."""

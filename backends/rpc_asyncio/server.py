@@ -65,12 +65,12 @@ class _ServerProtocol(ConnectionProtocol):
         finally:
             self.opening = None  # or task, frame and protocol would keep each other alive
             if self.connection is None:
-                self._server._forget(self)
+                self._server.forget(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         now = monotonic()
-        self.connection = self._server._make_connection(self._peername, None, now)
-        self._server._admit(self, now)
+        self.connection = self._server.make_connection(self._peername, None, now)
+        self._server.admit(self, now)
         super().connection_made(transport)
 
     def established(self, tls: Tls) -> None:
@@ -80,14 +80,14 @@ class _ServerProtocol(ConnectionProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         error = self._failure or exc
         if error is not None and self._tls is not None and not self._tls.established:
-            self._server._log_tls_failed(self._peername, error)
+            self._server.log_tls_failed(self._peername, error)
         try:
             super().connection_lost(exc)
         finally:
-            self._server._forget(self)
+            self._server.forget(self)
 
     def handle_events(self, events: list[Event]) -> None:
-        self._server._handle_events(self, events)
+        self._server.handle_events(self, events)
 
     def wake(self) -> None:
         self.look_again()
@@ -129,14 +129,14 @@ class _Acceptor:
             self._timer = self._loop.call_later(pause, self._watch)
 
     def _take(self, bare: Any, peername: Any) -> None:
-        if not self._server._has_room():
+        if not self._server.has_room():
             bare.close()
             return
         sock = socket.socket(fileno=bare.detach())
         sock.setblocking(False)
         tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
         protocol = _ServerProtocol(self._server, self._loop, sock, peername, tls)
-        self._server._arrive(protocol)
+        self._server.arrive(protocol)
         protocol.opening = self._loop.create_task(protocol.open())
 
 
@@ -313,14 +313,14 @@ class Server(ServerBase):
             self._gone = self._loop.create_future()
         self._close_listeners()
         now = monotonic()
-        for protocol in list(self._links):
+        for protocol in list(self.links):
             if protocol.connection is not None:
                 protocol.connection.shutdown(now, grace)
                 protocol.react()
                 protocol.flush()
             else:
                 protocol.opening.cancel()
-        if not self._links and not self._gone.done():
+        if not self.links and not self._gone.done():
             self._gone.set_result(None)
         await asyncio.shield(self._gone)
         self._runner.close()
@@ -382,9 +382,9 @@ class Server(ServerBase):
 
     # Connections
 
-    def _forget(self, protocol: _ServerProtocol) -> None:
+    def forget(self, protocol: _ServerProtocol) -> None:
         self._drop(protocol)
-        if self._stopping and not self._links:
+        if self._stopping and not self.links:
             assert self._gone is not None
             if not self._gone.done():
                 self._gone.set_result(None)

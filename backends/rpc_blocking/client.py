@@ -105,7 +105,7 @@ class Client(SyncClient):
         self._ended = _Waiter()
         self._closing = Lock()  # of the right to wait for that
         self._heard_at = monotonic()
-        self._call_timeout = config.call_timeout
+        self.call_timeout = config.call_timeout
         self._forks = Forks.count
         Forks.watch(self)
         channel.limit_patience(_PATIENCE)
@@ -135,7 +135,7 @@ class Client(SyncClient):
     def _is_open(self) -> bool:
         return self._channel.sock.fileno() >= 0
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         self._close_sockets()
 
     def _open(self, deadline: float) -> None:
@@ -165,7 +165,7 @@ class Client(SyncClient):
 
     # Calls
 
-    def _begin(self, *what: Any) -> OutboundCall:
+    def begin_call(self, *what: Any) -> OutboundCall:
         self._check_owner()
         now = monotonic()
         with self._lock:
@@ -184,7 +184,7 @@ class Client(SyncClient):
         self._check_owner()
         now = monotonic()
         connection = self.connection
-        deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
+        deadline, metadata = inherit(timeout, self.call_timeout, now, metadata)
         with self._lock:
             if now - self._heard_at > _STALE and self._reader is None:
                 self._glance(now)
@@ -203,7 +203,7 @@ class Client(SyncClient):
                 if connection.outbound >= EARLY:
                     self._flush()
 
-    def _wait(self, call: OutboundCall, waiter: Any) -> CallCompleted:
+    def wait_for_call(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         if waiter.event is None:
             self._check_owner()
             if waiter.taken:
@@ -214,18 +214,18 @@ class Client(SyncClient):
             ambient = ambient_call.get()
             undo = None
             if ambient is not None and not ambient.answered:
-                undo = ambient.on_cancel(lambda: self._give_up(call))
+                undo = ambient.on_cancel(lambda: self.give_up_call(call))
             try:
                 self._await(waiter)
             except BaseException:  # the user is impatient
-                self._give_up(call)
+                self.give_up_call(call)
                 raise
             finally:
                 if undo is not None:
                     undo()
         return outcome(waiter)
 
-    def _give_up(self, call: OutboundCall) -> None:
+    def give_up_call(self, call: OutboundCall) -> None:
         self._check_owner()
         nested = self._has_lock()  # where a generator is collected, of `call_many`
         with self._lock:

@@ -98,7 +98,7 @@ class _Link:
                     finally:
                         self._close()
             finally:
-                server._forget(self)
+                server.forget(self)
 
     def _close(self) -> None:
         keeper = self._server._keeper
@@ -129,15 +129,15 @@ class _Link:
                     finally:  # what is wrong is told the peer, too
                         sock.sendall(tls.pending())
             except OSError as error:
-                self._server._log_tls_failed(self._peername, error)
+                self._server.log_tls_failed(self._peername, error)
                 return False
             sock.settimeout(None)
         now = monotonic()
         certificate = tls.certificate if tls is not None else None
         with self.lock:
-            self.connection = self._server._make_connection(self._peername, certificate, now)
+            self.connection = self._server.make_connection(self._peername, certificate, now)
             channel.connection = self.connection
-            self._server._admit(self, now)
+            self._server.admit(self, now)
             self.connection.receive_data(now, early)
             self.react()
             self.flush()
@@ -163,7 +163,7 @@ class _Link:
         with self._server._turn:
             with self.lock:
                 self._take(data, failure)
-            if len(self._server._links) > 1:
+            if len(self._server.links) > 1:
                 sleep(_INTERMISSION)
         with self.lock:
             self._hold_back(ended)
@@ -210,7 +210,7 @@ class _Link:
         """Act on what has happened by now; whether anything had."""
         events = self.connection.events()
         if events:
-            self._server._handle_events(self, events)
+            self._server.handle_events(self, events)
             return True
         return False
 
@@ -390,13 +390,13 @@ class Server(SyncServer):
                 listener.close()
             self._listeners.clear()
         with self._lock:
-            links = list(self._links)
+            links = list(self.links)
         for link in links:
             link.shut_down(grace)
         # The connections keep to their own time limits; only a quick handler can outlast them.
         patience = grace + self.config.handshake_timeout + self.config.close_timeout
         with self._lock:
-            self._gone.wait_for(lambda: not self._links, patience)
+            self._gone.wait_for(lambda: not self.links, patience)
             # Those handlers that listen have been told, and end about now.
             self._gone.wait_for(lambda: not self._dispatcher.running, _LAST_WORDS)
         self._log_stopped()
@@ -413,7 +413,7 @@ class Server(SyncServer):
         self._exiting = True
         self._keeper.close(_PATIENCE_AT_EXIT)  # first, or it would accept another connection
         with self._lock:
-            links = list(self._links)
+            links = list(self.links)
         for link in links:
             link.channel.shut(socket.SHUT_RDWR)
         for listener in self._listeners:
@@ -445,26 +445,26 @@ class Server(SyncServer):
 
     def _take(self, ssl: ssl_module.SSLContext | None, bare: Any, peername: Any) -> None:
         """Serve a connection that was accepted; OSError if this process cannot."""
-        if not self._has_room():
+        if not self.has_room():
             bare.close()
             return
         tls = Tls(ssl, server_side=True) if ssl is not None else None
         channel = Channel(socket.socket(fileno=bare.detach()), tls)
         link = _Link(self, channel, peername)
         with self._lock:
-            self._arrive(link)
+            self.arrive(link)
         try:
             HelperThread(link.serve, "rpc-connection").start()
         except RuntimeError as error:
             channel.close()
-            self._forget(link)
+            self.forget(link)
             raise OSError(f"no thread for the connection: {error}") from error
 
     def _answer_http(self, request: Request, now: float) -> Response | Promise | Making:
         with self._applications:  # need not know of threads
             return super()._answer_http(request, now)
 
-    def _forget(self, link: _Link) -> None:
+    def forget(self, link: _Link) -> None:
         with self._lock:
             self._drop(link)
             self._gone.notify_all()

@@ -118,7 +118,7 @@ class Client(SyncClient):
         self._hub = link._hub
         self._thread = get_ident()
         self._forks = Forks.count
-        self._call_timeout = config.call_timeout
+        self.call_timeout = config.call_timeout
         self.address = address
         Forks.watch(self)
 
@@ -147,7 +147,7 @@ class Client(SyncClient):
     def _is_open(self) -> bool:
         return not self._link.closed
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         loop = self._hub.loop
         if loop is None:  # the hub was destroyed before
             return
@@ -174,7 +174,7 @@ class Client(SyncClient):
         if waits and getcurrent() is self._hub:
             raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
 
-    def _begin(self, *what: Any, together: bool = False) -> OutboundCall:
+    def begin_call(self, *what: Any, together: bool = False) -> OutboundCall:
         if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
             self._check_owner()
         call = self._start(monotonic(), _Waiter(), *what)
@@ -190,10 +190,10 @@ class Client(SyncClient):
         self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
     ) -> None:
         for args in calls:
-            call = self._begin(method, args, {}, *options, together=True)
+            call = self.begin_call(method, args, {}, *options, together=True)
             waiting.append((call, call.waiter))
 
-    def _wait(self, call: OutboundCall, waiter: Any) -> CallCompleted:
+    def wait_for_call(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         if waiter.event is None:
             self._check_owner()
             if waiter.greenlet is not None:
@@ -205,13 +205,13 @@ class Client(SyncClient):
                     switch()
             except BaseException:  # killed, or a Timeout
                 waiter.greenlet = None
-                self._give_up(call)
+                self.give_up_call(call)
                 raise
             waiter.greenlet = None
         # No name for the event: its error would keep this frame alive, and the frame the error.
         return waiter.event if type(waiter.event) is CallCompleted else outcome(waiter)
 
-    def _give_up(self, call: OutboundCall) -> None:
+    def give_up_call(self, call: OutboundCall) -> None:
         self._check_owner(waits=False)
         self.connection.cancel(monotonic(), call)
         self._link.react()

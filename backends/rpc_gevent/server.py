@@ -51,11 +51,11 @@ class _ServerLink(Link):
         self._server = server
         self._peername = peername
         self.surplus = False
-        self.connection = server._make_connection(peername, None, monotonic())
+        self.connection = server.make_connection(peername, None, monotonic())
 
     def handle_events(self, events: list[CoreEvent]) -> None:
         server = self._server
-        server._handle_events(self, events)
+        server.handle_events(self, events)
         if server._ready and getcurrent() is self._hub:
             server._run_ready()
 
@@ -68,9 +68,9 @@ class _ServerLink(Link):
 
     def lose(self, error: Exception | None = None) -> None:
         if error is not None and self._tls is not None and not self._tls.established:
-            self._server._log_tls_failed(self._peername, error)
+            self._server.log_tls_failed(self._peername, error)
         super().lose(error)
-        self._server._forget(self)
+        self._server.forget(self)
 
 
 class _Acceptor:
@@ -111,14 +111,14 @@ class _Acceptor:
 
     def _take(self, sock: Socket, peername: Any) -> None:
         server = self._server
-        if not server._has_room():
+        if not server.has_room():
             sock.close()
             return
         sock.setblocking(False)
         tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
         link = _ServerLink(server, self._hub, sock, peername, tls)
-        server._arrive(link)
-        server._admit(link, monotonic())
+        server.arrive(link)
+        server.admit(link, monotonic())
         link.open()
 
     def _resume(self) -> None:
@@ -233,11 +233,11 @@ class Server(SyncServer):
         self._begin_stop(grace)
         self._close_listeners()
         now = monotonic()
-        for link in list(self._links):
+        for link in list(self.links):
             link.connection.shutdown(now, grace)
             link.react()
             link.flush()
-        if not self._links:
+        if not self.links:
             self._gone.set()
         self._gone.wait()
         if self._dispatcher.running:
@@ -281,9 +281,9 @@ class Server(SyncServer):
 
     # Connections
 
-    def _forget(self, link: _ServerLink) -> None:
+    def forget(self, link: _ServerLink) -> None:
         self._drop(link)
-        if self._stopping and not self._links:
+        if self._stopping and not self.links:
             self._gone.set()
 
     # Handlers

@@ -90,7 +90,7 @@ def in_bytes(server: Server) -> int:
     """Count the bytes that a server holds for its peers."""
     return sum(
         protocol._transport.get_write_buffer_size() + protocol.connection.outbound
-        for protocol in server._links
+        for protocol in server.links
         if protocol._transport is not None
     )
 

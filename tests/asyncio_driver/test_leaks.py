@@ -71,7 +71,7 @@ async def test_thousands_of_calls_that_end_in_every_way_leave_nothing_behind():
         assert await client.call("Work.at_once", 1) == 1
         heaps = [
             client.connection.calls.deadlines,
-            *(protocol.connection.calls.deadlines for protocol in server._links),
+            *(protocol.connection.calls.deadlines for protocol in server.links),
         ]
         assert [len(heap) <= 64 + 2 for heap in heaps] == [True, True]
         assert client.connection._queue == {}

@@ -190,7 +190,7 @@ async def test_stop_waits_no_longer_than_the_close_timeout_for_a_peer_that_does_
         large = "x" * (1 << 20)
         for call_id in range(1, 13):  # not to be waited for: the server stops reading, too
             wire._writer.write(request(call_id, "Echo.echo", large))
-        await until(lambda: any(one.connection.wish is Wish.PAUSE for one in server._links))
+        await until(lambda: any(one.connection.wish is Wish.PAUSE for one in server.links))
         began = time.monotonic()
         await server.stop(0)
         assert time.monotonic() - began < 2

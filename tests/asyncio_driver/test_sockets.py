@@ -29,7 +29,7 @@ async def test_small_messages_leave_both_ends_at_once(authority, scheme):
         serving(Echo(), address=f"{scheme}://127.0.0.1:0", ssl=own) as (server, address),
         await Client.connect(address, ssl=trusting) as client,
     ):
-        [connection] = server._links
+        [connection] = server.links
         assert has_no_delay(connection.fileno())
         assert [has_no_delay(n) for n in client._descriptors()] == [True]
 

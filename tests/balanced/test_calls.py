@@ -198,7 +198,7 @@ def test_close_lets_calls_end_within_its_grace(place: Place, key):
     calls = [client.start("Gate.wait", key) for _ in range(6)]
     until(lambda: sum(runs(hosts, key, "started")) == 6)
     closing = client.spawn(lambda real: real.close(grace=15.0))
-    until(lambda: client._real._closed)
+    until(lambda: client._real.closed)
     for host in hosts:
         host.open(key)
     assert [call.outcome() for call in calls] == ["through"] * 6

@@ -157,7 +157,7 @@ def in_bytes(server: Server) -> int:
     """Count the bytes that a server holds for its peers."""
     return sum(
         len(link.channel.unsent) + link.connection.outbound
-        for link in list(server._links)
+        for link in list(server.links)
         if link.connection is not None
     )
 

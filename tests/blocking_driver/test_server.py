@@ -332,7 +332,7 @@ def test_peer_that_shut_its_writing_side_and_died_is_noticed():
             wire.send(request(1, "Gate.wait"))
             took(gate.started)
             wire.half_close()
-            until(lambda: next(iter(server._links)).connection._eof)
+            until(lambda: next(iter(server.links)).connection._eof)
         # A write that is answered with a reset tells; those come a second apart.
         took(gate.cancelled)
         until(lambda: server.stats["connections"] == 0 and idle(server))
@@ -354,7 +354,7 @@ def test_peer_that_does_not_finish_tls_is_dropped(authority, words):
             wire.send(words)
             with contextlib.suppress(ConnectionResetError):
                 assert len(wire.socket.recv(100)) < 50
-        until(lambda: not server._links)
+        until(lambda: not server.links)
         with Client.connect(address, ssl=authority.client_context()) as client:
             assert client.call("Echo.echo", 1) == 1
 

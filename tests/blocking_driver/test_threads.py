@@ -303,7 +303,7 @@ def test_sixty_four_threads_lose_no_call_and_mix_no_answers():
         assert all(user.calls for user in users)
         assert sum(user.given_up for user in users) > 0
         until(lambda: idle(server))
-        link = next(iter(server._links))
+        link = next(iter(server.links))
         assert (client.calls_in_flight, len(client.connection._queue)) == (0, 0)
         assert (client._sleepers, client._reader, client._outside) == ({}, None, 0)
         until(lambda: len(link.connection.calls) == 0)

@@ -154,7 +154,7 @@ class Host(abc.ABC):
 
     def do_no_delay(self) -> list[bool]:
         """Return whether TCP_NODELAY is set, for each connection."""
-        return self.ask(lambda: [has_no_delay(link.fileno()) for link in self.server._links])
+        return self.ask(lambda: [has_no_delay(link.fileno()) for link in self.server.links])
 
     def do_set_health(self, service: str, serving: bool) -> None:
         self.ask(lambda: self.server.set_health(service, serving))

@@ -310,7 +310,7 @@ def test_what_is_no_answer_of_etcd_fails_and_says_why(question, answer, reason):
         carrier = Grpc(Machine(), None)
         operation = Operation(1, f"http://127.0.0.1:{port}", question, 10.0, "")
         await carrier.carry(operation, tell)
-        assert not carrier._links
+        assert not carrier.links
         await asyncio.gather(*carrier.closing)
         await server.stop(None)
 

@@ -319,7 +319,7 @@ def test_a_peer_that_never_reads() -> None:
 
         sender = gevent.spawn(send)
         with Client.connect(address) as client:
-            until(lambda: any(not link._writable for link in server._links))
+            until(lambda: any(not link._writable for link in server.links))
             assert client.call("Echo.echo", 1) == 1
             until(lambda: server.stats["connections"] == 1)
         assert sender.get() == "cut off"
@@ -364,7 +364,7 @@ def test_nothing_is_left_behind() -> None:
         gevent.joinall([gevent.spawn(end, n) for n in range(1000)], raise_error=True)
         until(lambda: server.stats["running"] == 0)
         assert client.calls_in_flight == 0
-        [link] = server._links
+        [link] = server.links
         assert len(link.connection.calls) == 0
         assert server.stats["greenlets"] == 0
         assert len(server._workers) <= 100

@@ -380,7 +380,7 @@ def test_a_lost_connection_fails_its_calls() -> None:
         client = Client.connect(address)
         callers = [client.start("Gate.wait", n) for n in range(3)]
         gate.started.wait()
-        for link in list(server._links):
+        for link in list(server.links):
             link.lose()
         for caller in callers:
             with pytest.raises(CallError) as raised:

@@ -153,6 +153,6 @@ def test_server_is_repeated_by_the_core_alone(serve: Callable[[], list[Trace]]) 
 
 @pytest.mark.parametrize("kind", [rpc_asyncio.Server, rpc_blocking.Server])
 def test_servers_without_a_trace_use_plain_connections(kind: Any) -> None:
-    connection = kind()._make_connection(("127.0.0.1", 1), None, 0.0)
+    connection = kind().make_connection(("127.0.0.1", 1), None, 0.0)
     assert type(connection) is ServerPort
     assert type(connection.connection) is ServerConnection

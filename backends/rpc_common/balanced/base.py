@@ -143,7 +143,7 @@ class BalancedBase(ABC):
         self._limited = self._pool.attempt_timeout is not None
         self._idempotent = idempotent
         self._call_timeout = self._config.call_timeout
-        self._closed = False
+        self.closed = False
         # The process, and the event loop or hub, in which it is used, when it is.
         self._forks: int | None = None
         self._home: Any = None
@@ -243,7 +243,7 @@ class BalancedBase(ABC):
         pool = self._pool
         targets = list(pool.targets.values())
         since = getattr(self._machine, "stale_since", None)
-        if since is None and not self._closed:
+        if since is None and not self.closed:
             since = getattr(self._pump, "died_at", None)
         return {
             "nodes": len(targets),
@@ -259,16 +259,16 @@ class BalancedBase(ABC):
 
     def __del__(self) -> None:
         # Absent if `__init__` failed, None if it was never used; in a child it is the parent's.
-        if getattr(self, "_forks", None) != Forks.count or self._closed:
+        if getattr(self, "_forks", None) != Forks.count or self.closed:
             return
         try:
             warn_unclosed(self)
         finally:
-            self._closed = True
+            self.closed = True
             self._stop_following()
             for target in self._pool.targets.values():
                 if target.client is not None:
-                    target.client._let_go()
+                    target.client.let_go()
 
     # What a runtime supplies
 
@@ -307,7 +307,7 @@ class BalancedBase(ABC):
 
     def _weakly(self) -> Callable[[list[Any]], None]:
         """Return what takes events as long as the client lives, and does not keep it alive."""
-        reference = WeakMethod(self._take)
+        reference = WeakMethod(self.take)
 
         def take(events: list[Any]) -> None:
             method = reference()
@@ -316,7 +316,7 @@ class BalancedBase(ABC):
 
         return take
 
-    def _take(self, events: list[Any]) -> None:
+    def take(self, events: list[Any]) -> None:
         """Act on what a discovery says."""
         for event in events:
             if isinstance(event, ViewChanged):
@@ -337,7 +337,7 @@ class BalancedBase(ABC):
 
     def _apply(self, view: View) -> None:
         """Take a view."""
-        if self._closed:
+        if self.closed:
             return
         for target in self._pool.update(view, monotonic()):
             client, target.client = target.client, None
@@ -359,7 +359,7 @@ class BalancedBase(ABC):
 
     def _end(self) -> list[Target]:
         """Take no more calls; return the nodes, whose connections are to be closed."""
-        self._closed = self._pool.closed = True
+        self.closed = self._pool.closed = True
         targets = self._pool.update(View(), monotonic())
         self._pool.view = None  # so that the next call looks why
         self._notify()
@@ -468,7 +468,7 @@ class BalancedBase(ABC):
         """Take a new connection, if it is still wanted; that which it replaces ends gently."""
         target.dialling = None
         client._is_owned = True
-        wanted = not self._closed and not target.gone
+        wanted = not self.closed and not target.gone
         if wanted:
             old, target.client = target.client, client
             self._pool.connected(target, monotonic())
@@ -482,7 +482,7 @@ class BalancedBase(ABC):
         target.dialling = None
         self._pool.unreachable(target, error, monotonic(), target.is_ready())
         self._notify()
-        return target.failures == 1 and not self._closed and not target.gone
+        return target.failures == 1 and not self.closed and not target.gone
 
     def _log_unreachable(self, target: Target) -> None:
         self._log.info("%s cannot be reached: %s", target.node.address, target.why)
@@ -492,7 +492,7 @@ class BalancedBase(ABC):
     def _check_open(self) -> None:
         """Raise LocalProtocolError for a client that is closed, or is used where it must not be."""
         self._check_owner()
-        if self._closed:
+        if self.closed:
             raise LocalProtocolError("this client was closed")
 
     def _check_owner(self) -> None:

@@ -156,8 +156,8 @@ class SyncBalancedClient(BalancedBase):
                     client = target.client
             if target is not None:
                 try:
-                    call = client._begin(method, args, kwargs, returns, timeout, metadata)
-                    value = client._wait(call, call.waiter).value
+                    call = client.begin_call(method, args, kwargs, returns, timeout, metadata)
+                    value = client.wait_for_call(call, call.waiter).value
                 except CallError as error:
                     request = Request(method, args, kwargs, returns, metadata)
                     whole = self._begin(request, timeout, started, key, node, idempotent)
@@ -332,7 +332,7 @@ class SyncBalancedClient(BalancedBase):
                     limit = self._begin_following()
                 continue
             try:
-                call = client._begin(
+                call = client.begin_call(
                     request.method,
                     request.args,
                     request.kwargs,
@@ -343,10 +343,10 @@ class SyncBalancedClient(BalancedBase):
                 )
                 whole.pending = client, call
                 if whole.abandoned:  # looked at behind `pending`: one of the two threads sees both
-                    client._give_up(call)
+                    client.give_up_call(call)
                 event: CallCompleted | None = None
                 if not call.sent or not request.one_way:
-                    event = client._wait(call, call.waiter)
+                    event = client.wait_for_call(call, call.waiter)
             except CallError as error:
                 with self._lock:
                     blamed = self._blame(step.target, client)
@@ -425,7 +425,7 @@ class SyncBalancedClient(BalancedBase):
 
     def end_threads(self) -> None:
         """Let the thread that follows a file end."""
-        self._closed = True
+        self.closed = True
         self._ending.put(None)
 
     def _apply(self, view: View) -> None:
@@ -483,7 +483,7 @@ class SyncBalancedClient(BalancedBase):
             pending = whole.pending
             if pending is not None:
                 client, call = pending
-                client._give_up(call)
+                client.give_up_call(call)
         with self._lock:
             self._notify()  # those that wait for a connection
 
@@ -573,10 +573,10 @@ def _follow_file(
 ) -> None:
     """Look at a file again and again, as long as its client lives and is not closed."""
     seen: Any = None
-    while (client := of()) is not None and not client._closed:
+    while (client := of()) is not None and not client.closed:
         try:
             seen, events = look(source.path, machine, seen, monotonic())
-            client._take(events)
+            client.take(events)
         except Exception:  # of this time; the next one may do
             log.exception("discovery failed")
         del client

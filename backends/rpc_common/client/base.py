@@ -216,12 +216,12 @@ class Pending(Generic[Result]):
 
     def result(self) -> Result:
         """Wait for the result and return it; raise, once, what the call failed with."""
-        value: Result = self._client._wait(self._call, self._waiter).value
+        value: Result = self._client.wait_for_call(self._call, self._waiter).value
         return value
 
     def cancel(self) -> None:
         """Give the call up: `result` raises Cancelled, and the server stops the handler."""
-        self._client._give_up(self._call)
+        self._client.give_up_call(self._call)
 
 
 _pending: "ContextVar[PendingThrough | None]" = ContextVar("rpc_common_pending", default=None)
@@ -254,7 +254,7 @@ class PendingThrough:
         """Take note of the call that is made at last; interceptors may make more than one."""
         self._call = call
         if self._given_up:
-            self._client._give_up(call)
+            self._client.give_up_call(call)
 
     def done(self) -> bool:
         """Whether the call has ended."""
@@ -280,7 +280,7 @@ class PendingThrough:
         """Give the call up: `result` raises Cancelled, and the server stops the handler."""
         self._given_up = True
         if self._call is not None:
-            self._client._give_up(self._call)
+            self._client.give_up_call(self._call)
 
 
 _LONGEST_WAIT = 3600.0  # seconds
@@ -292,7 +292,7 @@ class SyncClient(ABC):
     """A connection to one server; `Client.connect(address)` makes it."""
 
     connection: ClientConnection  # for looking: its state, what was agreed, its numbers
-    _call_timeout: float
+    call_timeout: float
     _forks: int
     _runtime: Runtime
     _intercepted: Intercepted | None = None
@@ -350,13 +350,13 @@ class SyncClient(ABC):
         """Let all calls go through interceptors; without any nothing here has to ask."""
 
         def innermost(what: "Invocation") -> Any:
-            call = self._begin(*Intercepted.start(what))
+            call = self.begin_call(*Intercepted.start(what))
             pending = _pending.get()
             if pending is not None:
                 pending.begin(call)
             if what.one_way and call.sent:
                 return None
-            return Intercepted.answer(what, self._wait(call, call.waiter))
+            return Intercepted.answer(what, self.wait_for_call(call, call.waiter))
 
         self._intercepted = Intercepted(self, interceptors, innermost)
 
@@ -415,14 +415,14 @@ class SyncClient(ABC):
                 if not self._is_owned:
                     warn_unclosed(self)
             finally:
-                self._let_go()
+                self.let_go()
 
     @abstractmethod
     def _is_open(self) -> bool:
         """Whether there is still something to close."""
 
     @abstractmethod
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Close the connection at once; from any thread, and nobody waits for it."""
 
     def __repr__(self) -> str:
@@ -482,8 +482,8 @@ class SyncClient(ABC):
         `call_timeout`; inside a handler never longer than what that has left). `returns` is the
         type that the result is to be. Raises CallError: see `rpc_proto.errors`.
         """
-        call = self._begin(method, args, kwargs, returns, timeout, metadata)
-        return self._wait(call, call.waiter).value
+        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
+        return self.wait_for_call(call, call.waiter).value
 
     def request(
         self,
@@ -496,8 +496,8 @@ class SyncClient(ABC):
         **kwargs: Any,
     ) -> Reply:
         """Like `call`, but return the server's metadata with the result."""
-        call = self._begin(method, args, kwargs, returns, timeout, metadata)
-        event = self._wait(call, call.waiter)
+        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
+        event = self.wait_for_call(call, call.waiter)
         return Reply(event.value, event.metadata)
 
     def notify(
@@ -513,9 +513,9 @@ class SyncClient(ABC):
 
         It is lost without a word when the connection breaks or the method does not exist.
         """
-        call = self._begin(method, args, kwargs, None, timeout, metadata, True)
+        call = self.begin_call(method, args, kwargs, None, timeout, metadata, True)
         if not call.sent:
-            self._wait(call, call.waiter)
+            self.wait_for_call(call, call.waiter)
 
     @overload
     def start(
@@ -550,7 +550,7 @@ class SyncClient(ABC):
         **kwargs: Any,
     ) -> Pending[Any]:
         """Send a call and return at once; what it returns waits for the result."""
-        return Pending(self, self._begin(method, args, kwargs, returns, timeout, metadata))
+        return Pending(self, self.begin_call(method, args, kwargs, returns, timeout, metadata))
 
     @overload
     def call_many(
@@ -602,14 +602,14 @@ class SyncClient(ABC):
                     self._begin_all(waiting, several, method, returns, timeout, metadata)
                 if not waiting:
                     return
-                yield self._wait(*waiting.popleft()).value
+                yield self.wait_for_call(*waiting.popleft()).value
                 for _ in range(in_flight // 4):
                     if not waiting or waiting[0][1].event is None:
                         break
-                    yield self._wait(*waiting.popleft()).value
+                    yield self.wait_for_call(*waiting.popleft()).value
         finally:
             for call, _ in waiting:
-                self._give_up(call)
+                self.give_up_call(call)
 
     @overload
     def service(
@@ -683,12 +683,12 @@ class SyncClient(ABC):
                 return PendingThrough(self, self._intercepted, what)
             value = self._intercepted.proceed(what)
             return Reply(value, what.reply_metadata) if kind == "request" else value
-        call = self._begin(method, args, kwargs, *given, one_way)
+        call = self.begin_call(method, args, kwargs, *given, one_way)
         if kind == "start":
             return Pending(self, call)
         if one_way and call.sent:
             return None
-        event = self._wait(call, call.waiter)
+        event = self.wait_for_call(call, call.waiter)
         return Reply(event.value, event.metadata) if kind == "request" else event.value
 
     @abstractmethod
@@ -707,7 +707,7 @@ class SyncClient(ABC):
         metadata: Mapping[str, str] | None = None,
         one_way: bool = False,
     ) -> OutboundCall:
-        deadline, metadata = inherit(timeout, self._call_timeout, now, metadata)
+        deadline, metadata = inherit(timeout, self.call_timeout, now, metadata)
         return self.connection.start_call(
             now,
             method,
@@ -721,7 +721,7 @@ class SyncClient(ABC):
         )
 
     @abstractmethod
-    def _begin(self, *what: Any) -> OutboundCall:
+    def begin_call(self, *what: Any) -> OutboundCall:
         """Start a call (see `_start`), whose waiter gets its last event; it leaves at once."""
 
     @abstractmethod
@@ -735,9 +735,9 @@ class SyncClient(ABC):
         """
 
     @abstractmethod
-    def _wait(self, call: OutboundCall, waiter: Any) -> CallCompleted:
+    def wait_for_call(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         """Wait until a call has ended."""
 
     @abstractmethod
-    def _give_up(self, call: OutboundCall) -> None:
+    def give_up_call(self, call: OutboundCall) -> None:
         """Cancel a call, if it has not ended."""

@@ -52,7 +52,7 @@ class Intercepted:
         """Return a call as interceptors see it."""
         from rpc_proto.service.interceptors import Invocation
 
-        default = self._client._call_timeout
+        default = self._client.call_timeout
         deadline, metadata = inherit(timeout, default, monotonic(), metadata)
         return Invocation(
             method, args, kwargs, metadata or {}, deadline, self._peer, one_way, returns

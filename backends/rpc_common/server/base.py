@@ -232,7 +232,7 @@ class ServerBase(ABC):
         self._memory = Memory(self.config.budget, self._make_lock())
         self._max_connections = max_connections
         self._listeners: list[Any] = []
-        self._links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
+        self.links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
         self._turns = Turns()
         self._abandoned: set[Job] = set()
         self._stopping = False
@@ -302,7 +302,7 @@ class ServerBase(ABC):
 
     def _descriptors(self) -> Iterator[int]:
         """Return the numbers of the sockets that are open: a child process lets go of them."""
-        for holder in (*self._listeners, *self._links):
+        for holder in (*self._listeners, *self.links):
             yield holder.fileno()
 
     @property
@@ -310,7 +310,7 @@ class ServerBase(ABC):
         """What is going on: counters for people and tests."""
         dispatcher = self._dispatcher
         return {
-            "connections": len(self._links),
+            "connections": len(self.links),
             "running": dispatcher.running,
             "queued": dispatcher.queued,
             "served": dispatcher.total("served"),
@@ -332,7 +332,7 @@ class ServerBase(ABC):
         since 1970. To be called where the server lives; rpc_blocking's in any thread.
         """
         now = monotonic()
-        connections = [link.connection for link in self._links if link.connection is not None]
+        connections = [link.connection for link in self.links if link.connection is not None]
         numbers = self._dispatcher.snapshot(now, connections)
         numbers["load"]["abandoned"] = len(self._abandoned)
         numbers["load"]["memory"] = self._memory.used
@@ -432,7 +432,7 @@ class ServerBase(ABC):
             self._log.info(
                 "stopping within %g s: %d connections, %d calls running, %d queued",
                 grace,
-                len(self._links),
+                len(self.links),
                 self._dispatcher.running,
                 self._dispatcher.queued,
             )
@@ -464,7 +464,7 @@ class ServerBase(ABC):
 
     # Connections
 
-    def _make_connection(self, peername: Any, certificate: Any, now: float) -> ServerPort:
+    def make_connection(self, peername: Any, certificate: Any, now: float) -> ServerPort:
         options: dict[str, Any] = {
             "now": now,
             "peer": Peer(peer_address(peername), certificate or None),
@@ -534,16 +534,16 @@ class ServerBase(ABC):
     def _cancel_timer(self, timer: Any) -> None:
         """Take back what `_call_at` returned."""
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
         """Whether one more connection can be kept, at least to tell it that it is one too many."""
-        return len(self._links) < self._max_connections + _TURNED_AWAY
+        return len(self.links) < self._max_connections + _TURNED_AWAY
 
-    def _arrive(self, link: Link) -> None:
+    def arrive(self, link: Link) -> None:
         """Count a connection that was accepted, whatever it is going to say."""
-        link.surplus = len(self._links) >= self._max_connections
-        self._links.add(link)
+        link.surplus = len(self.links) >= self._max_connections
+        self.links.add(link)
 
-    def _admit(self, link: Link, now: float) -> None:
+    def admit(self, link: Link, now: float) -> None:
         """Begin with a connection that was accepted; one too many is told to go again."""
         self._dispatcher.stats.connected()
         if self._stopping:
@@ -556,9 +556,9 @@ class ServerBase(ABC):
         else:
             return
         link.connection.turn_away(now, *refusal)
-        self._handle_events(link, link.connection.events())
+        self.handle_events(link, link.connection.events())
 
-    def _handle_events(self, link: Link, events: list[Event]) -> None:
+    def handle_events(self, link: Link, events: list[Event]) -> None:
         jobs = self._dispatcher.receive(events, link)
         for job in jobs:
             if job.error is None:
@@ -591,7 +591,7 @@ class ServerBase(ABC):
         elif isinstance(event, ObserverFailed):
             self._failed(event.error, "an observer failed")
 
-    def _log_tls_failed(self, peername: Any, error: Exception) -> None:
+    def log_tls_failed(self, peername: Any, error: Exception) -> None:
         """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""
         if self._log.isEnabledFor(INFO):
             self._log.warning("%s: the TLS handshake failed: %s", peer_address(peername), error)
@@ -607,8 +607,8 @@ class ServerBase(ABC):
 
     def _drop(self, link: Link) -> None:
         """Let a connection go whose transport is closed; it may have been before."""
-        if link in self._links:
-            self._links.remove(link)
+        if link in self.links:
+            self.links.remove(link)
             if link.connection is not None:
                 self._dispatcher.stats.closed(link.connection)
 
