@@ -120,13 +120,15 @@ class Attempts:
             first = self._tries == 0
             self._tries += 1
             fixed = call.node is not None or call.key is not None
-            if self._tries > _TRIES or (fixed and not first):
+            if self._tries <= _TRIES and (first or not fixed):
+                if target.dialling is None and (first or len(pool.dials) < _MOST_DIALS):
+                    return Dial(target)
+                if not fixed:
+                    continue
+            self._tries = 0
+            # Dials may have ended since they were asked for, and nobody would tell of them again.
+            if pool.dials:
                 break
-            if target.dialling is None and (first or len(pool.dials) < _MOST_DIALS):
-                return Dial(target)
-            if fixed:
-                break
-        self._tries = 0
         self._waiting = target.why_waited_for
         return Wait(call.time_left(now, self._waiting))
 

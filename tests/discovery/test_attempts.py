@@ -81,6 +81,19 @@ def test_call_goes_where_the_first_dial_succeeds() -> None:
     assert caller.send().target.node.address == B
 
 
+@pytest.mark.parametrize("fixed", [{}, {"key": "k"}])
+def test_dials_that_fail_at_once_are_not_waited_for(fixed: dict[str, str]) -> None:
+    caller = Caller(*(f"tcp://10.0.0.{number}:1" for number in range(9)), **fixed)
+    asked = set()
+    while isinstance(step := caller.attempts.next(0.0), Dial):
+        caller.dial(step.target)
+        step.target.dialling = None
+        caller.pool.unreachable(step.target, OSError("refused"), 0.0, ready=False)
+        asked.add(step.target.node.address)
+    assert len(asked) == 9
+    assert isinstance(step, Fail)
+
+
 @pytest.mark.parametrize("fixed", [{"node": A}, {"key": "k"}])
 def test_call_that_is_for_one_node_dials_no_other(fixed: dict[str, str]) -> None:
     caller = Caller(A, B, **fixed)

@@ -313,14 +313,16 @@ class SyncBalancedClient(BalancedBase):
     def _persist(self, attempts: Attempts, request: Request) -> CallCompleted:
         whole = attempts.call
         limit = _LONGEST if whole.attempts else self._begin_following()
+        changed: Any = None
         while True:
             with self._lock:
+                # From before the first dial on: one that ends between two steps is heard of.
+                changed = changed or self._changed
                 step = attempts.next(monotonic())
                 if isinstance(step, Dial):
                     self._dial_soon(step.target)
                     continue
                 client: Any = step.target.client if isinstance(step, Send) else None
-                changed = self._changed
             if isinstance(step, Fail):
                 try:
                     raise step.error
@@ -328,6 +330,7 @@ class SyncBalancedClient(BalancedBase):
                     del step  # or error, traceback and frame would keep each other alive
             if isinstance(step, Wait):
                 self._wait(step.seconds, whole, changed, limit)
+                changed = None
                 if limit != _LONGEST:
                     limit = self._begin_following()
                 continue
