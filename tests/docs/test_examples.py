@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 EMBEDDING = (ROOT / "docs" / "embedding.md").read_text()
 
 
-def loop_of_the_example() -> str:
-    return (ROOT / "examples" / "selector_server.py").read_text().split("# [loop]\n")[1].strip()
+def part(example: str, name: str) -> str:
+    return (ROOT / "examples" / example).read_text().split(f"# [{name}]\n")[1].strip()
 
 
-def test_a_selector_loop_of_20_lines_answers_a_real_client():
+def test_the_loop_on_a_selector_serves_a_real_client():
     example = subprocess.Popen(
-        [sys.executable, ROOT / "examples" / "selector_server.py"],
+        [sys.executable, ROOT / "examples" / "selector_loop.py"],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -42,37 +42,51 @@ def test_a_selector_loop_of_20_lines_answers_a_real_client():
             assert example.wait(timeout=10.0) == 0
         finally:
             example.kill()
-    assert len(loop_of_the_example().splitlines()[1:]) <= 20
+    assert len(part("selector_loop.py", "loop").splitlines()) <= 25
 
 
-def test_the_page_shows_the_loop_that_runs():
-    assert f"```python\n{loop_of_the_example()}\n```" in EMBEDDING
+@pytest.mark.parametrize(
+    ("example", "name"),
+    [
+        ("selector_loop.py", "loop"),
+        ("selector_loop.py", "server"),
+        ("selector_loop.py", "client"),
+        ("game_loop.py", "game"),
+    ],
+)
+def test_the_page_shows_the_loops_that_run(example: str, name: str):
+    assert f"```python\n{part(example, name)}\n```" in EMBEDDING
 
 
-def test_a_trio_client_calls_a_real_server():
+@pytest.mark.parametrize(
+    ("example", "printed"),
+    [
+        ("trio_client.py", r"3\n"),
+        ("selector_loop.py", r"3\n"),
+        ("game_loop.py", r"3 after \d+ frames\n"),
+    ],
+)
+def test_a_client_in_another_loop_calls_a_real_server(example: str, printed: str):
     class Arith:
         async def add(self, a: int, b: int) -> int:
             return a + b
 
     async def main() -> str:
-        server = Server()
-        server.register(Arith())
-        address = await server.start("tcp://127.0.0.1:0")
-        try:
-            example = await asyncio.create_subprocess_exec(
+        async with Server() as server:
+            server.register(Arith())
+            address = await server.start("tcp://127.0.0.1:0")
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                str(ROOT / "examples" / "trio_client.py"),
+                str(ROOT / "examples" / example),
                 "127.0.0.1",
                 address.rpartition(":")[2],
                 stdout=asyncio.subprocess.PIPE,
             )
-            out, _ = await asyncio.wait_for(example.communicate(), 20.0)
-            assert example.returncode == 0
+            out, _ = await asyncio.wait_for(process.communicate(), 20.0)
+            assert process.returncode == 0
             return out.decode()
-        finally:
-            await server.stop(grace=0.0)
 
-    assert asyncio.run(main()) == "3\n"
+    assert re.fullmatch(printed, asyncio.run(main()))
 
 
 @pytest.mark.fault(70)
