@@ -16,6 +16,8 @@ from rpc_proto.connection.base import Connection
 
 __all__ = ["ConnectionProtocol"]
 
+_READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
+
 # While a large body arrives there is just one frame to parse, so a read may be larger.
 _LARGE_READ_SIZE = 512 * 1024
 
@@ -247,11 +249,11 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self.flush()
             return
         wish = connection.wish
-        if wish is not Wish.READ and wish is not Wish.PAUSE:
+        if wish is not _READ and wish is not Wish.PAUSE:
             self._finish(wish)
             if self.closed:
                 return
-        if (wish is not Wish.PAUSE and not self._waits) is not self._reading:
+        if ((wish is _READ or wish is not Wish.PAUSE) and not self._waits) is not self._reading:
             self._turn_reading()
         at = connection.next_timeout()
         if at is not None and (self._timer is None or at < self._timer_at):

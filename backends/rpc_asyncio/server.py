@@ -89,6 +89,9 @@ class _ServerProtocol(ConnectionProtocol):
     def handle_events(self, events: list[Event]) -> None:
         self._server.handle_events(self, events)
 
+    def settle(self, connection: Any) -> None:
+        self.connection = connection
+
     def wake(self) -> None:
         self.look_again()
 

@@ -328,7 +328,12 @@ class Client(SyncClient):
                     raise interruption
                 if waited and failure is None and until is not None and monotonic() >= until:
                     return
-                if data is None or connection.outbound or channel.tls or self._has_news():
+                if (
+                    data is None
+                    or connection.outbound
+                    or channel.tls
+                    or connection.version != self._seen
+                ):
                     self._turn()
         finally:
             self._reader = None
@@ -441,7 +446,7 @@ class Client(SyncClient):
         if channel.unsent and self._polling == POLLIN:
             self._ring()  # so that the reader looks when the kernel takes bytes again
         connection = self.connection
-        if self._has_news() or connection.state is State.CLOSING:
+        if connection.version != self._seen or connection.state is State.CLOSING:
             self._seen = connection.version
             self._deliver()
             if channel.follow(connection.wish) and connection.state is State.CLOSING:
@@ -471,9 +476,6 @@ class Client(SyncClient):
             self._channel.lose(error)
         self._deliver()
         self._turn()
-
-    def _has_news(self) -> bool:
-        return self.connection.version != self._seen
 
     def _deliver(self) -> None:
         for event in self.connection.events():

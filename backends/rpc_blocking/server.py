@@ -48,6 +48,8 @@ _PATIENCE_AT_EXIT = 0.5
 # lock for a switch interval (5 ms), and a call of another connection needs that lock several times.
 _INTERMISSION = 50e-6
 
+_READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
+
 # How long a server that stops waits for handlers whose callers have been told, in seconds.
 _LAST_WORDS = 0.2
 
@@ -77,6 +79,9 @@ class _Link:
 
     def fileno(self) -> int:
         return self.channel.sock.fileno()
+
+    def settle(self, connection: Any) -> None:
+        self.connection = self.channel.connection = connection
 
     # The thread
 
@@ -158,16 +163,14 @@ class _Link:
                 self._hold_back(ended)  # answers may have filled the buffers since the read began
             if not self._waits:
                 self._take(data, failure)
-                self._hold_back(ended)
-                return not self._is_over()
+                return not self._hold_back(ended)
         with self._server._turn:
             with self.lock:
                 self._take(data, failure)
             if len(self._server.links) > 1:
                 sleep(_INTERMISSION)
         with self.lock:
-            self._hold_back(ended)
-            return not self._is_over()
+            return not self._hold_back(ended)
 
     def _take(self, data: memoryview | bytes | None, failure: OSError | None) -> None:
         """Do what the bytes ask for that were read; the lock is held."""
@@ -190,19 +193,20 @@ class _Link:
             self._read_size = next_read(self._read_size, count, seconds)
             channel.pace(self._read_size)
 
-    def _hold_back(self, ended: bool) -> None:
-        """Wait while the peer is to be slowed down, or, when it has ended, for our end."""
-        while (
-            (ended or self.connection.wish is Wish.PAUSE)
-            and not self._is_over()
-            and self.channel.failure is None
-        ):
-            self._may_read.wait()
+    def _hold_back(self, ended: bool) -> bool:
+        """Wait while the peer is to be slowed down, or, when it has ended, for our end.
 
-    def _is_over(self) -> bool:
-        """Whether there is nothing left to do but to close the socket."""
-        wish = self.connection.wish
-        return wish is Wish.ABORT or (wish is Wish.CLOSE and not self.channel.unsent)
+        Whether there is nothing left to do then but to close the socket.
+        """
+        while True:
+            wish = self.connection.wish
+            if wish is _READ and not ended:
+                return False
+            if wish is Wish.ABORT or (wish is Wish.CLOSE and not self.channel.unsent):
+                return True
+            if not (ended or wish is Wish.PAUSE) or self.channel.failure is not None:
+                return False
+            self._may_read.wait()
 
     # For everybody who holds the lock
 

@@ -21,7 +21,9 @@ from rpc_proto.connection.base import Connection
 
 __all__ = ["Link", "take_over"]
 
-_READ, _WRITE = 1, 2  # what a watcher of the loop waits for
+_TO_READ, _TO_WRITE = 1, 2  # what a watcher of the loop waits for
+
+_READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
 
 # While a large body arrives there is one frame to parse however much is read.
 _LARGE_READ_SIZE = 512 * 1024
@@ -81,8 +83,8 @@ class Link(ABC):
         self._sock = sock
         self._tls = tls
         self._forks = Forks.count
-        self._reader = hub.loop.io(sock.fileno(), _READ)
-        self._writer = hub.loop.io(sock.fileno(), _WRITE)
+        self._reader = hub.loop.io(sock.fileno(), _TO_READ)
+        self._writer = hub.loop.io(sock.fileno(), _TO_WRITE)
         self._timer: Any = None
         self._timer_at = 0.0
         self._unsent: Any = b""  # what the kernel did not take
@@ -328,7 +330,7 @@ class Link(ABC):
         if connection.state is not State.OPEN and self._is_over(wish):
             self.lose()
             return
-        reads = wish is not Wish.PAUSE and not self._waits
+        reads = (wish is _READ or wish is not Wish.PAUSE) and not self._waits
         if not self._eof and reads is not self._reader.active:
             if self._reader.active:
                 self._reader.stop()

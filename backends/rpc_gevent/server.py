@@ -59,6 +59,9 @@ class _ServerLink(Link):
         if server._ready and getcurrent() is self._hub:
             server._run_ready()
 
+    def settle(self, connection: Any) -> None:
+        self.connection = connection
+
     def wake(self) -> None:
         self.look_again()
 

@@ -26,6 +26,10 @@ _LARGEST_PIECE = 256 * 1024
 # lost with it: whoever lingers reads on until the peer has sent nothing for so many seconds.
 _SILENCE = 0.2
 
+# An attribute of an enum takes longer to look up than a name.
+_OPEN = State.OPEN
+_READ = Wish.READ
+
 _SLOWEST_READER = 16 * 1024  # bytes a second, at which what waits has to leave
 
 
@@ -104,10 +108,11 @@ class Endpoint(ABC):
     @property
     def wish(self) -> Wish:
         """What the transport is to do now."""
-        if self.state is State.CLOSED:
+        state = self.state
+        if state is _OPEN or (state is not State.CLOSING and state is not State.CLOSED):
+            return _READ if self._wants_data() else Wish.PAUSE
+        if state is State.CLOSED:
             return Wish.ABORT
-        if self.state is not State.CLOSING:
-            return Wish.READ if self._wants_data() else Wish.PAUSE
         if self.outbound:
             return Wish.READ  # what it says is dropped
         return Wish.HALF_CLOSE if self._lingers and not (self._eof or self._silent) else Wish.CLOSE

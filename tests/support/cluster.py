@@ -165,7 +165,7 @@ class Cluster:
         self._later(request.timeout, give_up)
         if (name, request.registry) in self.network.cut or self._loses():
             return
-        self._later(self.network.delay, lambda: self.arrive(request, report))
+        self._later(self.network.delay, lambda: self._arrive(request, report))
 
     def _loses(self) -> bool:
         return self.random.random() < self.network.loss

@@ -320,12 +320,12 @@ class World:
         if not isinstance(operation.question, Watch):
             self._later(operation.timeout, give_up)
         if not self._loses():
-            self._later(self._wait(), lambda: self.arrive(actor, operation))
+            self._later(self._wait(), lambda: self._arrive(actor, operation))
 
     def _arrive(self, actor: Any, operation: Operation) -> None:
         url = operation.endpoint
         if url in self.frozen:
-            self._held[url].append(lambda: self.arrive(actor, operation))
+            self._held[url].append(lambda: self._arrive(actor, operation))
             return
         if url in self.down:
             self._report(actor, "failed", operation.id, "connection refused")

@@ -35,6 +35,7 @@ from rpc_proto import (
     ResponsePromised,
     SendBufferDrained,
     ServerConfig,
+    ServerConnection,
     ServerPort,
     parse_address,
 )
@@ -107,6 +108,9 @@ class Link(Protocol):
 
     def fileno(self) -> int:
         """Return the descriptor of its socket; -1 if that is closed."""
+
+    def settle(self, connection: ServerConnection) -> None:
+        """Go on with this connection in place of the port that it came from."""
 
     def wrote(self) -> None:
         """See to it that what a command wrote leaves."""
@@ -578,7 +582,7 @@ class ServerBase(ABC):
             if self._dispatcher.resume(link.connection):
                 self._resume_soon()
         elif isinstance(event, HandshakeCompleted):
-            link.connection = link.connection.connection  # which is quicker without the port
+            link.settle(link.connection.connection)  # which is quicker without the port
         elif isinstance(event, ConnectionTerminated):
             peer = link.connection.peer.address
             self._dispatcher.stats.terminated(peer, event.error, monotonic())
