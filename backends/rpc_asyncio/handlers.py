@@ -76,7 +76,7 @@ class _DirectRunner:
         job.handler.task.cancel()
 
     def ended(self, handler: "_Handler", result: Any, error: BaseException | None) -> None:
-        """Take note of the end of a handler that waited."""
+        """Record the end of a handler that waited."""
         job = handler.job
         assert job is not None
         self.tasks.discard(handler.task)

@@ -89,7 +89,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """Act on what has happened."""
 
     def established(self, tls: Tls) -> None:
-        """Take note that the TLS handshake is over."""
+        """Record that the TLS handshake is over."""
 
     # Called by the transport
 
@@ -179,7 +179,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     def eof_received(self) -> bool:
         if self._tls is not None and not self._tls.established:
-            self.fail(ConnectionResetError("the peer hung up during the TLS handshake"))
+            self.fail(
+                ConnectionResetError("the peer closed the connection during the TLS handshake")
+            )
             return False
         self.connection.receive_eof(monotonic())
         self.react()

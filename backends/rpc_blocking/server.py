@@ -233,7 +233,7 @@ class _Link:
             self._watched = True
             keeper.watch(channel.sock.fileno(), lambda: self._visit(self.flush))
         elif channel.failure is not None:
-            self._may_read.notify()  # to take note of it
+            self._may_read.notify()  # so that it notices
         if connection.version != self._seen or connection.state is State.CLOSING:
             self._seen = connection.version
             if self.react():  # to what a command caused

@@ -101,7 +101,7 @@ class Link(ABC):
         """Act on what has happened."""
 
     def established(self, tls: Tls) -> None:  # noqa: B027 - most have nothing to do
-        """Take note that the TLS handshake is over."""
+        """Record that the TLS handshake is over."""
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 if that is closed."""
@@ -255,7 +255,9 @@ class Link(ABC):
         self._eof = True
         self._reader.stop()
         if self._tls is not None and not self._tls.established:
-            self.lose(ConnectionResetError("the peer hung up during the TLS handshake"))
+            self.lose(
+                ConnectionResetError("the peer closed the connection during the TLS handshake")
+            )
             return
         self.connection.receive_eof(monotonic())
         self.react()

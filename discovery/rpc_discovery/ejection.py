@@ -15,8 +15,8 @@ class OutlierEjection:
 
     The first time is `base` seconds, each further one `base` longer, at most `longest`; up to a
     fifth less, by `rng` (from 0 to 1, 1 excluded). A node that stayed in service for `longest`
-    seconds begins anew. When it returns, one more error ejects it again, until a call succeeds; and
-    it has a slow start.
+    seconds begins again. When it returns it has a slow start, and one more error ejects it again,
+    until a call succeeds.
 
     Of the endpoints with a weight at most `share` is ejected, and one stays in any case. Those that
     have too many errors meanwhile go when they fail again and there is room.

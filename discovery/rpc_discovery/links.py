@@ -163,7 +163,7 @@ class RegistryUser(ABC, Generic[LinkType]):
         return self._finish(now)
 
     def failed(self, request_id: int, error: str, now: float) -> list[object]:
-        """Take note that a request got no answer, or that nobody knows whether it was sent."""
+        """Record that a request got no answer, or that nobody knows whether it was sent."""
         link = self._find(request_id)
         if link is not None:
             self._fail(link, str(error)[:200], now)

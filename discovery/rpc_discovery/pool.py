@@ -297,7 +297,7 @@ class Pool:
         return balancer is not None and len(balancer.known) > len(call.tried)
 
     def succeeded(self, target: Target, started: float, now: float) -> None:
-        """Take note that a call has ended well.
+        """Record that a call has ended well.
 
         With a balancer that does not look at latencies, that is `in_flight`, `errors` and
         `ended_well`.
@@ -306,7 +306,7 @@ class Pool:
         self.ended_well += 1
 
     def cancelled(self, target: Target) -> None:
-        """Take note that the caller gave a call up, which tells nothing of the node."""
+        """Record that the caller gave a call up, which tells nothing of the node."""
         target.in_flight -= 1
 
     def failed(
@@ -318,7 +318,7 @@ class Pool:
         now: float,
         blamed: bool = True,
     ) -> float | None:
-        """Take note that a call has failed; the seconds to wait before `pick_for`, None for never.
+        """Record that a call has failed; the seconds to wait before `pick_for`, None for never.
 
         When this returns None the error stands; it then tells of the attempts before. `blamed` is
         False for a failure that tells nothing new of the node: of all calls that a lost connection
@@ -356,7 +356,7 @@ class Pool:
         return None if delay is None else delay.seconds
 
     def observe(self, method: str, seconds: float) -> None:
-        """Take note of how long a call took for which a second node might have been asked."""
+        """Record how long a call took for which a second node might have been asked."""
         delay = self._delays.get(method)
         if delay is None:
             if len(self._delays) >= _MOST_NAMES:
@@ -374,13 +374,13 @@ class Pool:
     # Connections
 
     def dialling(self, target: Target) -> None:
-        """Take note that a node is being dialled: until that is over others are preferred."""
+        """Record that a node is being dialled: until that is over others are preferred."""
         if not target.gone:
             self.dials.add(target)
             self._sort_out()
 
     def connected(self, target: Target, now: float) -> None:
-        """Take note that a node could be dialled."""
+        """Record that a node could be dialled."""
         if self._max_age is not None:
             target.expires_at = now + self._max_age * (1 - 0.2 * self._rng())
         target.failures = 0
@@ -391,7 +391,7 @@ class Pool:
         self._sort_out()
 
     def unreachable(self, target: Target, error: Exception, now: float, ready: bool) -> None:
-        """Take note that a node could not be dialled; it is left alone for a while.
+        """Record that a node could not be dialled; it is left alone for a while.
 
         Unless it is `ready`, that is connected, and the connection was to be replaced: then that
         is tried again later.
@@ -466,7 +466,7 @@ class Pool:
         return left[int(self._rng() * len(left))] if left else target
 
     def _sort_out(self) -> None:
-        """Find out anew who is better left alone, and for how long."""
+        """Find out again who is better left alone, and for how long."""
         dialling = self.dials
         self._away = {*self._down, *dialling}
         self.calm.clear()

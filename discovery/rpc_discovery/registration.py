@@ -76,7 +76,7 @@ class Registration(RegistryUser[_RegistrationLink]):
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[object]:
-        """Describe the node anew; ValueError as from `Node`. It is sent at once."""
+        """Describe the node again; ValueError as from `Node`. It is sent at once."""
         node = self.node.described_anew(services, weight, metadata)
         if node != self.node and self._stops_at is None:
             self.node = node

@@ -58,7 +58,7 @@ class Registry:
     below `prefix`: `mount` adds them to a server's router. Besides, `handle_timeout(now)` wants to
     be called at `next_timeout()`; ask for that again after each request.
 
-    `epoch` tells one life of a registry from another, because revisions begin anew: 1 to 64
+    `epoch` tells one life of a registry from another, because revisions begin again: 1 to 64
     letters and digits that no earlier one had, drawn by whoever has a random source. `token` is
     what writers must show, with `protect_reads` readers too. A listing never has more than
     `max_answer` bytes: a node that would make it longer, or that is one more than `max_nodes`,

@@ -9,7 +9,7 @@ __all__ = ["ShrinkGuard", "StaleChanged", "ViewChanged", "ViewKeeper"]
 
 
 class ViewChanged(NamedTuple):
-    """There is a new view. A node that describes itself anew is in both lists."""
+    """There is a new view. A node that describes itself again is in both lists."""
 
     view: View
     added: list[Node]
@@ -27,7 +27,7 @@ class ShrinkGuard:
     """Holds nodes back from going when a registry most probably errs and they live.
 
     That is when more than `share` of them go within `grace` seconds, as after it lost touch with
-    the nodes, or when it began anew. Held nodes go after `grace` seconds, or once most are back;
+    the nodes, or when it began again. Held nodes go after `grace` seconds, or once most are back;
     after a new beginning, once all are.
     """
 
@@ -38,12 +38,12 @@ class ShrinkGuard:
         self._grace = grace
         self._share = share
         self._most = 0  # nodes before they went
-        self._anew = False  # whether it holds because a registry began anew
+        self._anew = False  # whether it holds because a registry began again
         # How many nodes there were until when, falling: the first is the most within `grace`.
         self._sizes: deque[tuple[float, int]] = deque()
 
     def apply(
-        self, current: dict[str, Node], target: dict[str, Node], anew: bool, now: float
+        self, current: dict[str, Node], target: dict[str, Node], again: bool, now: float
     ) -> None:
         """Add to `target`, which is to take the place of `current`, what is held back."""
         sizes = self._sizes
@@ -55,7 +55,7 @@ class ShrinkGuard:
             sizes.append((now, len(current)))
             self._most = sizes[0][1]
         going = [(address, node) for address, node in current.items() if address not in target]
-        self._anew = bool(going) and (self._anew or anew)
+        self._anew = bool(going) and (self._anew or again)
         wrong = self._anew or len(target) < self._most * (1 - self._share)
         if self.until is None and wrong and self._grace:
             self.until = now + self._grace
@@ -101,9 +101,9 @@ class ViewKeeper:
         """How often too many nodes went at once."""
         return self._guard.times
 
-    def _show(self, target: dict[str, Node], anew: bool, now: float) -> list[object]:
-        """Show nodes by address, at most 10,000; `anew` if who told of them began anew."""
-        self._guard.apply(self._shown, target, anew, now)
+    def _show(self, target: dict[str, Node], again: bool, now: float) -> list[object]:
+        """Show nodes by address, at most 10,000; `anew` if who told of them began again."""
+        self._guard.apply(self._shown, target, again, now)
         self._shown = target
         view = View(target.values(), self.view.revision + 1)
         added, removed = self.view.changes(view)
@@ -113,11 +113,11 @@ class ViewKeeper:
         return [ViewChanged(view, added, removed)]
 
     def _judge(self, reason: str, since: float, now: float) -> list[object]:
-        """Take note that, for a reason, nothing confirms the view since then; "" if it is good."""
+        """Record that, for a reason, nothing confirms the view since then; "" if it is good."""
         if self.ready and reason:
             began = since
         elif self._guard.until is not None:
-            reason = f"{self.held} nodes went at once and are shown nevertheless"
+            reason = f"{self.held} nodes disappeared at once; still showing them"
             began = now
         else:
             changed = self.stale_since is not None

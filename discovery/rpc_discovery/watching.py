@@ -54,7 +54,7 @@ class FileView:
         return events
 
     def failed(self, error: str, now: float) -> list[object]:
-        """Take note that the file could not be read."""
+        """Record that the file could not be read."""
         self.rejected += 1
         if self.stale_since is not None:
             return []
@@ -120,7 +120,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
         self._wait = wait
         self._refresh = refresh
         self._dirty = False
-        self._anew = False  # whether a registry began anew since the last merge
+        self._anew = False  # whether a registry began again since the last merge
         self._finish(now)
 
     # Getters
@@ -257,8 +257,8 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
         if len(target) > MOST_NODES:
             self.rejected += 1
             return
-        anew, self._anew = self._anew, False
-        self._events += self._show(target, anew, now)
+        again, self._anew = self._anew, False
+        self._events += self._show(target, again, now)
 
     def _merge(self, links: list[_WatchLink]) -> dict[str, Node]:
         answering = [link for link in links if not link.failures]

@@ -143,7 +143,7 @@ class Connection(Endpoint):
         self._settle(now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is gone in both directions; nothing more can be sent."""
         self._now = now
         if self.state is State.HANDSHAKE:
             self.receive_eof(now)

@@ -407,7 +407,7 @@ class ClientConnection(Connection):
     # Receiving
 
     def receive_eof(self, now: float) -> None:
-        """Take note that the server sends nothing more."""
+        """Record that the server sends nothing more."""
         if self._tunnel is None or self.state is not State.HANDSHAKE:
             super().receive_eof(now)
             return

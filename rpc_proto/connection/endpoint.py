@@ -130,11 +130,11 @@ class Endpoint(ABC):
 
     @abstractmethod
     def receive_eof(self, now: float) -> None:
-        """Take note that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more; it may still read."""
 
     @abstractmethod
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is gone in both directions; nothing more can be sent."""
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
@@ -199,11 +199,11 @@ class Endpoint(ABC):
 
     @abstractmethod
     def _settle(self, now: float) -> None:
-        """Bring about what follows from the last input or command."""
+        """Send what waits, arm the write timer, and close what has drained."""
 
     @abstractmethod
     def _pass_time(self, now: float) -> None:
-        """Do what is due, apart from timers, and settle."""
+        """Do what is due apart from timers, then settle."""
 
     @abstractmethod
     def _stop(self, error: RpcError | None, now: float) -> None:
@@ -298,7 +298,7 @@ class Endpoint(ABC):
             self._events.append(ConnectionTerminated(error))
 
     def _linger(self, now: float) -> None:
-        """Take note that all was handed out; hear the peer out, if that is our way."""
+        """All that was to be sent is taken: read on until the peer is silent, if we linger."""
         self.version += 1
         if self._lingers and not self._eof:
             # What the transport has not written yet, the peer cannot have answered.

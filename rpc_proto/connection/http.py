@@ -84,14 +84,14 @@ class HttpConnection(Budgeted):
             self._settle(now)
 
     def receive_eof(self, now: float) -> None:
-        """Take note that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more; it may still read."""
         self._note_eof(now)
         if self.state is State.OPEN:
             self._note(self._http.abandon(), now)  # whoever asked has probably gone
             self._settle(now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is gone in both directions; nothing more can be sent."""
         self._now = now
         self._end(Trigger.LOST, None, now)
 

@@ -154,12 +154,12 @@ class ServerPort:
         self._look_for_tunnel(now)
 
     def receive_eof(self, now: float) -> None:
-        """Take note that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more; it may still read."""
         self.connection.receive_eof(now)
         self._look_for_tunnel(now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Take note that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is gone in both directions; nothing more can be sent."""
         self.connection.connection_lost(now, reason)
 
     def handle_timeout(self, now: float) -> None:

@@ -475,7 +475,7 @@ class ServerConnection(Budgeted, Connection):
         """Whether no call may have this id: a violation."""
         if call_id and call_id not in self.calls:
             return False
-        why = f"call {call_id} is in flight already" if call_id else "0 is no call id"
+        why = f"call {call_id} is in flight already" if call_id else "0 is not a call id"
         self._violate(why, now)
         return True
 

@@ -94,7 +94,7 @@ class Fetch:
             if data:
                 raise ValueError(f"the answer breaks the rules of HTTP: {error}") from None
         if not data:
-            raise ValueError("the server hung up before its answer was complete")
+            raise ValueError("the server closed the connection before its answer was complete")
         return False
 
     def _take(self, data: bytes) -> None:

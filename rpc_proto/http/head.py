@@ -87,7 +87,7 @@ def _check(head: bytes) -> None:
     names = Counter(name.lower().replace(b"_", b"-") for name, _, _ in pairs)
     for name in _ONCE:
         if names[name] > 1:
-            raise HttpError(400, f"{name.decode()} stands there {names[name]} times")
+            raise HttpError(400, f"duplicate {name.decode()} header")
         if names[name] and name not in values:
             raise HttpError(400, f"{name.decode()} is not written with _")
     if all(names[name] for name in _FRAMING):

@@ -145,7 +145,7 @@ class Promise:
             self.response = self._late(now)
 
     def abandon(self) -> None:
-        """Take note that nobody waits any more."""
+        """Record that nobody waits any more."""
         if self.response is None and not self.abandoned:
             self.abandoned = True
             self._on_settled = None

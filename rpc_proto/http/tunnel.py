@@ -86,8 +86,8 @@ class Tunnel:
 
     def receive_eof(self) -> HandshakeError:
         """Return what is wrong if the peer sends nothing more now."""
-        when = f"within its answer, {self._quote()}," if self._start else "instead of an answer"
-        message = f"{self._peer} hung up {when} to CONNECT {self._target}"
+        when = f"within its answer, {self._quote()}," if self._start else "without an answer"
+        message = f"{self._peer} closed the connection {when} to CONNECT {self._target}"
         if not self._start and self._peer == "the server":
             message += "; perhaps only one end uses TLS"
         return HandshakeError("unavailable", message)
@@ -108,7 +108,9 @@ class Tunnel:
         message += printable(reason)
         if status in (401, 407):  # some proxies mix them up
             message += ": it "
-            message += "refuses these credentials" if self._has_credentials else "wants credentials"
+            message += (
+                "refuses these credentials" if self._has_credentials else "requires credentials"
+            )
         raise HandshakeError(_CODES.get(status, "unavailable"), message.rstrip())
 
     def _quote(self) -> str:

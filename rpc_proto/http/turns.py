@@ -64,7 +64,7 @@ class HttpTurns:
         return self._time() - self._opened < _LENGTH
 
     def count(self) -> None:
-        """Take note of a step."""
+        """Record a step."""
         self._requests += 1
 
     def end(self, size: int) -> None:

@@ -96,7 +96,7 @@ class Job:
         return undo
 
     def cancel(self, error: CallError) -> None:
-        """Take note that nobody waits any more, and why; raises what a callback does."""
+        """Record that nobody waits any more, and why; raises what a callback does."""
         self.error = error
         callbacks = self._on_cancel
         if callbacks:

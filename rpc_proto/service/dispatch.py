@@ -290,7 +290,7 @@ class Dispatcher(Observer):
         return None
 
     def _cancel(self, call: InboundCall, error: CallError) -> Job | None:
-        """Take note that nobody waits for a call; return it if its handler is to be stopped."""
+        """Record that nobody waits for a call; return it if its handler is to be stopped."""
         job: Job | None = call.job
         with self.stats.lock:
             self._stats_of(call).cancelled += 1

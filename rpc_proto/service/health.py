@@ -45,7 +45,7 @@ class Health:
             self._unwell.add(service)
 
     def forget(self, service: str) -> None:
-        """Take note that a service was removed: another of its name is well until it says no."""
+        """Forget a service that was removed: a new one of the same name starts out serving."""
         self._unwell.discard(service)
 
     def _tell(self, service: str) -> str:

@@ -249,7 +249,11 @@ class Method:
             and not (p.name in kwargs and p.name in self._named)
         ]
         if missing:
-            self._refuse(f"lacks {', '.join(missing)}")
+            plural = "s" if len(missing) > 1 else ""
+            names = ", ".join(map(repr, missing))
+            raise InvalidArgument(
+                f"{self.name}: missing required argument{plural} {names}", maybe_executed=False
+            )
         return args, kwargs
 
     def _convert_rest(self, values: list[Any]) -> tuple[Any, ...]:
@@ -371,7 +375,7 @@ def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
         # What is a routine by having __get__ only, like cached_property, cannot be called as it is.
         if not inspect.isroutine(function) or not callable(function):
             if is_exposed:
-                raise TypeError(f"{kind.__name__}.{name} is marked, but is no method")
+                raise TypeError(f"{kind.__name__}.{name} is marked, but is not a method")
             continue
         if _hides_mark(function):
             raise TypeError(

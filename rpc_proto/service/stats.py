@@ -178,7 +178,7 @@ class ServerStats:
         self._note_error(now, name, code, str(error.message), call.connection.peer.address)
 
     def note_slow(self, job: Job, ended: float, sent: float) -> None:
-        """Take note of a call that may be one of the slowest; `sent`: when its answer was."""
+        """Record a call that may be one of the slowest; `sent`: when its answer was."""
         call = job.call
         arrived = call.arrived
         began = getattr(job, "began", arrived)
@@ -208,7 +208,7 @@ class ServerStats:
             self._connections += 1
 
     def terminated(self, peer: str, error: RpcError | None, now: float) -> None:
-        """Take note of why a connection ended: the error of its ConnectionTerminated."""
+        """Record why a connection ended: the error of its ConnectionTerminated."""
         with self.lock:
             if isinstance(error, RemoteProtocolError):
                 self._violations += 1

@@ -179,7 +179,7 @@ def test_file_that_is_no_snapshot_is_an_error_and_stays(
     path.write_text(content)
     code, output, errors = run("registry", ANYWHERE, "--snapshot", str(path))
     assert (code, output, errors.count("\n")) == (1, "", 1)
-    assert errors.startswith(f"rpc-proto: {path} is no snapshot")
+    assert errors.startswith(f"rpc-proto: {path} is not a snapshot")
     assert path.read_text() == content
 
 

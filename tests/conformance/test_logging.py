@@ -203,7 +203,8 @@ def test_handler_that_keeps_a_thread_in_vain_is_a_line(logged: Logged):
             client.call("Stuck.wait")
         until(lambda: logged.server.stats["abandoned"])
         (line,) = logged.lines(logging.WARNING)
-        assert line.startswith("Stuck.wait goes on in vain and keeps its thread, as 1 now do: ")
+        assert line.startswith("Stuck.wait is still running after its call ended (")
+        assert line.endswith("; abandoned handlers hold 1 threads")
         stuck.opened.set()
         until(lambda: not logged.server.stats["running"])
 

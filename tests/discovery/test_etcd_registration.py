@@ -200,7 +200,7 @@ def test_lease_that_etcd_does_not_know_is_gone():
 def test_lease_that_is_none_is_a_failure(lease, ttl):
     machine = make(ttl=9)
     [event] = machine.result(asked(machine).id, Granted(HEADER, lease, ttl), 0.0)
-    assert event == RegistryFailed(URL, f"lease {lease} of {ttl} s is none")
+    assert event == RegistryFailed(URL, f"lease {lease} of {ttl} s is not valid")
     assert machine.operations_to_send() == []
     wait(machine)
     assert same(asked(machine).question, Grant(9))

@@ -306,7 +306,7 @@ def test_nodes_that_go_all_at_once_are_held_for_a_while(left):
     answer(watch, listing(A, B, C), 1.0)
     [stale] = answer(watch, listing(*left, revision=2), 2.0)
     assert stale.since == 2.0
-    assert "went at once" in stale.reason
+    assert "disappeared at once" in stale.reason
     assert addresses(watch) == [A, B, C]
     assert (watch.held, watch.times_held) == (3 - len(left), 1)
     assert watch.next_timeout() <= 32.0

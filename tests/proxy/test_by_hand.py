@@ -116,7 +116,9 @@ def test_answer_that_is_no_http_is_refused(client_backend, through):
 @pytest.mark.fault(42)
 def test_peer_that_hangs_up_instead_of_an_answer_is_said(client_backend, through):
     with answering(lambda wire: wire.half_close()) as (peer, address):
-        assert_refused(client_backend, through(address), peer, "hung up instead of an answer")
+        assert_refused(
+            client_backend, through(address), peer, "closed the connection without an answer"
+        )
 
 
 @pytest.mark.fault(42)
@@ -137,7 +139,7 @@ def test_reset_instead_of_an_answer_is_a_connect_error(client_backend, through):
 
     with (
         answering(reset) as (_, address),
-        pytest.raises((Unavailable, HandshakeError), match=r"reset|hung up"),
+        pytest.raises((Unavailable, HandshakeError), match=r"reset|closed the connection"),
     ):
         client_backend.connect(**through(address))
 

@@ -172,7 +172,7 @@ def test_wrong_password_is_refused_at_once(client_backend, target, closed_proxy)
 
 @pytest.mark.fault(42)
 def test_missing_credentials_are_asked_for_at_once(client_backend, target, closed_proxy):
-    match = "HTTP 407 Proxy Authentication Required: it wants credentials$"
+    match = "HTTP 407 Proxy Authentication Required: it requires credentials$"
     assert_refused(client_backend, "unauthenticated", match, **target, proxy=closed_proxy.url())
 
 

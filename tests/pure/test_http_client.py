@@ -117,7 +117,7 @@ GOOD = {
 }
 
 RULES = "the answer breaks the rules of HTTP: "
-HUNG_UP = "the server hung up before its answer was complete"
+HUNG_UP = "the server closed the connection before its answer was complete"
 BAD = {
     "nothing": (b"", HUNG_UP),
     "no HTTP": (b"SSH-2.0-OpenSSH\r\n\r\n", RULES),

@@ -210,7 +210,7 @@ def test_arguments_arrive_as_the_annotated_types(
 
 BAD: list[tuple[str, tuple, dict, str]] = [
     ("nothing", (1,), {}, "takes 0 arguments, got 1"),
-    ("plain", (), {}, "lacks a, b"),
+    ("plain", (), {}, "missing required arguments 'a', 'b'"),
     ("plain", (1,), {}, "takes 2 arguments (a, b), got 1"),
     ("plain", (1, "x", 3), {}, "takes 2 arguments (a, b), got 3"),
     ("plain", ("1", "x"), {}, "`a`"),
@@ -221,15 +221,15 @@ BAD: list[tuple[str, tuple, dict, str]] = [
     ("plain", (1,), {"b": 2}, "`b`"),
     ("plain", (1,), {"a": 1, "b": "x"}, "two values for a"),
     ("plain", (1,), {"c": 1}, "no parameter 'c'"),
-    ("plain", (), {"a": 1}, "lacks b"),
+    ("plain", (), {"a": 1}, "missing required argument 'b'"),
     ("default", (1, "x", True), {}, "takes 1 to 2 arguments (a, b), got 3"),
-    ("rest", (), {}, "lacks first"),
+    ("rest", (), {}, "missing required argument 'first'"),
     ("rest", (), {"first": "x"}, "`first`"),
     ("rest", (1, {"x": "no"}), {}, "rest[0]"),
     ("keywords", (), {"one": "green"}, "`one`"),
-    ("positional", (), {"a": 1}, "lacks a"),
+    ("positional", (), {"a": 1}, "missing required argument 'a'"),
     ("keyword_only", (7,), {}, "takes 0 arguments"),
-    ("keyword_only", (), {}, "lacks a"),
+    ("keyword_only", (), {}, "missing required argument 'a'"),
     ("point", ({},), {}, "`point"),
     ("point", ({"x": "one"},), {}, "`point.x`"),
     ("point", (), {"point": {"x": "one"}}, "`point.x`"),
@@ -671,7 +671,7 @@ def test_marked_property_is_refused() -> None:
         def callback(self) -> Any:
             raise AssertionError("evaluated")
 
-    with pytest.raises(TypeError, match=r"Lazy.callback is marked, but is no method"):
+    with pytest.raises(TypeError, match=r"Lazy.callback is marked, but is not a method"):
         reflect(Lazy())
     with pytest.raises(TypeError, match="only a function can be marked"):
         expose(property(lambda self: None))  # type: ignore[type-var]

@@ -148,7 +148,7 @@ def test_refusal_quotes_the_status(status: str, code: str) -> None:
 def test_proxy_that_wants_credentials_and_one_that_refuses_them_differ(status: str) -> None:
     data = f"HTTP/1.1 {status}\r\nProxy-Authenticate: Basic\r\n\r\n".encode()
     quote = f"HTTP {status}: it"
-    assert refusal(data).endswith(f"{quote} wants credentials")
+    assert refusal(data).endswith(f"{quote} requires credentials")
     shown = refusal(data, credentials=b"alice:secret", peer="the proxy p")
     assert shown.startswith("unauthenticated: the proxy p answered")
     assert shown.endswith(f"{quote} refuses these credentials")
@@ -220,10 +220,10 @@ def test_answer_against_the_rules_is_quoted(data: bytes) -> None:
 @pytest.mark.fault(42)
 def test_end_instead_of_an_answer_and_within_it_differ() -> None:
     assert ask([]) == (
-        "unavailable: the server hung up instead of an answer to CONNECT example.org:7000; "
-        "perhaps only one end uses TLS"
+        "unavailable: the server closed the connection without an answer to CONNECT "
+        "example.org:7000; perhaps only one end uses TLS"
     )
-    assert "hung up within its answer, b'HTTP/1.1 200 OK', to" in refusal(OK[:-2])
+    assert "closed the connection within its answer, b'HTTP/1.1 200 OK', to" in refusal(OK[:-2])
 
 
 # A connection that begins with CONNECT

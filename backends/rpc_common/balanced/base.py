@@ -478,7 +478,7 @@ class BalancedBase(ABC):
         return wanted
 
     def _not_dialled(self, target: Target, error: Exception) -> bool:
-        """Take note of a dial that failed; whether it is worth a line in the log."""
+        """Record a dial that failed; whether it is worth a line in the log."""
         target.dialling = None
         self._pool.unreachable(target, error, monotonic(), target.is_ready())
         self._notify()

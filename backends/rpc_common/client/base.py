@@ -251,7 +251,7 @@ class PendingThrough:
         client._runtime.spawn(run)
 
     def begin(self, call: OutboundCall) -> None:
-        """Take note of the call that is made at last; interceptors may make more than one."""
+        """Record the call that is made at last; interceptors may make more than one."""
         self._call = call
         if self._given_up:
             self._client.give_up_call(call)

@@ -60,7 +60,7 @@ class Advertisement:
         if self.address is None:
             if where.scheme != "unix" and where.host in _ANY:
                 raise ValueError(
-                    f"{where} is no address to call; "
+                    f"{where} is not an address that callers can reach; "
                     "say where callers reach it (address=, or --advertise)"
                 )
             address = str(where)
@@ -148,7 +148,7 @@ class Registrations:
         if self._leaving is None:
             self.pumps.append(run(self.machine(advertisement, where)))
 
-    def describe_anew(self) -> None:
+    def describe_again(self) -> None:
         """Tell the registries of a change of the services."""
         for pump in self.pumps:
             pump.tell(partial(pump.machine.update, services=self._describe()))

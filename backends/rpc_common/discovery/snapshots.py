@@ -27,7 +27,7 @@ class SavedRegistry:
     """A registry with a file; `server.mount` takes it in place of the registry alone.
 
     What the file holds is restored at once. When nodes have come, gone or changed it is written
-    anew, at most each `interval` seconds, and at last by `close()`: to `path` + ".new", which then
+    again, at most each `interval` seconds, and at last by `close()`: to `path` + ".new", which then
     takes its place, so that what is there is always whole. ValueError if it holds anything else,
     which is left as it is; OSError if it cannot be read or written, or is no regular file. Its mode
     is kept.

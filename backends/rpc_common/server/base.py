@@ -267,7 +267,7 @@ class ServerBase(ABC):
                     raise TypeError(f"{method.name} is a coroutine function: for rpc_asyncio")
         name = self._dispatcher.register(service, name, self._wrap)
         if self._registrations is not None:
-            self._registrations.describe_anew()
+            self._registrations.describe_again()
         return name
 
     def _intercept(self, method: Method) -> Callable[..., Any]:
@@ -294,7 +294,7 @@ class ServerBase(ABC):
         self._dispatcher.unregister(name)
         self._health.forget(name)
         if self._registrations is not None:
-            self._registrations.describe_anew()
+            self._registrations.describe_again()
 
     def set_health(self, service: str, serving: bool) -> None:
         """Say what `rpc.Health` tells of a service, or, by the name "", of the whole server.
@@ -429,7 +429,7 @@ class ServerBase(ABC):
         self._look_after()
 
     def _begin_stop(self, grace: float) -> None:
-        """Take note that the server is to stop, perhaps not for the first time."""
+        """Record that the server is to stop, perhaps not for the first time."""
         if not self._stopping:
             self._stopping = True
             self._rest_applications()
@@ -460,10 +460,10 @@ class ServerBase(ABC):
 
     def _log_abandoned(self, job: Job) -> None:
         self._log.warning(
-            "%s goes on in vain and keeps its thread, as %d now do: %s",
+            "%s is still running after its call ended (%s); abandoned handlers hold %d threads",
             job.method.name,
-            len(self._abandoned),
             job.error,
+            len(self._abandoned),
         )
 
     # Connections

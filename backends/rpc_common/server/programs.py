@@ -57,7 +57,7 @@ class Program:
         raise LocalProtocolError("standard input must be a pipe")
 
     def stopping(self, server: Any, number: int | None) -> None:
-        """Take note that the server begins to stop: which signal ended it, None for stdin."""
+        """Record that the server begins to stop: which signal ended it, None for stdin."""
 
     def stopped(self) -> None:
-        """Take note that the server has stopped; in rpc_asyncio the loop still runs."""
+        """Record that the server has stopped; in rpc_asyncio the loop still runs."""

@@ -59,7 +59,7 @@ def _saved(kept: Any, path: str) -> Any:
         return SavedRegistry(kept, path)
     except ValueError as error:
         raise CommandError(
-            f"{path} is no snapshot of a registry, and stays as it is: {error}"
+            f"{path} is not a snapshot of a registry and is left as it is: {error}"
         ) from None
     except OSError as error:
         raise CommandError(f"the snapshot {path} cannot be used: {error.strerror}") from None

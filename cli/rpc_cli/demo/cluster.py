@@ -161,7 +161,7 @@ class _Cluster:
         await etcd.revive()
         await _until(lambda: etcd.confirmed, "the nodes are confirmed again", load)
         confirmed = monotonic()
-        # Leases begin anew when etcd does: only what is renewed is still there after this time.
+        # Leases begin again when etcd does: only what is renewed is still there after this time.
         await asyncio.sleep(etcd.shortest_lease + 0.5)
         later = format_seconds(monotonic() - confirmed)
         await self._known(3)

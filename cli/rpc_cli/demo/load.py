@@ -42,7 +42,7 @@ class Load:
             thread.start()
 
     def answered(self, runtime: str, process: int) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
         self.answers.append(Answer(monotonic(), runtime, process))
         self._pairs.add((runtime, process))
 

@@ -101,7 +101,7 @@ class Registries:
                 else None
             )
             if not isinstance(listed, list):
-                raise ValueError("what answers there is no registry")
+                raise ValueError("what answers there is not a registry")
         except (OSError, ValueError) as error:
             raise CommandError(f"registry {url}: {printable(describe(error, _TIMEOUT))}") from None
         return asked.body

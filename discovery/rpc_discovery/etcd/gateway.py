@@ -130,7 +130,7 @@ class Gateway:
         return events + self.failed(request_id, "etcd ended the watch", now)
 
     def failed(self, request_id: int, error: str, now: float) -> list[object]:
-        """Take note that there is no answer, or no more of it."""
+        """Record that there is no answer, or no more of it."""
         return self.machine.failed(request_id, error, now) if self._forget(request_id) else []
 
     # The rest

@@ -102,7 +102,7 @@ class EtcdRegistration(EtcdUser):
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[object]:
-        """Describe the node anew; ValueError as from `Node`. It is written at once."""
+        """Describe the node again; ValueError as from `Node`. It is written at once."""
         self.node = self.node.described_anew(services, weight, metadata)
         self._wanted = keys_of(self.prefix, self.node)
         return self._finish(now)
@@ -168,7 +168,7 @@ class EtcdRegistration(EtcdUser):
         if isinstance(question, Grant):
             assert isinstance(answer, Granted)
             if answer.lease <= 0 or answer.ttl <= 0:
-                raise ValueError(f"lease {answer.lease} of {answer.ttl} s is none")
+                raise ValueError(f"lease {answer.lease} of {answer.ttl} s is not valid")
             self.lease = answer.lease
             self._known = {}
             self._unanswered = set()
@@ -226,7 +226,7 @@ class EtcdRegistration(EtcdUser):
         self._renew_at = self._asked_at + ttl / 3 * (1 - 0.2 * self._rng())
 
     def _lost(self) -> None:
-        """Take note that etcd knows no such lease."""
+        """Record that etcd knows no such lease."""
         self.lease = 0
         if not self.failures:
             self.failures = 1

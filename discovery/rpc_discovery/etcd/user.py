@@ -134,7 +134,7 @@ class EtcdUser(ABC):
         return self._finish(now)
 
     def failed(self, operation_id: int, error: str, now: float, code: int = 0) -> list[object]:
-        """Take note that an operation failed; `code` is gRPC's if etcd itself said so."""
+        """Record that an operation failed; `code` is gRPC's if etcd itself said so."""
         if self._asked is None or self._asked.id != operation_id:
             self.ignored += 1
         else:
@@ -169,7 +169,7 @@ class EtcdUser(ABC):
         """Do what follows from any input, before anything is sent."""
 
     def _succeed(self) -> None:
-        """Take note that all is as it should be."""
+        """Record that all is as it should be."""
         if self.failures or not self._reached:
             self._reached = True
             self._events.append(RegistryReached(self.name))

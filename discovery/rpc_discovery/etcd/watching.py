@@ -135,7 +135,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         return self._finish(now)
 
     def failed(self, operation_id: int, error: str, now: float, code: int = 0) -> list[object]:
-        """Take note that an operation failed, or that a watch ended."""
+        """Record that an operation failed, or that a watch ended."""
         watch = self._watch
         if watch is None or watch.id != operation_id:
             return super().failed(operation_id, error, now, code)
@@ -360,5 +360,5 @@ class EtcdWatch(ViewKeeper, EtcdUser):
             self.rejected += 1
             self._excess = f"there are more than {MOST_NODES} nodes"
             return
-        anew, self._anew = self._anew, False
-        self._events += self._show(dict(self._nodes), anew, now)
+        again, self._anew = self._anew, False
+        self._events += self._show(dict(self._nodes), again, now)
