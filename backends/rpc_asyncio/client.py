@@ -259,7 +259,7 @@ class Client:
         connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
         nothing stays open then.
         """
-        checked = Intercepted.check(interceptors, coroutines=True)
+        checked = Intercepted.checked(interceptors, coroutines=True)
         target = Dialling.check(
             address, codec, token, ssl, config, tracer_provider, observers, trace, proxy, timeout
         )
@@ -578,7 +578,7 @@ class Client:
         one_way = kind == "notify"
         if self._intercepted is not None:
             what = self._intercepted.invocation(method, args, kwargs, *given, one_way=one_way)
-            value = await self._intercepted.proceed(what)
+            value = self._intercepted.check(await self._intercepted.proceed(what))
             return Reply(value, what.reply_metadata) if kind == "request" else value
         call = self.begin_call(method, args, kwargs, *given, one_way=one_way)
         if one_way and call.sent:

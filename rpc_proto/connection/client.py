@@ -348,7 +348,7 @@ class ClientConnection(Connection):
         for carry in self._observers.carry:
             try:
                 carried = carry(call)
-            except Exception as error:
+            except BaseException as error:
                 self._events.append(ObserverFailed(error))
                 self.version += 1
                 continue

@@ -85,7 +85,7 @@ def tell(events: "list[Event]", methods: tuple[Any, ...], *what: Any) -> None:
     for method in methods:
         try:
             method(*what)
-        except Exception as error:
+        except BaseException as error:  # an input never raises
             events.append(ObserverFailed(error))
 
 

@@ -16,7 +16,14 @@ from rpc_proto.errors import LocalProtocolError
 from .context import ambient_call
 from .methods import Method
 
-__all__ = ["Interceptor", "Invocation", "check_interceptors", "intercepting", "layers"]
+__all__ = [
+    "Interceptor",
+    "Invocation",
+    "check_awaited",
+    "check_interceptors",
+    "intercepting",
+    "layers",
+]
 
 Proceed = Callable[["Invocation"], Any]
 Interceptor = Callable[["Invocation", Proceed], Any]
@@ -115,6 +122,15 @@ def layers(interceptors: Iterable[Interceptor], innermost: Proceed) -> Proceed:
     return proceed
 
 
+def check_awaited(result: Any) -> Any:
+    """Return the result; TypeError if an interceptor forgot to await it."""
+    if hasattr(result, "__await__"):
+        if hasattr(result, "close"):
+            result.close()
+        raise TypeError("an interceptor returned something to await: await proceed(call) there")
+    return result
+
+
 def _layer(interceptor: Interceptor, proceed: Proceed) -> Proceed:
     return lambda call: interceptor(call, proceed)
 
@@ -166,7 +182,7 @@ def intercepting(
     async def run_async(*args: Any, **kwargs: Any) -> Any:
         call = _invocation(args, kwargs)
         try:
-            return await around_async(call)
+            return check_awaited(await around_async(call))
         finally:
             _reply(call)
 

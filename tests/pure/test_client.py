@@ -575,3 +575,14 @@ def test_call_behind_an_interrupted_one_has_another_id() -> None:
     client.start_call(START, "Arith.add", (3, 4))
     first, second = frames_in(client.data_to_send())
     assert first.call_id != second.call_id
+
+
+def test_event_of_another_call_that_a_command_causes_is_not_lost() -> None:
+    client = open_client(limits=ONE_SLOT)
+    first = client.start_call(START, "S.m")
+    second = client.start_call(START, "S.m", deadline=START + 1.0)
+    client.cancel(START + 1.5, first)  # its slot comes too late for the second
+    assert [(event.call, type(event.error)) for event in client.events()] == [
+        (first, Cancelled),
+        (second, DeadlineExceeded),
+    ]

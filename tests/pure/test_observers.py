@@ -45,8 +45,11 @@ class Carrying(Observer):
 
 
 class Broken(Observer):
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
     def started(self, now: float, call: Any) -> None:
-        raise RuntimeError("on purpose")
+        raise self.error("on purpose")
 
 
 class Service:
@@ -131,13 +134,14 @@ def test_metadata_that_observers_carry_travels_with_the_call() -> None:
     assert dict(pair.requests()[0].metadata) == {"own": "1", "trace": "Service.add"}
 
 
-def test_observer_that_raises_is_an_event_and_the_call_goes_on() -> None:
-    pair, client, _ = observed(Broken())
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_observer_that_raises_is_an_event_and_the_call_goes_on(error: type[BaseException]) -> None:
+    pair, client, _ = observed(Broken(error))
     call = pair.call("Service.add", 1, 2)
     assert pair.outcome(call) == 3
     assert [note[0] for note in client.seen] == ["started", "answered"]
     (failed,) = (event for event in pair.client_events if isinstance(event, ObserverFailed))
-    assert isinstance(failed.error, RuntimeError)
+    assert type(failed.error) is error
 
 
 def test_http_is_seen() -> None:

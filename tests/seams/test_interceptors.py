@@ -341,6 +341,21 @@ def test_interceptor_of_the_other_kind_is_refused(world: World, end: str) -> Non
             world.talk(lambda do: None, **{end: [bad]})
 
 
+@pytest.mark.parametrize("end", ["server", "client"])
+def test_interceptor_that_forgets_to_await_is_told(end: str) -> None:
+    world = World("asyncio")
+
+    async def forgets(call: Invocation, proceed: Any) -> Any:
+        return proceed(call)
+
+    def conversation(do: Any) -> None:
+        kind = Unknown if end == "server" else TypeError
+        with pytest.raises(kind, match="something to await"):
+            do("call", "Service.add", 1, 2)
+
+    world.talk(conversation, **{end: [forgets]})
+
+
 def test_what_is_not_an_interceptors_to_change_is_refused() -> None:
     call = Invocation("S.m", (), {}, {}, None, None, False)
     with pytest.raises(LocalProtocolError, match="cannot change 'method'"):

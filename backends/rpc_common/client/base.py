@@ -328,7 +328,7 @@ class SyncClient(ABC):
         connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
         nothing stays open then.
         """
-        checked = Intercepted.check(interceptors, coroutines=False)
+        checked = Intercepted.checked(interceptors, coroutines=False)
         target = Dialling.check(
             address, codec, token, ssl, config, tracer_provider, observers, trace, proxy, timeout
         )

@@ -21,14 +21,15 @@ class Intercepted:
     def __init__(
         self, client: Any, interceptors: "tuple[Interceptor, ...]", innermost: "Proceed"
     ) -> None:
-        from rpc_proto.service.interceptors import layers
+        from rpc_proto.service.interceptors import check_awaited, layers
 
         self.proceed = layers(interceptors, innermost)
+        self.check = check_awaited
         self._client = client
         self._peer = Peer(client.address)
 
     @staticmethod
-    def check(
+    def checked(
         interceptors: "Iterable[Interceptor]", *, coroutines: bool
     ) -> "tuple[Interceptor, ...]":
         """Return them as a tuple; TypeError if one is not of the backend's kind."""
