@@ -579,6 +579,7 @@ def test_call_behind_an_interrupted_one_has_another_id() -> None:
 
 def test_event_of_another_call_that_a_command_causes_is_not_lost() -> None:
     client = open_client(limits=ONE_SLOT)
+    client.events()
     first = client.start_call(START, "S.m")
     second = client.start_call(START, "S.m", deadline=START + 1.0)
     client.cancel(START + 1.5, first)  # its slot comes too late for the second
