@@ -20,7 +20,7 @@ from typing import Any
 from selenium import webdriver
 
 from rpc_asyncio import BalancedClient, Client, Server
-from rpc_asyncio.pump import fetch
+from rpc_asyncio.carriers import fetch
 from rpc_common.discovery.advertising import Advertisement
 from rpc_discovery import Registry, RegistryDiscovery
 from rpc_proto import CallError, NotFound

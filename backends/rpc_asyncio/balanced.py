@@ -8,7 +8,6 @@ from math import inf
 from random import random
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
-from weakref import ref
 
 from rpc_common.balanced.base import (
     DRAIN,
@@ -20,15 +19,15 @@ from rpc_common.balanced.base import (
     judge,
 )
 from rpc_common.client.base import Reply
-from rpc_common.discovery.files import look
-from rpc_common.telemetry.log import Log, get_log
-from rpc_discovery import FileView
+from rpc_common.telemetry.log import get_log
+from rpc_discovery import Discovery, StaticDiscovery
 from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 
+from .carriers import check_source
 from .client import Client
-from .pump import Pump, check_source
+from .pump import Pump
 
 __all__ = ["BalancedClient"]
 
@@ -45,8 +44,8 @@ class BalancedClient(BalancedBase):
 
     def _prepare(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()  # dials, and connections that are closed
-        self._follower: asyncio.Task[None] | None = None
-        check_source(self.discovery)
+        if not isinstance(self.discovery, StaticDiscovery):
+            check_source(self.discovery.ssl, self.discovery.transport)
 
     def _make_event(self) -> asyncio.Event:
         return asyncio.Event()
@@ -67,8 +66,6 @@ class BalancedClient(BalancedBase):
         tasks = {target.dialling for target in targets if target.dialling is not None}
         if self._pump is not None:
             await self._pump.close()
-        if self._follower is not None:
-            tasks.add(self._follower)
         for task in tasks:
             task.cancel()
         clients = [target.client for target in targets if target.client is not None]
@@ -352,27 +349,20 @@ class BalancedClient(BalancedBase):
 
     def _begin_following(self) -> None:
         self._check_open()
-        if self._machine is None and hasattr(self.discovery, "open"):
-            Context().run(self._follow)  # it outlives the handler that may make the first call
+        if self._machine is None and not isinstance(self.discovery, StaticDiscovery):
+            Context().run(
+                self._follow, self.discovery
+            )  # it outlives the handler that may make the first call
 
-    def _follow(self) -> None:
-        self._machine = self.discovery.open(monotonic(), random)
-        if isinstance(self._machine, FileView):
-            following = _follow_file(self.discovery, self._machine, ref(self), self._log)
-            self._follower = self._spawn(following)
-        else:
-            source = self.discovery
-            take = self._weakly()
-            self._pump = Pump(self._machine, take, self._log, source.ssl, source.transport)
+    def _follow(self, discovery: Discovery) -> None:
+        self._machine = discovery.open(monotonic(), random)
+        ssl, transport = discovery.ssl, discovery.transport
+        self._pump = Pump(self._machine, self._weakly(), self._log, ssl, transport)
 
     def _stop_following(self) -> None:
-        for stop in (
-            self._pump.stop if self._pump is not None else None,
-            self._follower.cancel if self._follower is not None else None,
-        ):
-            if stop is not None:
-                with suppress(RuntimeError):  # the loop was closed before
-                    self._home.call_soon_threadsafe(stop)
+        if self._pump is not None:
+            with suppress(RuntimeError):  # the loop was closed before
+                self._home.call_soon_threadsafe(self._pump.stop)
 
     async def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:
         """Ask a second node if the first takes too long."""
@@ -421,19 +411,6 @@ class BalancedClient(BalancedBase):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _follow_file(source: Any, machine: FileView, of: "ref[BalancedClient]", log: Log) -> None:
-    """Look at a file again and again, as long as its client lives and is not closed."""
-    seen: Any = None
-    while (client := of()) is not None and not client.closed:
-        try:
-            seen, events = look(source.path, machine, seen, monotonic())
-            client.take(events)
-        except Exception:  # of this time; the next one may do
-            log.exception("discovery failed")
-        del client
-        await asyncio.sleep(source.interval)
 
 
 async def _race(tasks: "list[asyncio.Task[CallCompleted]]") -> CallCompleted:

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 import grpc
 from aetcd import rpc
 
+from rpc_common.discovery.carriers import describe
 from rpc_common.discovery.files import read_regular
-from rpc_common.discovery.pump import describe
 from rpc_common.transport.forks import Forks
-from rpc_discovery import PemFiles
+from rpc_discovery import OperationFailed, PemFiles
 from rpc_discovery.etcd.operations import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -24,6 +24,7 @@ from rpc_discovery.etcd.operations import (
     Authenticate,
     Authenticated,
     Change,
+    EtcdOperation,
     Grant,
     Granted,
     Header,
@@ -32,7 +33,6 @@ from rpc_discovery.etcd.operations import (
     KeyValue,
     Leased,
     LeaseKeys,
-    Operation,
     Question,
     Range,
     Ranged,
@@ -76,43 +76,31 @@ _OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 2_000),
 ]
 
-Tell = Callable[[Callable[[float], list[Any]]], None]
-
 
 class Grpc:
-    """Carries the operations of a machine (`EtcdWatch`, `EtcdRegistration`), on an event loop.
+    """Carries operations of etcd on an event loop: one channel for each endpoint that is asked.
 
-    There is one channel for each endpoint that is asked. `tls` is for those at https://.
+    `tls` is for those at https://.
     """
 
-    def __init__(self, machine: Any, tls: PemFiles | None) -> None:
-        self.machine = machine
-        self.requests_to_send = machine.operations_to_send
-        self.requests_to_cancel = machine.operations_to_cancel
-        self.next_timeout = machine.next_timeout
-        self.handle_timeout = machine.handle_timeout
+    def __init__(self, tls: PemFiles | None) -> None:
         self._tls = tls
         self.links: dict[str, _Link] = {}
         self.closing: set[asyncio.Task[None]] = set()
 
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return bool(self.machine.done)
-
-    async def carry(self, operation: Operation, tell: Tell) -> None:
-        """Do an operation, and tell the machine what came of it."""
-        machine, code = self.machine, 0
+    async def carry(self, operation: EtcdOperation, message: Callable[[Watched], None]) -> Answer:
+        """Return etcd's answer; OperationFailed for an error of etcd, or of the way there."""
+        code = 0
         link = None
         try:
             async with asyncio.timeout(operation.timeout) as limit:
                 link = self._link(operation.endpoint)
 
-                def hear(message: Watched) -> None:
+                def hear(heard: Watched) -> None:
                     limit.reschedule(None)
-                    tell(lambda now: machine.message(operation.id, message, now))
+                    message(heard)
 
-                answer = await link.ask(operation, hear)
+                return await link.ask(operation, hear)
         except grpc.aio.AioRpcError as error:
             reason = str(error.details()).rpartition("last error: ")[2]
             if "Unwrap failed" in reason:  # an alert behind the handshake, which TLS 1.3 has there
@@ -125,12 +113,9 @@ class Grpc:
             if task is None or task.cancelling():
                 raise
             reason = "the channel was closed"  # for what befell another operation
-        else:
-            tell(lambda now: machine.result(operation.id, answer, now))
-            return
-        tell(lambda now: machine.failed(operation.id, reason, now, code))
         if code not in _ANSWERS and link is self.links.get(operation.endpoint):
             self._close(operation.endpoint)
+        raise OperationFailed(reason, code)
 
     def close(self) -> None:
         """Close the channels, which `closing` does; what is on its way is cancelled."""
@@ -168,7 +153,7 @@ class _Link:
         for stub in (rpc.KVStub, rpc.LeaseStub, rpc.WatchStub, rpc.AuthStub):
             self._methods |= vars(stub(self.channel))
 
-    async def ask(self, operation: Operation, hear: Callable[[Watched], None]) -> Answer:
+    async def ask(self, operation: EtcdOperation, hear: Callable[[Watched], None]) -> Answer:
         """Return the answer; a watch has none, but `hear` gets its messages until it ends."""
         question = operation.question
         name, compose = _REQUESTS[type(question)]

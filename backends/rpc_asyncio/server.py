@@ -193,10 +193,11 @@ class Server(ServerBase):
         where = self._check_listening(address, ssl)
         advertised = self._check_advertised(advertise, where)
         if advertised:
-            from .pump import Pump, check_source
+            from .carriers import check_source
+            from .pump import Pump
 
             for advertisement in advertised:
-                check_source(advertisement)
+                check_source(advertisement.ssl, advertisement.transport)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop

@@ -16,11 +16,23 @@ from .balancers import (
 from .budget import HedgeDelay, RetryBudget
 from .ejection import OutlierEjection
 from .endpoints import Endpoint
-from .links import HttpRequest, RegistryFailed, RegistryReached
+from .machines import (
+    Discovery,
+    Event,
+    FileRead,
+    HttpRequest,
+    HttpResponse,
+    Machine,
+    OperationFailed,
+    ReadFile,
+    SourceFailed,
+    SourceReached,
+    ViewMachine,
+)
 from .nodes import Node, View, hash_signatures
 from .picking import Balancer
 from .registration import Registration
-from .sources import Discovery, EtcdDiscovery, FileDiscovery, PemFiles, RegistryDiscovery
+from .sources import EtcdDiscovery, FileDiscovery, PemFiles, RegistryDiscovery
 from .views import StaleChanged, ViewChanged
 from .watching import FileView, RegistryWatch, StaticDiscovery
 
@@ -37,27 +49,34 @@ __all__ = [
     "Discovery",
     "Endpoint",
     "EtcdDiscovery",
+    "Event",
     "FileDiscovery",
+    "FileRead",
     "FileView",
     "HedgeDelay",
     "HttpRequest",
+    "HttpResponse",
     "LeastLoaded",
+    "Machine",
     "Node",
+    "OperationFailed",
     "OutlierEjection",
     "PemFiles",
     "Random",
+    "ReadFile",
     "Registration",
     "Registry",
     "RegistryDiscovery",
-    "RegistryFailed",
-    "RegistryReached",
     "RegistryWatch",
     "RetryBudget",
     "RoundRobin",
+    "SourceFailed",
+    "SourceReached",
     "StaleChanged",
     "StaticDiscovery",
     "View",
     "ViewChanged",
+    "ViewMachine",
     "WeightedRoundRobin",
     "find_balancer",
     "hash_signatures",

@@ -2,65 +2,25 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
 
 from rpc_proto import parse_address
 
-from .documents import MAX_ANSWER
+from .machines import Event, HttpRequest, HttpResponse, Rng, SourceFailed, SourceReached
 
 __all__ = [
-    "HttpRequest",
     "Link",
-    "RegistryFailed",
-    "RegistryReached",
     "RegistryUser",
-    "Rng",
     "explain",
     "parse_registry",
 ]
-
-Rng = Callable[[], float]  # a number from 0 up to 1, as random.random gives
 
 _MOST_REGISTRIES = 16
 _FIRST_BACKOFF = 0.5  # seconds; doubled with each failure in a row
 _SHORTEST_PAUSE = 0.05  # seconds
 _LATE = 1.0  # seconds that a transport may be late with its report
 _URL = re.compile(r"(https?)://([^/?#@\s]+?)(/[A-Za-z0-9._~/-]*)?", re.ASCII)
-
-
-class HttpRequest(NamedTuple):
-    """One request to send; its outcome goes to `response` or `failed` with the same id.
-
-    `timeout`, in seconds, is for all of it, from the connection to the last byte of the answer.
-    An answer of more than `max_answer` bytes is cut off and reported as failed. Redirects are
-    answers like any other. `keep` says that the connection may serve more requests. A `stream` is
-    an answer that is told as it comes, and goes on for as long as it likes once it has begun.
-    """
-
-    id: int
-    registry: str
-    method: str
-    url: str
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-    timeout: float
-    max_answer: int = MAX_ANSWER
-    keep: bool = False
-    stream: bool = False
-
-
-class RegistryFailed(NamedTuple):
-    """A registry gave no good answer for the first time in a row; it is tried again for ever."""
-
-    registry: str
-    reason: str
-
-
-class RegistryReached(NamedTuple):
-    """A registry gave a good answer, the first one ever or after a failure."""
-
-    registry: str
 
 
 class Link:
@@ -84,9 +44,8 @@ LinkType = TypeVar("LinkType", bound=Link)
 class RegistryUser(ABC, Generic[LinkType]):
     """Sends one request at a time to each registry and waits longer after each failure in a row.
 
-    Inputs: `handle_timeout(now)` at `next_timeout()`, `response(...)` and `failed(...)` for each
-    request of `requests_to_send()`. They return events, and never raise, whatever a registry says.
-    After each input `next_timeout()` is None or later than its `now`.
+    A `Machine` whose operations are `HttpRequest`s. After each input `next_timeout()` is None or
+    later than its `now`.
     """
 
     def __init__(
@@ -114,11 +73,16 @@ class RegistryUser(ABC, Generic[LinkType]):
         self._timeout = timeout
         self._rng = rng
         self._serial = 0
-        self._events: list[object] = []
+        self._events: list[Event] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do, ever."""
+        return False
 
     # Outputs
 
-    def requests_to_send(self) -> list[HttpRequest]:
+    def operations_to_send(self) -> list[HttpRequest]:
         """Return the requests to send now, each once."""
         requests = []
         for link in self.links.values():
@@ -127,9 +91,14 @@ class RegistryUser(ABC, Generic[LinkType]):
                 requests.append(link.request)
         return requests
 
-    def requests_to_cancel(self) -> list[int]:
+    def operations_to_cancel(self) -> list[int]:
         """Return the ids of the requests to give up before their time: none."""
         return []
+
+    def events(self) -> list[Event]:
+        """Return what happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
 
     def next_timeout(self) -> float | None:
         """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
@@ -138,36 +107,40 @@ class RegistryUser(ABC, Generic[LinkType]):
 
     # Inputs
 
-    def handle_timeout(self, now: float) -> list[object]:
+    def handle_timeout(self, now: float) -> None:
         """Do what is due; too early a call does nothing."""
-        return self._finish(now)
+        self._finish(now)
 
-    def response(self, request_id: int, status: int, body: bytes, now: float) -> list[object]:
+    def result(self, now: float, operation_id: int, result: HttpResponse) -> None:
         """Take the answer to a request."""
-        link = self._find(request_id)
+        link = self._find(operation_id)
         if link is not None:
             sent, link.request = link.request, None
             assert sent is not None
             try:
-                pause = self._accept(link, sent, status, body, now)
+                pause = self._accept(link, sent, result.status, result.body, now)
             except ValueError as error:
                 self._fail(link, str(error), now)
             else:
                 if link.failures or link.answered_at is None:
-                    self._events.append(RegistryReached(link.url))
+                    self._events.append(SourceReached(link.url))
                 link.failures = 0
                 link.error = ""
                 link.answered_at = now
                 if link.due_at is not None:
                     link.due_at = now + pause
-        return self._finish(now)
+        self._finish(now)
 
-    def failed(self, request_id: int, error: str, now: float) -> list[object]:
+    def message(self, now: float, operation_id: int, message: Any) -> None:
+        """Ignore a message: no request of a registry is a stream."""
+        self.ignored += 1
+
+    def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
         """Record that a request got no answer, or that nobody knows whether it was sent."""
-        link = self._find(request_id)
+        link = self._find(operation_id)
         if link is not None:
             self._fail(link, str(error)[:200], now)
-        return self._finish(now)
+        self._finish(now)
 
     # For subclasses
 
@@ -193,16 +166,16 @@ class RegistryUser(ABC, Generic[LinkType]):
 
     # The rest
 
-    def _find(self, request_id: int) -> LinkType | None:
+    def _find(self, operation_id: int) -> LinkType | None:
         for link in self.links.values():
-            if link.request is not None and link.request.id == request_id:
+            if link.request is not None and link.request.id == operation_id:
                 return link
         self.ignored += 1
         return None
 
     def _fail(self, link: LinkType, error: str, now: float) -> None:
         if not link.failures:
-            self._events.append(RegistryFailed(link.url, error))
+            self._events.append(SourceFailed(link.url, error))
         link.request = None
         link.error = error
         self.failed_requests += 1
@@ -211,7 +184,7 @@ class RegistryUser(ABC, Generic[LinkType]):
             link.due_at = now + max(_SHORTEST_PAUSE, longest * self._rng())
         link.failures += 1
 
-    def _finish(self, now: float) -> list[object]:
+    def _finish(self, now: float) -> None:
         for link in self.links.values():
             if link.request is not None and link.gives_up_at <= now:
                 self._fail(link, f"no answer within {link.request.timeout:g} s", now)
@@ -221,8 +194,6 @@ class RegistryUser(ABC, Generic[LinkType]):
                 link.request = self._compose(link, now)
                 link.gives_up_at = now + link.request.timeout + _LATE
                 link.handed_out = False
-        events, self._events = self._events, []
-        return events
 
     def _request(
         self,

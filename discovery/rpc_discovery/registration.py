@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 from .documents import LONGEST_TTL, SHORTEST_TTL, USUAL_TTL, describe_node, encode
-from .links import HttpRequest, Link, RegistryUser, Rng, explain
+from .links import Link, RegistryUser, explain
+from .machines import HttpRequest, Rng
 from .nodes import Node
 
 __all__ = ["Registration"]
@@ -75,7 +76,7 @@ class Registration(RegistryUser[_RegistrationLink]):
         services: Iterable[str] | Mapping[str, str] | None = None,
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> list[object]:
+    ) -> None:
         """Describe the node again; ValueError as from `Node`. It is sent at once."""
         node = self.node.described_anew(services, weight, metadata)
         if node != self.node and self._stops_at is None:
@@ -85,9 +86,9 @@ class Registration(RegistryUser[_RegistrationLink]):
             for link in self.links.values():
                 if not link.failures:
                     link.due_at = now
-        return self._finish(now)
+        self._finish(now)
 
-    def stop(self, now: float, limit: float = 5.0) -> list[object]:
+    def stop(self, now: float, limit: float = 5.0) -> None:
         """Take the node away from the registries; `done` within `limit` seconds.
 
         A heartbeat that is on its way is waited for, because it could arrive behind the farewell.
@@ -96,7 +97,7 @@ class Registration(RegistryUser[_RegistrationLink]):
             self._stops_at = now + limit
             for link in self.links.values():
                 link.due_at = now if link.sent else None
-        return self._finish(now)
+        self._finish(now)
 
     # What the registries see
 

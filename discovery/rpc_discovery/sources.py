@@ -1,15 +1,15 @@
 """Where a balanced client learns of nodes: what users give it, whatever the backend."""
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
+from .machines import Discovery, Rng
 from .watching import FileView, RegistryWatch
 
 if TYPE_CHECKING:
     from .etcd import EtcdWatch
 
 __all__ = [
-    "Discovery",
     "EtcdDiscovery",
     "FileDiscovery",
     "PemFiles",
@@ -48,13 +48,6 @@ def check_transport(transport: str | None, ssl: Any, endpoints: Iterable[str]) -
                 raise ValueError(f"with transport 'grpc' {url} needs ssl=PemFiles(...)")
 
 
-class Discovery(Protocol):
-    """What a balanced client follows: `open` returns the machine that keeps a view."""
-
-    def open(self, now: float, rng: Callable[[], float]) -> Any:
-        """Return the machine; `rng` gives numbers from 0 up to 1."""
-
-
 class RegistrySettings(TypedDict, total=False):
     """Those of `RegistryWatch`."""
 
@@ -76,14 +69,12 @@ class EtcdSettings(TypedDict, total=False):
     share: float
 
 
-class RegistryDiscovery:
+class RegistryDiscovery(Discovery):
     """The nodes that registries know: one or several, each given as http://host:port.
 
     `settings` are those of `RegistryWatch`: `service`, `wait`, `refresh`, `grace`, `token` and so
     on. `ssl` is the SSLContext for registries at https://, or PemFiles.
     """
-
-    transport = None
 
     def __init__(
         self,
@@ -96,12 +87,12 @@ class RegistryDiscovery:
         self.ssl = ssl
         self.open(0.0, lambda: 0.0)  # ValueError for what cannot be
 
-    def open(self, now: float, rng: Callable[[], float]) -> RegistryWatch:
+    def open(self, now: float, rng: Rng) -> RegistryWatch:
         """Return the machine that keeps a view."""
         return RegistryWatch(self._registries, now=now, rng=rng, **self._settings)
 
 
-class EtcdDiscovery:
+class EtcdDiscovery(Discovery):
     """The nodes that etcd holds, at endpoints given as http(s)://host:port.
 
     `service` watches the nodes of one service only. The other `settings` are those of
@@ -134,21 +125,18 @@ class EtcdDiscovery:
         self.open(0.0, lambda: 0.0)  # ValueError for what cannot be
         check_transport(transport, ssl, self._endpoints)
 
-    def open(self, now: float, rng: Callable[[], float]) -> "EtcdWatch":
+    def open(self, now: float, rng: Rng) -> "EtcdWatch":
         """Return the machine that keeps a view."""
         from .etcd import EtcdWatch
 
         return EtcdWatch(self._endpoints, now=now, rng=rng, **self._settings)
 
 
-class FileDiscovery:
+class FileDiscovery(Discovery):
     """The nodes of a JSON file (docs/discovery.md), which is read again when it has changed.
 
     It is looked at each `interval` seconds.
     """
-
-    ssl = None
-    transport = None
 
     def __init__(self, path: str, *, interval: float = 1.0) -> None:
         if not 0.01 <= interval <= 3600:
@@ -156,6 +144,6 @@ class FileDiscovery:
         self.path = path
         self.interval = interval
 
-    def open(self, now: float, rng: Callable[[], float]) -> FileView:
+    def open(self, now: float, rng: Rng) -> FileView:
         """Return the machine that keeps a view."""
-        return FileView()
+        return FileView(self.path, now=now, interval=self.interval)

@@ -101,7 +101,9 @@ class ViewKeeper:
         """How often too many nodes went at once."""
         return self._guard.times
 
-    def _show(self, target: dict[str, Node], again: bool, now: float) -> list[object]:
+    def _show(
+        self, target: dict[str, Node], again: bool, now: float
+    ) -> list[ViewChanged | StaleChanged]:
         """Show nodes by address, at most 10,000; `anew` if who told of them began again."""
         self._guard.apply(self._shown, target, again, now)
         self._shown = target
@@ -112,7 +114,7 @@ class ViewKeeper:
         self.view, self.ready = view, True
         return [ViewChanged(view, added, removed)]
 
-    def _judge(self, reason: str, since: float, now: float) -> list[object]:
+    def _judge(self, reason: str, since: float, now: float) -> list[StaleChanged]:
         """Record that, for a reason, nothing confirms the view since then; "" if it is good."""
         if self.ready and reason:
             began = since

@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .documents import LONGEST_WAIT, MAX_ANSWER, is_epoch, parse_json, parse_node, parse_view
-from .links import HttpRequest, Link, RegistryUser, Rng, explain
+from .links import Link, RegistryUser, explain
+from .machines import Event, FileRead, HttpRequest, ReadFile, Rng
 from .nodes import MOST_NODES, Node, View
 from .views import StaleChanged, ViewChanged, ViewKeeper
 
@@ -14,6 +15,8 @@ __all__ = ["FileView", "RegistryWatch", "StaticDiscovery"]
 
 _PAUSE = 0.1  # seconds from an answer that changed something to the next question, at the least
 _LONGEST_BACKOFF = 5.0  # seconds
+_MAX_FILE = 1024 * 1024  # bytes
+_READ_TIMEOUT = 10.0  # seconds
 
 
 class StaticDiscovery:
@@ -26,40 +29,102 @@ class StaticDiscovery:
 
 
 class FileView:
-    """The nodes of a JSON file: whoever watches it says what it holds.
+    """The nodes of a JSON file, which is read each `interval` seconds.
 
     As long as it cannot be read or is not right, the last good view stays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str, *, now: float, interval: float = 1.0) -> None:
+        self.path = path
         self.view = View()
         self.ready = False
         self.stale_since: float | None = None
         self.rejected = 0
+        self._interval = interval
+        self._serial = 0
+        self._reading = False
+        self._sent = True
+        self._seen: Any = None  # the state of the file that was read last
+        self._read_at = now
+        self._events: list[Event] = []
+        self.handle_timeout(now)
 
-    def loaded(self, data: bytes, now: float) -> list[object]:
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do, ever."""
+        return False
+
+    # Outputs
+
+    def operations_to_send(self) -> list[ReadFile]:
+        """Return the reads to begin now, each once."""
+        if self._sent:
+            return []
+        self._sent = True
+        return [ReadFile(self._serial, self.path, _MAX_FILE, self._seen, _READ_TIMEOUT)]
+
+    def operations_to_cancel(self) -> list[int]:
+        """Return the ids of the reads to give up: none."""
+        return []
+
+    def events(self) -> list[Event]:
+        """Return what happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def next_timeout(self) -> float | None:
+        """Return when to read again, in absolute seconds; None while that goes on."""
+        return None if self._reading else self._read_at
+
+    # Inputs
+
+    def handle_timeout(self, now: float) -> None:
+        """Read the file if that is due."""
+        if not self._reading and now >= self._read_at:
+            self._serial += 1
+            self._reading, self._sent = True, False
+
+    def result(self, now: float, operation_id: int, result: FileRead) -> None:
         """Take what the file holds now."""
+        if not self._ends(now, operation_id) or result.data is None:
+            return
+        self._seen = result.state
         try:
-            view = parse_view(data, self.view.revision + 1)
+            if len(result.data) > _MAX_FILE:
+                raise ValueError(f"{self.path} has more than {_MAX_FILE} bytes")
+            view = parse_view(result.data, self.view.revision + 1)
         except ValueError as error:
-            return self.failed(str(error), now)
-        events: list[object] = []
+            self._reject(now, str(error))
+            return
         if self.stale_since is not None:
             self.stale_since = None
-            events.append(StaleChanged(None, ""))
+            self._events.append(StaleChanged(None, ""))
         added, removed = self.view.changes(view)
         if added or removed or not self.ready:
             self.view, self.ready = view, True
-            events.append(ViewChanged(view, added, removed))
-        return events
+            self._events.append(ViewChanged(view, added, removed))
 
-    def failed(self, error: str, now: float) -> list[object]:
+    def message(self, now: float, operation_id: int, message: Any) -> None:
+        """Ignore a message: to read a file is no stream."""
+
+    def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
         """Record that the file could not be read."""
+        if self._ends(now, operation_id):
+            self._seen = None
+            self._reject(now, f"{self.path}: {error}")
+
+    def _ends(self, now: float, operation_id: int) -> bool:
+        """Whether that is the read that goes on, which ends with this."""
+        if not self._reading or operation_id != self._serial:
+            return False
+        self._reading, self._read_at = False, now + self._interval
+        return True
+
+    def _reject(self, now: float, error: str) -> None:
         self.rejected += 1
-        if self.stale_since is not None:
-            return []
-        self.stale_since = now
-        return [StaleChanged(now, error)]
+        if self.stale_since is None:
+            self.stale_since = now
+            self._events.append(StaleChanged(now, error))
 
 
 class _WatchLink(Link):
@@ -81,7 +146,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
     `view` is the last good one, whatever happens to the registries; `stale_since` says since when
     nothing confirms it, None while it is good. With `wait` each registry is asked to answer when
     something changes (long poll), else every `refresh` seconds. See `RegistryUser` for inputs and
-    outputs; events are `ViewChanged`, `StaleChanged`, `RegistryReached` and `RegistryFailed`.
+    outputs; events are `ViewChanged`, `StaleChanged`, `SourceReached` and `SourceFailed`.
 
     Several registries are merged: a node that any of them knows is there, as the first of them in
     the given order describes it. A registry that fails counts with its last listing, but behind

@@ -7,9 +7,9 @@ from base64 import b64encode
 
 import pytest
 
-from rpc_discovery import Node
+from rpc_discovery import HttpResponse, Node, OperationFailed
 from rpc_discovery.etcd import EtcdRegistration, EtcdWatch
-from rpc_discovery.etcd.gateway import Gateway
+from rpc_discovery.etcd.gateway import Exchange
 
 URL = "http://etcd:2379"
 HEADER = {"cluster_id": "14841639068965178418", "member_id": "1", "revision": "7", "raft_term": "2"}
@@ -26,6 +26,44 @@ def kv(address, revision="7", **more):
     return {"key": key, "mod_revision": revision, "value": text(value), "lease": "5", **more}
 
 
+class Gateway:
+    """Carries a machine's operations as a driver does, but for the network."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self._exchanges = {}
+
+    def requests(self):
+        operations = self.machine.operations_to_send()
+        self._exchanges |= {operation.id: Exchange(operation) for operation in operations}
+        return [self._exchanges[operation.id].request for operation in operations]
+
+    def part(self, now, request_id, data):
+        if request_id not in self._exchanges:  # its connection is closed
+            return
+        try:
+            for message in self._exchanges[request_id].part(data):
+                self.machine.message(now, request_id, message)
+        except OperationFailed as error:
+            del self._exchanges[request_id]
+            self.machine.failed(now, request_id, str(error), error.code)
+
+    def respond(self, now, request_id, status, body):
+        if request_id not in self._exchanges:
+            return
+        if status == 200 and self._exchanges[request_id].request.stream:
+            self.part(now, request_id, body + b"\n")
+        exchange = self._exchanges.pop(request_id, None)
+        if exchange is None:  # its last message was bad
+            return
+        try:
+            result = exchange.finish(HttpResponse(status, body))
+        except OperationFailed as error:
+            self.machine.failed(now, request_id, str(error), error.code)
+        else:
+            self.machine.result(now, request_id, result)
+
+
 def carry_watch(**settings):
     machine = EtcdWatch([URL], now=0.0, rng=lambda: 0.5, grace=0.0, **settings)
     return machine, Gateway(machine)
@@ -38,14 +76,14 @@ def carry_registration(**settings):
 
 
 def sent(gateway):
-    [request] = gateway.requests_to_send()
+    [request] = gateway.requests()
     return request
 
 
 def say(gateway, value, status=200, now=0.0):
     """Answer the request that is on its way."""
     request = sent(gateway)
-    gateway.response(request.id, status, json.dumps(value).encode(), now)
+    gateway.respond(now, request.id, status, json.dumps(value).encode())
     return request
 
 
@@ -105,7 +143,7 @@ def test_registration_goes_through_its_questions():
     machine.stop(3.0)
     request = say(gateway, {"header": HEADER})
     assert request.url == f"{URL}/v3/lease/revoke"
-    assert gateway.done
+    assert machine.done
 
 
 @pytest.mark.fault(60)
@@ -168,7 +206,7 @@ def test_error_is_read_in_any_dialect(body):
 def test_answer_that_is_not_etcds_is_a_failure(status, body):
     machine, gateway = carry_watch()
     request = sent(gateway)
-    gateway.response(request.id, status, body, 0.0)
+    gateway.respond(0.0, request.id, status, body)
     assert machine.failures == 1
     assert not machine.ready
 
@@ -192,7 +230,7 @@ def test_messages_are_lines_however_they_are_cut():
         rest = stream
         while rest:
             size = draw.choice([1, 2, 7, 100, 1000])
-            gateway.part(watch, rest[:size], 1.0)
+            gateway.part(1.0, watch, rest[:size])
             rest = rest[size:]
         machine.handle_timeout(2.0)
         assert [node.address for node in machine.view] == ["tcp://b:1"]
@@ -201,11 +239,11 @@ def test_messages_are_lines_however_they_are_cut():
 
 def test_long_message_in_many_pieces_costs_no_more_than_in_one():
     machine, gateway, watch = watching()
-    gateway.part(watch, CREATED, 1.0)
+    gateway.part(1.0, watch, CREATED)
     piece, size = b"x" * 1000, 8_000_000
     began = time.process_time()
     for _ in range(size // len(piece)):
-        gateway.part(watch, piece, 1.0)
+        gateway.part(1.0, watch, piece)
     # If each piece cost a copy of those before it, it would be 20 s.
     assert time.process_time() - began < 2.0
     assert machine.failures == 0
@@ -213,33 +251,33 @@ def test_long_message_in_many_pieces_costs_no_more_than_in_one():
 
 def test_message_that_is_too_long_is_not_asked_for_again():
     _, gateway, watch = watching()
-    gateway.part(watch, CREATED, 1.0)
-    gateway.part(watch, b"x" * (17 * 1024 * 1024), 1.0)
-    gateway.handle_timeout(gateway.next_timeout())
+    gateway.part(1.0, watch, CREATED)
+    gateway.part(1.0, watch, b"x" * (17 * 1024 * 1024))
+    gateway.machine.handle_timeout(gateway.machine.next_timeout())
     assert json.loads(sent(gateway).body)["limit"] == 500  # the nodes are listed
 
 
 def test_last_message_may_lack_its_end_of_line():
     machine, gateway, watch = watching()
-    gateway.part(watch, CREATED, 1.0)
+    gateway.part(1.0, watch, CREATED)
     error = {"error": {"grpc_code": 14, "http_code": 503, "message": "etcdserver: no leader"}}
-    gateway.part(watch, json.dumps(error).encode(), 1.0)
+    gateway.part(1.0, watch, json.dumps(error).encode())
     assert machine.failures == 0
-    gateway.response(watch, 200, b"", 1.0)
+    gateway.respond(1.0, watch, 200, b"")
     assert machine.error == f"{URL}: etcdserver: no leader"
 
 
 def test_stream_that_ends_without_a_word_is_a_failure():
     machine, gateway, watch = watching()
-    gateway.part(watch, CREATED, 1.0)
-    gateway.response(watch, 200, b"", 1.0)
+    gateway.part(1.0, watch, CREATED)
+    gateway.respond(1.0, watch, 200, b"")
     assert machine.error == f"{URL}: etcd ended the watch"
 
 
 def test_compaction_is_told_by_the_second_message():
     machine, gateway, watch = watching()
-    gateway.part(watch, CREATED + line(canceled=True, compact_revision="7"), 1.0)
-    assert gateway.requests_to_cancel() == [watch]
+    gateway.part(1.0, watch, CREATED + line(canceled=True, compact_revision="7"))
+    assert machine.operations_to_cancel() == [watch]
     assert sent(gateway).url == f"{URL}/v3/kv/range"
     assert machine.failures == 0
 
@@ -247,8 +285,8 @@ def test_compaction_is_told_by_the_second_message():
 def test_refused_watch_is_a_good_response_that_says_no():
     machine, gateway, watch = watching()
     reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
-    gateway.part(watch, line(created=True, watch_id="-1"), 1.0)
-    gateway.part(watch, line(canceled=True, watch_id="-1", cancel_reason=reason), 1.0)
+    gateway.part(1.0, watch, line(created=True, watch_id="-1"))
+    gateway.part(1.0, watch, line(canceled=True, watch_id="-1", cancel_reason=reason))
     assert reason in machine.error
 
 
@@ -267,11 +305,11 @@ def test_refused_watch_is_a_good_response_that_says_no():
 )
 def test_message_that_is_not_etcds_ends_the_watch(data):
     machine, gateway, watch = watching()
-    gateway.part(watch, CREATED, 1.0)
-    gateway.part(watch, data, 1.0)
+    gateway.part(1.0, watch, CREATED)
+    gateway.part(1.0, watch, data)
     assert machine.failures == 1
     assert [node.address for node in machine.view] == [A]
-    assert gateway.requests_to_cancel() == [watch]
-    gateway.part(watch, CREATED, 1.0)
-    gateway.response(watch, 200, b"", 1.0)
+    assert machine.operations_to_cancel() == [watch]
+    gateway.part(1.0, watch, CREATED)
+    gateway.respond(1.0, watch, 200, b"")
     assert machine.failures == 1

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rpc_discovery import Node, RegistryFailed, RegistryReached
+from rpc_discovery import Node, SourceFailed, SourceReached
 from rpc_discovery.etcd import EtcdRegistration
 from rpc_discovery.etcd.operations import (
     Authenticate,
@@ -22,6 +22,7 @@ from rpc_discovery.etcd.operations import (
     Write,
     Written,
 )
+from support.machines import told
 
 URL = "http://etcd:2379"
 NODE = Node("tcp://a:1", {"Arith": "0123456789ab"})
@@ -46,7 +47,7 @@ def same(one, other):
 
 def answer(machine, result, now):
     operation = asked(machine)
-    machine.result(operation.id, result, now)
+    machine.result(now, operation.id, result)
     return operation.question
 
 
@@ -152,7 +153,7 @@ def test_lease_counts_from_the_time_at_which_it_was_asked_for_and_its_renewal_wa
     sent = wait(machine)
     assert sent == pytest.approx(2.7)
     operation = asked(machine)
-    machine.result(operation.id, KeptAlive(HEADER, 9), sent + 1.9)
+    machine.result(sent + 1.9, operation.id, KeptAlive(HEADER, 9))
     assert machine.registered(sent + 8.9) == [URL]
     assert machine.registered(sent + 9.1) == []
 
@@ -176,8 +177,8 @@ def test_lease_without_time_left_is_gone_and_not_used_again(ttl):
     now = wait(machine)
     operation = asked(machine)
     assert same(operation.question, KeepAlive(5))
-    events = machine.result(operation.id, KeptAlive(HEADER, ttl), now)
-    assert events == [RegistryFailed(URL, "the lease is gone")]
+    events = told(machine.result, now, operation.id, KeptAlive(HEADER, ttl))
+    assert events == [SourceFailed(URL, "the lease is gone")]
     assert machine.registered(now) == []
     assert same(answer(machine, Granted(HEADER, 6, 9), now), Grant(9))
     question = answer(machine, Written(HEADER), now)
@@ -191,16 +192,16 @@ def test_lease_that_etcd_does_not_know_is_gone():
     machine = registered()
     machine.update(0.0, weight=2.0)
     operation = asked(machine)
-    events = machine.failed(operation.id, "etcdserver: requested lease not found", 0.0, 5)
-    assert events == [RegistryFailed(URL, "the lease is gone")]
+    events = told(machine.failed, 0.0, operation.id, "etcdserver: requested lease not found", 5)
+    assert events == [SourceFailed(URL, "the lease is gone")]
     assert same(asked(machine).question, Grant(9))
 
 
 @pytest.mark.parametrize(("lease", "ttl"), [(0, 9), (-1, 9), (5, 0), (5, -1)])
 def test_lease_that_is_none_is_a_failure(lease, ttl):
     machine = make(ttl=9)
-    [event] = machine.result(asked(machine).id, Granted(HEADER, lease, ttl), 0.0)
-    assert event == RegistryFailed(URL, f"lease {lease} of {ttl} s is not valid")
+    [event] = told(machine.result, 0.0, asked(machine).id, Granted(HEADER, lease, ttl))
+    assert event == SourceFailed(URL, f"lease {lease} of {ttl} s is not valid")
     assert machine.operations_to_send() == []
     wait(machine)
     assert same(asked(machine).question, Grant(9))
@@ -213,7 +214,7 @@ def test_lease_that_could_not_be_renewed_in_time_is_replaced_and_revoked():
     while now < 9.0:
         for operation in machine.operations_to_send():
             assert same(operation.question, KeepAlive(5))
-            machine.failed(operation.id, "connection refused", now)
+            machine.failed(now, operation.id, "connection refused")
         now = wait(machine)
     assert same(answer(machine, Granted(HEADER, 6, 9), now), Grant(9))
     assert answer(machine, Written(HEADER), now).lease == 6
@@ -230,7 +231,7 @@ def test_of_leases_to_revoke_those_are_kept_that_live_longest():
         machine.handle_timeout(now)
         answer(machine, Granted(HEADER, lease, 9), now)
         answer(machine, Written(HEADER), now)
-        machine.failed(asked(machine).id, "connection refused", now)  # revoking
+        machine.failed(now, asked(machine).id, "connection refused")  # revoking
     wait(machine)
     revoked = [answer(machine, Revoked(HEADER), now).lease for _ in range(4)]
     assert revoked == [3, 4, 5, 6]
@@ -245,10 +246,10 @@ def test_lease_is_renewed_though_its_keys_are_refused():
         for operation in machine.operations_to_send():
             if isinstance(operation.question, KeepAlive):
                 renewed += 1
-                machine.result(operation.id, KeptAlive(HEADER, 9), now)
+                machine.result(now, operation.id, KeptAlive(HEADER, 9))
             else:
                 refused += isinstance(operation.question, Write)
-                machine.failed(operation.id, "etcdserver: permission denied", now, 7)
+                machine.failed(now, operation.id, "etcdserver: permission denied", 7)
         if not machine._outbox:
             now = wait(machine)
     assert machine.lease == 5
@@ -266,11 +267,11 @@ def test_keys_that_are_not_on_the_lease_any_more_are_written_again():
     machine = registered(ttl=9)
     now = wait(machine)
     while isinstance((operation := asked(machine)).question, KeepAlive):
-        machine.result(operation.id, KeptAlive(HEADER, 9), now)
+        machine.result(now, operation.id, KeptAlive(HEADER, 9))
         now = wait(machine)
     assert same(operation.question, LeaseKeys(5))
     assert now == 9.0
-    machine.result(operation.id, Leased(HEADER, 8, []), now)
+    machine.result(now, operation.id, Leased(HEADER, 8, []))
     assert [key for key, _ in asked(machine).question.puts] == [KEY]
 
 
@@ -281,7 +282,7 @@ def look(machine):
         operation = asked(machine)
         if isinstance(operation.question, LeaseKeys):
             return operation, now
-        machine.result(operation.id, KeptAlive(HEADER, 9), now)
+        machine.result(now, operation.id, KeptAlive(HEADER, 9))
 
 
 def test_keys_are_looked_for_each_ttl():
@@ -289,15 +290,15 @@ def test_keys_are_looked_for_each_ttl():
     for n in range(1, 5):
         operation, now = look(machine)
         assert now == 9.0 * n
-        machine.result(operation.id, Leased(HEADER, 8, [KEY]), now)
+        machine.result(now, operation.id, Leased(HEADER, 8, [KEY]))
         assert machine.registered(now) == [URL]
 
 
 def test_lease_that_is_found_to_be_gone_when_its_keys_are_looked_for_is_replaced():
     machine = registered(ttl=9)
     operation, now = look(machine)
-    events = machine.result(operation.id, Leased(HEADER, -1, []), now)
-    assert events == [RegistryFailed(URL, "the lease is gone")]
+    events = told(machine.result, now, operation.id, Leased(HEADER, -1, []))
+    assert events == [SourceFailed(URL, "the lease is gone")]
     assert same(asked(machine).question, Grant(9))
 
 
@@ -305,7 +306,7 @@ def test_change_while_the_keys_are_looked_for_is_written():
     machine = registered(ttl=9)
     operation, now = look(machine)
     machine.update(now, weight=2.0)
-    machine.result(operation.id, Leased(HEADER, 8, [KEY]), now)
+    machine.result(now, operation.id, Leased(HEADER, 8, [KEY]))
     [(key, value)] = asked(machine).question.puts
     assert (key, json.loads(value)["weight"]) == (KEY, 2.0)
 
@@ -329,14 +330,14 @@ def ask_on(machine):
         operation = asked(machine)
         if not isinstance(operation.question, KeepAlive):
             return operation
-        machine.result(operation.id, KeptAlive(HEADER, 9), machine._asked_at)
+        machine.result(machine._asked_at, operation.id, KeptAlive(HEADER, 9))
 
 
 def test_write_without_an_answer_is_repeated():
     machine = registered()
     machine.update(1.0, weight=2.0)
     operation = asked(machine)
-    machine.failed(operation.id, "no answer", 3.0)
+    machine.failed(3.0, operation.id, "no answer")
     assert ask_on(machine).question == operation.question
     assert operation.question.lease == 5
 
@@ -350,23 +351,23 @@ def test_write_without_an_answer_that_may_come_late_undoes_nothing(services, cod
     if code is None:
         machine.handle_timeout(4.0)
     else:
-        machine.failed(operation.id, "no answer", 4.0, code)
+        machine.failed(4.0, operation.id, "no answer", code)
     machine.update(4.0, services=services)
     granting = ask_on(machine)
     assert granting.question == Grant(9)
     now = machine._asked_at
-    machine.result(granting.id, Granted(HEADER, 6, 9), now)
+    machine.result(now, granting.id, Granted(HEADER, 6, 9))
     writing = asked(machine)
     assert len(writing.question.puts) == len(services)
     assert (writing.question.deletes, writing.question.lease) == ((), 6)
-    machine.result(writing.id, Written(HEADER), now)
+    machine.result(now, writing.id, Written(HEADER))
     assert asked(machine).question == Revoke(5)
 
 
 def test_write_that_was_refused_needs_no_other_lease():
     machine = registered()
     machine.update(1.0, weight=2.0)
-    machine.failed(asked(machine).id, "etcdserver: permission denied", 1.5, 7)
+    machine.failed(1.5, asked(machine).id, "etcdserver: permission denied", 7)
     machine.update(2.0, weight=3.0)
     assert ask_on(machine).question.lease == 5
 
@@ -410,7 +411,7 @@ def test_farewell_waits_for_a_lease_that_is_being_granted():
     machine = make()
     operation = asked(machine)
     machine.stop(0.0)
-    machine.result(operation.id, Granted(HEADER, 5, 10), 0.1)
+    machine.result(0.1, operation.id, Granted(HEADER, 5, 10))
     assert same(answer(machine, Revoked(HEADER), 0.1), Revoke(5))
     assert machine.done
 
@@ -422,14 +423,14 @@ def test_farewell_does_not_wait_for_anything_else():
     machine.stop(0.0)
     assert machine.operations_to_cancel() == [write.id]
     assert same(asked(machine).question, Revoke(5))
-    machine.result(write.id, Written(HEADER), 0.1)
+    machine.result(0.1, write.id, Written(HEADER))
     assert machine.ignored == 1
 
 
 def test_farewell_does_not_wait_for_a_pause_to_end():
     machine = registered()
     now = wait(machine)
-    machine.failed(asked(machine).id, "connection refused", now)
+    machine.failed(now, asked(machine).id, "connection refused")
     assert machine.next_timeout() > now
     machine.stop(now)
     assert same(asked(machine).question, Revoke(5))
@@ -439,7 +440,7 @@ def test_farewell_does_not_wait_for_a_pause_to_end():
 def test_lease_that_is_gone_or_not_ours_to_revoke_ends_the_farewell(code):
     machine = registered()
     machine.stop(1.0)
-    machine.failed(asked(machine).id, "etcdserver: no", 1.0, code)
+    machine.failed(1.0, asked(machine).id, "etcdserver: no", code)
     assert machine.done
 
 
@@ -450,7 +451,7 @@ def test_farewell_is_tried_again_until_its_limit_which_another_one_does_not_move
     while not machine.done:
         for operation in machine.operations_to_send():
             tries += 1
-            machine.failed(operation.id, "connection refused", now)
+            machine.failed(now, operation.id, "connection refused")
             machine.stop(now, limit=5.0)
         now = wait(machine)
     assert now == 6.0
@@ -464,10 +465,10 @@ def test_endpoints_take_turns_when_they_fail():
     for _ in range(6):
         operation = asked(machine)
         tried.append(operation.endpoint)
-        events += machine.failed(operation.id, "connection refused", now)
+        events += told(machine.failed, now, operation.id, "connection refused")
         now = wait(machine)
     assert tried == urls * 2
-    assert events == [RegistryFailed(", ".join(urls), "http://a:2379: connection refused")]
+    assert events == [SourceFailed(", ".join(urls), "http://a:2379: connection refused")]
 
 
 @pytest.mark.fault(53)
@@ -475,15 +476,15 @@ def test_failures_are_tried_again_for_ever_after_pauses_that_are_drawn():
     machine = make(rng=lambda: 0.999)
     now, pauses, events = 0.0, [], []
     for _ in range(50):
-        events += machine.failed(asked(machine).id, "connection refused", now)
+        events += told(machine.failed, now, asked(machine).id, "connection refused")
         pauses.append(machine.next_timeout() - now)
         now = wait(machine)
     assert pauses[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0], rel=0.01)
     assert max(pauses) <= 2.0
-    assert events == [RegistryFailed(URL, "connection refused")]
+    assert events == [SourceFailed(URL, "connection refused")]
     answer(machine, Granted(HEADER, 5, 10), now)
     operation = asked(machine)
-    assert machine.result(operation.id, Written(HEADER), now) == [RegistryReached(URL)]
+    assert told(machine.result, now, operation.id, Written(HEADER)) == [SourceReached(URL)]
 
 
 def test_silence_is_a_failure_after_a_while():
@@ -494,7 +495,7 @@ def test_silence_is_a_failure_after_a_while():
     assert machine.operations_to_cancel() == [operation.id]
     wait(machine)
     assert same(asked(machine).question, Grant(10))
-    machine.result(operation.id, Granted(HEADER, 5, 10), 3.1)
+    machine.result(3.1, operation.id, Granted(HEADER, 5, 10))
     assert machine.ignored == 1
     assert machine.lease == 0
 
@@ -505,21 +506,21 @@ def test_failure_of_what_was_given_up_is_none_of_what_is_asked_now():
     wait(machine)  # it is given up
     now = wait(machine)
     assert same(asked(machine).question, Grant(10))
-    assert machine.failed(operation.id, "connection lost", now) == []
+    assert told(machine.failed, now, operation.id, "connection lost") == []
     assert (machine.ignored, machine.failed_operations) == (1, 1)
 
 
 def test_what_goes_well_is_told_once_and_leaves_no_error_behind():
     machine = registered(ttl=9)
     now = wait(machine)
-    machine.failed(asked(machine).id, "connection refused", now)
+    machine.failed(now, asked(machine).id, "connection refused")
     assert machine.error == f"{URL}: connection refused"
     now = wait(machine)
-    events = machine.result(asked(machine).id, KeptAlive(HEADER, 9), now)
-    assert events == [RegistryReached(URL)]
+    events = told(machine.result, now, asked(machine).id, KeptAlive(HEADER, 9))
+    assert events == [SourceReached(URL)]
     assert machine.error == ""
     now = wait(machine)
-    assert machine.result(asked(machine).id, KeptAlive(HEADER, 9), now) == []
+    assert told(machine.result, now, asked(machine).id, KeptAlive(HEADER, 9)) == []
 
 
 def test_login_comes_first_and_its_token_is_shown():
@@ -527,7 +528,7 @@ def test_login_comes_first_and_its_token_is_shown():
     operation = asked(machine)
     assert operation.question == Authenticate("alice", "secret")
     assert "secret" not in repr(operation)
-    machine.result(operation.id, Authenticated("token-1"), 0.0)
+    machine.result(0.0, operation.id, Authenticated("token-1"))
     operation = asked(machine)
     assert (operation.question, operation.token) == (Grant(10), "token-1")
 
@@ -545,11 +546,11 @@ def test_token_that_is_old_is_replaced_at_once_but_only_once(code, error):
     machine = make(user="alice", password="secret")
     answer(machine, Authenticated("token-1"), 0.0)
     answer(machine, Granted(HEADER, 5, 10), 0.0)
-    assert machine.failed(asked(machine).id, error, 0.0, code) == []
+    assert told(machine.failed, 0.0, asked(machine).id, error, code) == []
     assert isinstance(answer(machine, Authenticated("token-2"), 0.0), Authenticate)
     operation = asked(machine)
     assert operation.token == "token-2"
-    [event] = machine.failed(operation.id, error, 0.0, code)
+    [event] = told(machine.failed, 0.0, operation.id, error, code)
     assert event.reason == f"{error} (user 'alice', prefix '/rpc')"
     assert machine.operations_to_send() == []
 
@@ -559,13 +560,13 @@ def test_wrong_password_is_not_tried_often():
     now, tries = 0.0, 0
     while now < 300.0:
         tries += 1
-        machine.failed(asked(machine).id, "etcdserver: authentication failed", now, 3)
+        machine.failed(now, asked(machine).id, "etcdserver: authentication failed", 3)
         now = wait(machine)
     assert tries < 30
 
 
 def test_etcd_without_authentication_needs_no_login():
     machine = make(user="alice", password="secret")
-    machine.failed(asked(machine).id, "etcdserver: authentication is not enabled", 0.0, 9)
+    machine.failed(0.0, asked(machine).id, "etcdserver: authentication is not enabled", 9)
     operation = asked(machine)
     assert (operation.question, operation.token) == (Grant(10), "")

@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from rpc_discovery import Node, RegistryFailed, RegistryReached, StaleChanged, ViewChanged
+from rpc_discovery import Node, SourceFailed, SourceReached, StaleChanged, ViewChanged
 from rpc_discovery.etcd import EtcdWatch
 from rpc_discovery.etcd.operations import (
     Authenticate,
@@ -21,6 +21,7 @@ from rpc_discovery.etcd.operations import (
     prefix_end,
 )
 from support.fake_etcd import URLS, World, held, seen
+from support.machines import told
 
 URL = "http://etcd:2379"
 A, B, C, D = (f"tcp://{name}:1" for name in "abcd")
@@ -47,10 +48,10 @@ def asked(machine):
 def watching(*kvs, now=0.0, **settings):
     """A watch that has listed these at revision 10 and is there; with its id."""
     machine = make(**settings)
-    machine.result(asked(machine).id, Ranged(header(), list(kvs)), now)
+    machine.result(now, asked(machine).id, Ranged(header(), list(kvs)))
     operation = asked(machine)
     assert isinstance(operation.question, Watch)
-    machine.message(operation.id, Watched(header(), created=True), now)
+    machine.message(now, operation.id, Watched(header(), created=True))
     return machine, operation.id
 
 
@@ -77,12 +78,12 @@ def test_list_comes_first_then_the_watch_from_the_next_revision_on():
     assert machine.age(1.0) == inf
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
-    events = machine.result(operation.id, Ranged(header(10), [kv(A)]), 0.0)
+    events = told(machine.result, 0.0, operation.id, Ranged(header(10), [kv(A)]))
     assert [type(event) for event in events] == [ViewChanged]
     operation = asked(machine)
     assert operation.question == Watch(b"/rpc/", b"/rpc0", 11)
-    events = machine.message(operation.id, Watched(header(10), created=True), 0.0)
-    assert events == [RegistryReached(URL)]
+    events = told(machine.message, 0.0, operation.id, Watched(header(10), created=True))
+    assert events == [SourceReached(URL)]
 
 
 def test_one_service_has_a_prefix_of_its_own():
@@ -100,11 +101,11 @@ def test_end_of_a_prefix_is_the_first_key_behind_it(prefix, end):
 
 def test_long_list_comes_in_pages_of_one_revision():
     machine = make()
-    machine.result(asked(machine).id, Ranged(header(10), [kv(A)], more=True), 0.0)
+    machine.result(0.0, asked(machine).id, Ranged(header(10), [kv(A)], more=True))
     operation = asked(machine)
     assert operation.question == Range(kv(A).key + b"\0", b"/rpc0", 10, 500)
     assert not machine.ready
-    machine.result(operation.id, Ranged(header(12), [kv(B)]), 0.0)
+    machine.result(0.0, operation.id, Ranged(header(12), [kv(B)]))
     assert addresses(machine) == [A, B]
     assert asked(machine).question.revision == 11
 
@@ -112,14 +113,14 @@ def test_long_list_comes_in_pages_of_one_revision():
 @pytest.mark.parametrize("code", [0, 11], ids=["lost", "compacted"])
 def test_long_list_that_breaks_off_begins_anew_after_a_pause(code):
     machine = make()
-    machine.result(asked(machine).id, Ranged(header(10), [kv(A)], more=True), 0.0)
+    machine.result(0.0, asked(machine).id, Ranged(header(10), [kv(A)], more=True))
     error = "etcdserver: mvcc: required revision has been compacted" if code else "connection lost"
-    machine.failed(asked(machine).id, error, 0.0, code)
+    machine.failed(0.0, asked(machine).id, error, code)
     assert machine.operations_to_send() == []
     now = go_on(machine)
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=250)
-    machine.result(operation.id, Ranged(header(20), [kv(B)]), now)
+    machine.result(now, operation.id, Ranged(header(20), [kv(B)]))
     assert addresses(machine) == [B]
 
 
@@ -129,26 +130,26 @@ def test_pages_of_a_list_are_half_as_long_after_each_failure_down_to_31_keys():
     for _ in range(6):
         operation = asked(machine)
         limits.append(operation.question.limit)
-        machine.failed(operation.id, "the answer is longer than 16777216 bytes", machine._asked_at)
+        machine.failed(machine._asked_at, operation.id, "the answer is longer than 16777216 bytes")
         go_on(machine)
     assert limits == [500, 250, 125, 62, 31, 31]
-    machine.result(asked(machine).id, Ranged(header(), []), machine._asked_at)
-    machine.message(asked(machine).id, Watched(header(), canceled=True, compacted=18), 90.0)
+    machine.result(machine._asked_at, asked(machine).id, Ranged(header(), []))
+    machine.message(90.0, asked(machine).id, Watched(header(), canceled=True, compacted=18))
     assert asked(machine).question.limit == 500
 
 
 def test_long_list_whose_next_page_is_of_an_older_revision_begins_anew():
     machine = make()
-    machine.result(asked(machine).id, Ranged(header(10), [kv(A)], more=True), 0.0)
-    machine.result(asked(machine).id, Ranged(header(9), [kv(B)]), 0.0)
+    machine.result(0.0, asked(machine).id, Ranged(header(10), [kv(A)], more=True))
+    machine.result(0.0, asked(machine).id, Ranged(header(9), [kv(B)]))
     assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
 
 
 def test_changes_are_applied_one_by_one():
     machine, watch = watching(kv(A))
-    machine.message(watch, changed(11, kv(B)), 1.0)
+    machine.message(1.0, watch, changed(11, kv(B)))
     assert addresses(machine) == [A, B]
-    machine.message(watch, changed(12, kv(A), deleted=True), 2.0)
+    machine.message(2.0, watch, changed(12, kv(A), deleted=True))
     assert addresses(machine) == [B]
     assert machine.revision == 12
 
@@ -156,9 +157,9 @@ def test_changes_are_applied_one_by_one():
 def test_key_that_is_written_anew_takes_the_place_of_what_it_said():
     machine, watch = watching(kv(A))
     other = kv(A)._replace(value=kv(B).value)
-    machine.message(watch, changed(11, other), 1.0)
+    machine.message(1.0, watch, changed(11, other))
     assert addresses(machine) == [B]
-    machine.message(watch, changed(12, kv(A)._replace(value=b"nonsense")), 2.0)
+    machine.message(2.0, watch, changed(12, kv(A)._replace(value=b"nonsense")))
     assert addresses(machine) == []
     assert machine.refused_nodes == 1
 
@@ -168,7 +169,7 @@ def test_key_that_is_written_anew_takes_the_place_of_what_it_said():
 def test_changes_that_are_known_already_are_ignored(revision):
     machine, watch = watching(kv(A), kv(B))
     change = Change(kv(A, revision), deleted=True)
-    machine.message(watch, Watched(header(10), changes=[change]), 1.0)
+    machine.message(1.0, watch, Watched(header(10), changes=[change]))
     assert addresses(machine) == [A, B]
     assert machine.ignored == 1
 
@@ -180,26 +181,26 @@ def test_node_that_flaps_costs_ten_views_a_second():
     for revision in range(11, 211):
         now += 0.01
         gone = revision % 2 == 1
-        events = machine.message(watch, changed(revision, kv(B), deleted=gone), now)
+        events = told(machine.message, now, watch, changed(revision, kv(B), deleted=gone))
         while machine.next_timeout() <= now:
-            events += machine.handle_timeout(now)
+            events += told(machine.handle_timeout, now)
         views += sum(isinstance(event, ViewChanged) for event in events)
     assert views <= 21
 
 
 def test_change_right_behind_another_one_is_shown_a_tenth_of_a_second_after_it():
     machine, watch = watching(kv(A))
-    machine.message(watch, changed(11, kv(B)), 1.0)
-    assert machine.message(watch, changed(12, kv(C)), 1.01) == []
+    machine.message(1.0, watch, changed(11, kv(B)))
+    assert told(machine.message, 1.01, watch, changed(12, kv(C))) == []
     assert go_on(machine) == pytest.approx(1.1)
     assert addresses(machine) == [A, B, C]
 
 
 def test_list_is_shown_at_once():
     machine, watch = watching(kv(A))
-    machine.message(watch, changed(11, kv(B)), 1.0)
-    machine.message(watch, Watched(header(20), canceled=True, compacted=18), 1.01)
-    machine.result(asked(machine).id, Ranged(header(20), [kv(A), kv(B), kv(C)]), 1.02)
+    machine.message(1.0, watch, changed(11, kv(B)))
+    machine.message(1.01, watch, Watched(header(20), canceled=True, compacted=18))
+    machine.result(1.02, asked(machine).id, Ranged(header(20), [kv(A), kv(B), kv(C)]))
     assert addresses(machine) == [A, B, C]
 
 
@@ -210,9 +211,9 @@ def test_node_is_what_its_newest_key_says_with_the_services_of_all():
     )
     [node] = machine.view
     assert node == Node(A, {"Arith": "old", "Log": "hash"}, weight=2.0)
-    machine.message(watch, changed(11, kv(A, service="Log"), deleted=True), 1.0)
+    machine.message(1.0, watch, changed(11, kv(A, service="Log"), deleted=True))
     assert list(machine.view) == [Node(A, {"Arith": "old"}, metadata={"zone": "x"})]
-    machine.message(watch, changed(12, kv(A), deleted=True), 2.0)
+    machine.message(2.0, watch, changed(12, kv(A), deleted=True))
     assert addresses(machine) == []
 
 
@@ -248,9 +249,9 @@ def test_key_that_is_not_right_is_left_out_alone(key, value):
     machine, watch = watching(KeyValue(key, value, 9), kv(B))
     assert addresses(machine) == [B]
     assert machine.refused_nodes == 1
-    machine.message(watch, Watched(header(11), changes=[Change(kv(C, 11))]), 1.0)
+    machine.message(1.0, watch, Watched(header(11), changes=[Change(kv(C, 11))]))
     assert addresses(machine) == [B, C]
-    machine.message(watch, Watched(header(12), changes=[Change(KeyValue(key, b"", 12), True)]), 2.0)
+    machine.message(2.0, watch, Watched(header(12), changes=[Change(KeyValue(key, b"", 12), True)]))
     assert machine.refused_nodes == 0
 
 
@@ -258,21 +259,21 @@ def test_key_that_is_not_right_is_left_out_alone(key, value):
 def test_more_nodes_than_a_view_may_have_are_rejected_and_the_last_view_stays():
     machine, watch = watching(kv(A))
     changes = [Change(kv(f"tcp://h{n}:1", 11)) for n in range(10_000)]
-    events = machine.message(watch, Watched(header(11), changes=changes), 1.0)
+    events = told(machine.message, 1.0, watch, Watched(header(11), changes=changes))
     assert events == [StaleChanged(1.0, "there are more than 10000 nodes")]
     assert addresses(machine) == [A]
-    machine.message(watch, changed(12, kv("tcp://h0:1"), deleted=True), 2.0)
+    machine.message(2.0, watch, changed(12, kv("tcp://h0:1"), deleted=True))
     assert len(machine.view) == 10_000
     assert machine.stale_since is None
 
 
 def test_nodes_that_are_held_wait_while_there_are_too_many():
     machine, watch = watching(kv(A), kv(B), kv(C), grace=30.0)
-    machine.message(watch, changed(11, kv(A), kv(B), deleted=True), 1.0)
+    machine.message(1.0, watch, changed(11, kv(A), kv(B), deleted=True))
     changes = [Change(kv(f"tcp://h{n}:1", 12)) for n in range(10_000)]
-    machine.message(watch, Watched(header(12), changes=changes), 2.0)
+    machine.message(2.0, watch, Watched(header(12), changes=changes))
     for now in (31.0, 32.0, 33.0):
-        machine.message(watch, Watched(header(12)), now)
+        machine.message(now, watch, Watched(header(12)))
         assert machine.next_timeout() > now
     assert machine.rejected == 1
     assert addresses(machine) == [A, B, C]
@@ -282,12 +283,14 @@ def test_nodes_that_are_held_wait_while_there_are_too_many():
 def test_more_keys_than_anybody_has_are_rejected_and_the_last_view_stays():
     machine, watch = watching(kv(A))
     keys = [KeyValue(b"/rpc/Arith/%d" % n, b"", 11) for n in range(100_000)]
-    machine.message(watch, Watched(header(11), changes=[Change(one) for one in keys]), 1.0)
+    machine.message(1.0, watch, Watched(header(11), changes=[Change(one) for one in keys]))
     assert machine.operations_to_cancel() == [watch]
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
-    [failed, _] = machine.result(operation.id, Ranged(header(11), [kv(A), *keys], more=True), 1.0)
-    assert failed == RegistryFailed(URL, "there are more than 100000 keys")
+    [failed, _] = told(
+        machine.result, 1.0, operation.id, Ranged(header(11), [kv(A), *keys], more=True)
+    )
+    assert failed == SourceFailed(URL, "there are more than 100000 keys")
     assert machine.rejected == 1
     assert addresses(machine) == [A]
     now = go_on(machine)
@@ -297,7 +300,7 @@ def test_more_keys_than_anybody_has_are_rejected_and_the_last_view_stays():
 
 def test_list_that_promises_more_and_gives_nothing_ends():
     machine = make()
-    machine.result(asked(machine).id, Ranged(header(10), [], more=True), 0.0)
+    machine.result(0.0, asked(machine).id, Ranged(header(10), [], more=True))
     assert isinstance(asked(machine).question, Watch)
 
 
@@ -309,48 +312,48 @@ def resume(machine, answer, now):
     now = max(now, machine.next_timeout())
     machine.handle_timeout(now)
     operation = asked(machine)
-    machine.result(operation.id, answer, now)
+    machine.result(now, operation.id, answer)
     return operation.question
 
 
 @pytest.mark.fault(55)
 def test_watch_that_broke_is_taken_up_again_where_it_ended():
     machine, watch = watching(kv(A, 9), kv(B, 10, lease=6))
-    events = machine.failed(watch, "connection lost", 1.0)
+    events = told(machine.failed, 1.0, watch, "connection lost")
     assert events == [
-        RegistryFailed(URL, "connection lost"),
+        SourceFailed(URL, "connection lost"),
         StaleChanged(0.0, f"{URL}: connection lost"),
     ]
     question = resume(machine, Ranged(header(15), [kv(B, 10, lease=6)]), 1.0)
     assert question == Range(kv(B).key, revision=10)
     operation = asked(machine)
     assert operation.question.revision == 11
-    events = machine.message(operation.id, Watched(header(15), created=True), 1.5)
-    assert events == [RegistryReached(URL), StaleChanged(None, "")]
+    events = told(machine.message, 1.5, operation.id, Watched(header(15), created=True))
+    assert events == [SourceReached(URL), StaleChanged(None, "")]
     assert addresses(machine) == [A, B]
     assert (machine.listings, machine.resumed) == (1, 1)
 
 
 def test_late_word_of_a_watch_that_broke_is_not_heard():
     machine, old = watching(kv(A))
-    machine.failed(old, "connection lost", 1.0)
+    machine.failed(1.0, old, "connection lost")
     resume(machine, Ranged(header(15), [kv(A)]), 1.0)
     new = asked(machine).id
-    machine.message(old, changed(12, kv(B)), 2.0)
+    machine.message(2.0, old, changed(12, kv(B)))
     assert (machine.revision, machine.ignored) == (10, 1)
-    machine.message(new, Watched(header(15), created=True), 2.0)
-    machine.message(new, changed(11, kv(C)), 2.0)
+    machine.message(2.0, new, Watched(header(15), created=True))
+    machine.message(2.0, new, changed(11, kv(C)))
     assert addresses(machine) == [A, C]
 
 
 @pytest.mark.fault(61)
 def test_history_that_is_compacted_away_is_replaced_by_a_list():
     machine, watch = watching(kv(A), kv(B), grace=30.0)
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     now = go_on(machine)
     error = "etcdserver: mvcc: required revision has been compacted"
-    assert machine.failed(asked(machine).id, error, now, 11) == []
-    machine.result(asked(machine).id, Ranged(header(20), [kv(A)]), now)
+    assert told(machine.failed, now, asked(machine).id, error, 11) == []
+    machine.result(now, asked(machine).id, Ranged(header(20), [kv(A)]))
     assert addresses(machine) == [A]  # at once: it is the same store
     assert asked(machine).question.revision == 21
 
@@ -358,18 +361,18 @@ def test_history_that_is_compacted_away_is_replaced_by_a_list():
 @pytest.mark.fault(61)
 def test_watch_that_is_compacted_away_is_replaced_by_a_list():
     machine, watch = watching(kv(A), kv(B))
-    machine.message(watch, Watched(header(20), canceled=True, compacted=18), 1.0)
+    machine.message(1.0, watch, Watched(header(20), canceled=True, compacted=18))
     assert isinstance(asked(machine).question, Range)
     assert machine.stale_since is None
 
 
 def test_watch_that_has_too_much_to_say_is_replaced_by_a_list():
     machine, watch = watching(kv(A))
-    machine.failed(watch, "a message of over 16777216 bytes", 1.0, 8)
+    machine.failed(1.0, watch, "a message of over 16777216 bytes", 8)
     now = go_on(machine)
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
-    machine.result(operation.id, Ranged(header(20), [kv(B)]), now)
+    machine.result(now, operation.id, Ranged(header(20), [kv(B)]))
     assert addresses(machine) == [B]
 
 
@@ -387,11 +390,11 @@ def test_watch_that_has_too_much_to_say_is_replaced_by_a_list():
 )
 def test_another_store_is_listed_anew_and_what_it_lacks_is_held(answer):
     machine, watch = watching(kv(A), kv(B, 9), grace=30.0)
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     resume(machine, answer, 1.0)
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
-    machine.result(operation.id, Ranged(answer.header, [kv(A, 2)]), 2.0)
+    machine.result(2.0, operation.id, Ranged(answer.header, [kv(A, 2)]))
     assert addresses(machine) == [A, B]
     assert machine.held == 1
     assert asked(machine).question.revision == answer.header.revision + 1
@@ -399,24 +402,24 @@ def test_another_store_is_listed_anew_and_what_it_lacks_is_held(answer):
 
 def test_store_that_has_all_nodes_again_is_believed_from_then_on():
     machine, watch = watching(kv(A), kv(B), kv(C), grace=30.0)
-    machine.message(watch, Watched(header(9)), 1.0)
-    machine.result(asked(machine).id, Ranged(header(9), [kv(A, 2), kv(B, 3), kv(C, 4)]), 1.0)
+    machine.message(1.0, watch, Watched(header(9)))
+    machine.result(1.0, asked(machine).id, Ranged(header(9), [kv(A, 2), kv(B, 3), kv(C, 4)]))
     watch = asked(machine).id
-    machine.message(watch, Watched(header(9), created=True), 1.0)
-    machine.message(watch, changed(10, kv(A), deleted=True), 2.0)
+    machine.message(1.0, watch, Watched(header(9), created=True))
+    machine.message(2.0, watch, changed(10, kv(A), deleted=True))
     assert addresses(machine) == [B, C]
     assert machine.held == 0
 
 
 def test_what_is_held_goes_when_its_time_is_over():
     machine, watch = watching(kv(A), kv(B), kv(C), grace=30.0)
-    machine.message(watch, changed(11, kv(A), kv(B), deleted=True), 1.0)
+    machine.message(1.0, watch, changed(11, kv(A), kv(B), deleted=True))
     assert addresses(machine) == [A, B, C]
     now = 1.0
     while machine.held:
         now = go_on(machine)
         for operation in machine.operations_to_send():
-            machine.result(operation.id, Ranged(header(11), []), now)
+            machine.result(now, operation.id, Ranged(header(11), []))
     assert now == 31.0
     assert addresses(machine) == [C]
     assert machine.stale_since is None
@@ -425,7 +428,7 @@ def test_what_is_held_goes_when_its_time_is_over():
 @pytest.mark.parametrize("told", [header(9), header(15, cluster=8)], ids=["revision", "cluster"])
 def test_watch_of_another_store_is_not_believed(told):
     machine, watch = watching(kv(A), grace=30.0)
-    machine.message(watch, Watched(told, changes=[Change(kv(B, 15))]), 1.0)
+    machine.message(1.0, watch, Watched(told, changes=[Change(kv(B, 15))]))
     assert machine.operations_to_cancel() == [watch]
     assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
     assert addresses(machine) == [A]
@@ -433,20 +436,20 @@ def test_watch_of_another_store_is_not_believed(told):
 
 def test_revision_that_is_still_to_come_means_another_store():
     machine, watch = watching(kv(A), kv(B), grace=30.0)
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     now = go_on(machine)
     error = "etcdserver: mvcc: required revision is a future revision"
-    machine.failed(asked(machine).id, error, now, 11)
+    machine.failed(now, asked(machine).id, error, 11)
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)
-    machine.result(operation.id, Ranged(header(3), [kv(A, 2)]), now)
+    machine.result(now, operation.id, Ranged(header(3), [kv(A, 2)]))
     assert addresses(machine) == [A, B]
     assert machine.held == 1
 
 
 def test_keys_without_a_lease_do_not_prove_that_the_store_is_the_same():
     machine, watch = watching(kv(A, lease=0))
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     go_on(machine)
     assert asked(machine).question == Range(b"/rpc/", b"/rpc0", limit=500)
 
@@ -454,7 +457,7 @@ def test_keys_without_a_lease_do_not_prove_that_the_store_is_the_same():
 def test_key_that_is_no_nodes_proves_as_well_that_the_store_is_the_same():
     bad = KeyValue(b"/rpc/Arith/x", b"nonsense", 10, lease=5)
     machine, watch = watching(bad)
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     question = resume(machine, Ranged(header(15), [bad]), 1.0)
     assert question == Range(bad.key, revision=10)
     assert machine.resumed == 1
@@ -463,11 +466,11 @@ def test_key_that_is_no_nodes_proves_as_well_that_the_store_is_the_same():
 @pytest.mark.fault(55)
 def test_last_view_outlives_any_outage():
     machine, watch = watching(kv(A))
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     now = 1.0
     while now < 86400.0:
         for operation in machine.operations_to_send():
-            machine.failed(operation.id, "connection refused", now)
+            machine.failed(now, operation.id, "connection refused")
         now = go_on(machine)
     assert addresses(machine) == [A]
     assert machine.age(now) > 86000.0
@@ -484,7 +487,7 @@ def test_probe_goes_to_the_endpoint_of_the_watch_when_that_is_silent():
     assert now == pytest.approx(4.5)
     operation = asked(machine)
     assert (operation.question, operation.endpoint) == (Range(b"/rpc/"), endpoint)
-    machine.failed(operation.id, "no answer within 2 s", now + 2.0)
+    machine.failed(now + 2.0, operation.id, "no answer within 2 s")
     assert machine.operations_to_cancel() == [watch]
     go_on(machine)
     assert asked(machine).endpoint != endpoint
@@ -493,7 +496,7 @@ def test_probe_goes_to_the_endpoint_of_the_watch_when_that_is_silent():
 def test_watch_that_speaks_needs_no_probe():
     machine, watch = watching(kv(A))
     for n in range(20):
-        machine.message(watch, changed(11 + n, kv(B)), 3.0 * (n + 1))
+        machine.message(3.0 * (n + 1), watch, changed(11 + n, kv(B)))
         machine.handle_timeout(3.0 * (n + 1) + 2.9)
         assert machine.operations_to_send() == []
 
@@ -503,7 +506,7 @@ def test_answer_to_a_probe_confirms_the_view():
     now = go_on(machine)
     probe = asked(machine)
     assert machine.age(now) == now
-    machine.result(probe.id, Ranged(header(10), []), now)
+    machine.result(now, probe.id, Ranged(header(10), []))
     assert machine.age(now) == 0.0
 
 
@@ -518,15 +521,15 @@ def test_answer_to_a_probe_confirms_the_view():
 )
 def test_answer_to_a_probe_is_not_taken_for_a_listing_when_the_watch_ended_meanwhile(end):
     machine = make(user="alice", password="secret")
-    machine.result(asked(machine).id, Authenticated("token"), 0.0)
-    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    machine.result(0.0, asked(machine).id, Authenticated("token"))
+    machine.result(0.0, asked(machine).id, Ranged(header(), [kv(A)]))
     watch = asked(machine).id
-    machine.message(watch, Watched(header(), created=True), 0.0)
+    machine.message(0.0, watch, Watched(header(), created=True))
     now = go_on(machine)
     probe = asked(machine)
-    machine.message(watch, end, now + 0.1)
+    machine.message(now + 0.1, watch, end)
     assert {watch, probe.id} <= set(machine.operations_to_cancel())
-    machine.result(probe.id, Ranged(header(20), []), now + 0.2)
+    machine.result(now + 0.2, probe.id, Ranged(header(20), []))
     assert (machine.listings, machine.ignored) == (1, 1)
     assert addresses(machine) == [A]
     while machine.next_timeout() is not None and machine.next_timeout() < now + 60.0:
@@ -538,8 +541,8 @@ def test_answer_to_a_probe_may_be_older_than_what_the_watch_said_meanwhile():
     machine, watch = watching(kv(A))
     now = go_on(machine)
     probe = asked(machine)
-    machine.message(watch, changed(11, kv(B)), now + 0.1)
-    machine.result(probe.id, Ranged(header(10), []), now + 0.2)
+    machine.message(now + 0.1, watch, changed(11, kv(B)))
+    machine.result(now + 0.2, probe.id, Ranged(header(10), []))
     assert machine.operations_to_send() == []
     assert machine.listings == 1
 
@@ -551,7 +554,7 @@ def test_watch_that_says_nothing_of_a_store_that_changes_is_taken_up_again(said)
     while not machine.operations_to_cancel():
         now = go_on(machine)
         for operation in machine.operations_to_send():
-            machine.result(operation.id, Ranged(said, []), now)
+            machine.result(now, operation.id, Ranged(said, []))
     assert 60.0 < now < 66.0
     assert machine.stale_since is None
     assert asked(machine).question == Range(kv(A).key, revision=10)
@@ -559,12 +562,12 @@ def test_watch_that_says_nothing_of_a_store_that_changes_is_taken_up_again(said)
 
 def test_watch_that_has_spoken_lately_is_not_suspect():
     machine, watch = watching(kv(A))
-    machine.message(watch, changed(11, kv(B)), 59.0)
+    machine.message(59.0, watch, changed(11, kv(B)))
     now = 59.0
     while now < 110.0:
         now = go_on(machine)
         for operation in machine.operations_to_send():
-            machine.result(operation.id, Ranged(header(99), []), now)
+            machine.result(now, operation.id, Ranged(header(99), []))
     assert machine.operations_to_cancel() == []
 
 
@@ -573,51 +576,53 @@ def test_watch_of_a_store_that_does_not_change_may_be_silent_for_ever():
     now = 0.0
     while now < 600.0:
         now = go_on(machine)
-        machine.result(asked(machine).id, Ranged(header(10), []), now)
+        machine.result(now, asked(machine).id, Ranged(header(10), []))
     assert machine.operations_to_cancel() == []
 
 
 def test_watch_that_does_not_come_is_given_up():
     machine = make(timeout=2.0)
-    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    machine.result(0.0, asked(machine).id, Ranged(header(), [kv(A)]))
     watch = asked(machine)
     assert go_on(machine) == 2.0
     assert machine.operations_to_cancel() == [watch.id]
-    machine.message(watch.id, changed(11, kv(B)), 2.1)
+    machine.message(2.1, watch.id, changed(11, kv(B)))
     assert addresses(machine) == [A]
     assert machine.ignored == 1
 
 
 def test_watch_is_there_when_etcd_says_so():
     machine = make(timeout=2.0)
-    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    machine.result(0.0, asked(machine).id, Ranged(header(), [kv(A)]))
     watch = asked(machine)
-    events = machine.message(watch.id, Watched(header()), 1.0)
+    events = told(machine.message, 1.0, watch.id, Watched(header()))
     assert events == []
     assert machine.next_timeout() == 2.0
-    assert machine.message(watch.id, Watched(header(), created=True), 1.9) == [RegistryReached(URL)]
+    assert told(machine.message, 1.9, watch.id, Watched(header(), created=True)) == [
+        SourceReached(URL)
+    ]
     assert machine.next_timeout() > 2.0
 
 
 def test_refused_watch_says_why():
     machine, watch = watching(kv(A))
-    machine.failed(watch, "connection lost", 1.0)
+    machine.failed(1.0, watch, "connection lost")
     resume(machine, Ranged(header(15), [kv(A)]), 1.0)
     watch = asked(machine).id
-    machine.message(watch, Watched(header(15), created=True), 1.5)
+    machine.message(1.5, watch, Watched(header(15), created=True))
     reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
-    events = machine.message(watch, Watched(header(15), canceled=True, reason=reason), 1.5)
+    events = told(machine.message, 1.5, watch, Watched(header(15), canceled=True, reason=reason))
     assert f"{reason} (without a user, prefix '/rpc')" in machine.stale_reason
     assert len(events) == 2
 
 
 def test_watch_whose_login_is_over_logs_in_again_without_a_word():
     machine = make(user="alice", password="secret")
-    machine.result(asked(machine).id, Authenticated("token-1"), 0.0)
-    machine.result(asked(machine).id, Ranged(header(), [kv(A)]), 0.0)
+    machine.result(0.0, asked(machine).id, Authenticated("token-1"))
+    machine.result(0.0, asked(machine).id, Ranged(header(), [kv(A)]))
     watch = asked(machine).id
     reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"
-    events = machine.message(watch, Watched(header(), canceled=True, reason=reason), 0.0)
+    events = told(machine.message, 0.0, watch, Watched(header(), canceled=True, reason=reason))
     assert events == []
     assert asked(machine).question == Authenticate("alice", "secret")
 

@@ -5,10 +5,10 @@ import stat
 
 import pytest
 
-from rpc_common.discovery.files import check_regular, look
+from rpc_common.discovery.carriers import read_file
+from rpc_common.discovery.files import check_regular
 from rpc_common.discovery.snapshots import SavedRegistry
-from rpc_discovery import Registry
-from rpc_discovery.watching import FileView
+from rpc_discovery import OperationFailed, ReadFile, Registry
 
 pytestmark = pytest.mark.fault(145)
 
@@ -16,9 +16,8 @@ pytestmark = pytest.mark.fault(145)
 def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    view = FileView()
-    look(str(path), view, None, 0.0)
-    assert view.stale_since is not None or not view.ready
+    with pytest.raises(OperationFailed, match="not a regular file"):
+        read_file(ReadFile(1, str(path), 100, None, 1.0))
     with pytest.raises(OSError, match="not a regular file"):
         check_regular(path)
     with pytest.raises(OSError, match="not a regular file"):
@@ -26,7 +25,8 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_a_path_with_nul_is_an_os_error(tmp_path):
-    look(f"{tmp_path}/a\0b", FileView(), None, 0.0)
+    with pytest.raises(OperationFailed, match="null"):
+        read_file(ReadFile(1, f"{tmp_path}/a\0b", 100, None, 1.0))
     with pytest.raises(OSError, match="null"):
         SavedRegistry(Registry("e"), f"{tmp_path}/a\0b")
 

@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from rpc_discovery import Node, Registration, RegistryFailed, RegistryReached
+from rpc_discovery import HttpResponse, Node, Registration, SourceFailed, SourceReached
 from support.cluster import Cluster, seen, truth
+from support.machines import told
 
 URL = "http://registry:9999"
 NODE = Node("tcp://a:1", {"Arith": "0123456789ab"})
@@ -22,12 +23,12 @@ def only(requests):
 
 
 def succeed(registration, now):
-    request = only(registration.requests_to_send())
-    return registration.response(request.id, 200, b"{}", now)
+    request = only(registration.operations_to_send())
+    return told(registration.result, now, request.id, HttpResponse(200, b"{}"))
 
 
 def test_first_heartbeat_is_sent_at_once_and_says_everything():
-    request = only(make(token="secret").requests_to_send())
+    request = only(make(token="secret").operations_to_send())
     assert (request.method, request.url) == ("POST", "http://registry:9999/registry/nodes")
     assert dict(request.headers) == {
         "Content-Type": "application/json",
@@ -50,7 +51,7 @@ def test_first_heartbeat_is_sent_at_once_and_says_everything():
     ],
 )
 def test_registry_may_be_elsewhere(url, sent_to):
-    request = only(make([url]).requests_to_send())
+    request = only(make([url]).operations_to_send())
     assert (request.registry, request.url) == (url, sent_to)
 
 
@@ -87,9 +88,9 @@ def test_heartbeats_come_each_third_of_the_ttl_or_a_little_sooner(drawn, at):
     succeed(registration, 0.0)
     assert registration.next_timeout() == pytest.approx(at)
     registration.handle_timeout(at - 0.01)
-    assert registration.requests_to_send() == []
+    assert registration.operations_to_send() == []
     registration.handle_timeout(at + 0.01)
-    assert only(registration.requests_to_send()).method == "POST"
+    assert only(registration.operations_to_send()).method == "POST"
 
 
 @pytest.mark.fault(53)
@@ -99,14 +100,14 @@ def test_heartbeat_that_fails_is_tried_again_for_ever(how):
     now, tries, pauses = 0.0, 0, []
     longest = 10.0 + (6.0 if how == "silence" else 0.0)  # backoff, and until it is given up
     while now < 86400.0:
-        for request in registration.requests_to_send():
+        for request in registration.operations_to_send():
             tries += 1
             ended = now
             if how == "refused":
-                registration.failed(request.id, "connection refused", now)
+                registration.failed(now, request.id, "connection refused")
             elif how != "silence":
                 status = {"503": 503, "garbage": 999, "redirect": 302}[how]
-                registration.response(request.id, status, b"\xff\x00" * 9999, now)
+                registration.result(now, request.id, HttpResponse(status, b"\xff\x00" * 9999))
         at = registration.next_timeout()
         assert at > now
         pauses.append(at - ended)
@@ -115,10 +116,10 @@ def test_heartbeat_that_fails_is_tried_again_for_ever(how):
     assert tries > 86400 / longest
     assert max(pauses) <= longest
     assert sum(pauses[-1000:]) / 1000 > 2.0  # it does not hammer either
-    while not (requests := registration.requests_to_send()):
+    while not (requests := registration.operations_to_send()):
         now = registration.next_timeout()
         registration.handle_timeout(now)
-    registration.response(only(requests).id, 200, b"", now)
+    registration.result(now, only(requests).id, HttpResponse(200, b""))
     assert registration.registered(now) == [URL]
 
 
@@ -130,7 +131,7 @@ def test_pauses_between_tries_grow_and_are_drawn_from_their_whole_length():
         for _ in range(8):
             now = registration.next_timeout() if found else 0.0
             registration.handle_timeout(now)
-            registration.failed(only(registration.requests_to_send()).id, "refused", now)
+            registration.failed(now, only(registration.operations_to_send()).id, "refused")
             found.append(round(registration.next_timeout() - now, 3))
         return found
 
@@ -141,32 +142,36 @@ def test_pauses_between_tries_grow_and_are_drawn_from_their_whole_length():
 
 def test_failure_and_return_are_told_once():
     registration = make()
-    assert succeed(registration, 0.0) == [RegistryReached(URL)]
-    told = []
+    assert succeed(registration, 0.0) == [SourceReached(URL)]
+    heard = []
     for _ in range(5):
         now = registration.next_timeout()
-        told += registration.handle_timeout(now)
-        told += registration.failed(only(registration.requests_to_send()).id, "refused", now)
-    assert told == [RegistryFailed(URL, "refused")]
+        heard += told(registration.handle_timeout, now)
+        heard += told(
+            registration.failed, now, only(registration.operations_to_send()).id, "refused"
+        )
+    assert heard == [SourceFailed(URL, "refused")]
     now = registration.next_timeout()
     registration.handle_timeout(now)
-    assert succeed(registration, now) == [RegistryReached(URL)]
+    assert succeed(registration, now) == [SourceReached(URL)]
 
 
 def test_answer_says_why_it_is_none():
     registration = make()
-    request = only(registration.requests_to_send())
-    [event] = registration.response(request.id, 400, b"ttl\x1b[31m must be\n", 0.0)
-    assert event == RegistryFailed(URL, "HTTP status 400: ttl [31m must be")
+    request = only(registration.operations_to_send())
+    [event] = told(
+        registration.result, 0.0, request.id, HttpResponse(400, b"ttl\x1b[31m must be\n")
+    )
+    assert event == SourceFailed(URL, "HTTP status 400: ttl [31m must be")
 
 
 def test_late_and_unknown_reports_are_ignored():
     registration = make()
-    request = only(registration.requests_to_send())
+    request = only(registration.operations_to_send())
     registration.handle_timeout(6.0)
     for report in (request.id, request.id, 99, -1):
-        assert registration.response(report, 200, b"{}", 7.0) == []
-        assert registration.failed(report, "x", 7.0) == []
+        assert told(registration.result, 7.0, report, HttpResponse(200, b"{}")) == []
+        assert told(registration.failed, 7.0, report, "x") == []
     assert registration.ignored == 8
     assert registration.registered(7.0) == []
 
@@ -174,22 +179,22 @@ def test_late_and_unknown_reports_are_ignored():
 def test_each_registry_goes_its_own_way():
     urls = [URL, "http://other:1"]
     registration = make(urls)
-    good, bad = registration.requests_to_send()
-    registration.response(good.id, 200, b"", 0.1)
-    registration.failed(bad.id, "refused", 0.1)
+    good, bad = registration.operations_to_send()
+    registration.result(0.1, good.id, HttpResponse(200, b""))
+    registration.failed(0.1, bad.id, "refused")
     assert registration.registered(0.1) == [URL]
     registration.handle_timeout(0.4)
-    assert only(registration.requests_to_send()).registry == "http://other:1"
+    assert only(registration.operations_to_send()).registry == "http://other:1"
 
 
 @pytest.mark.parametrize("what", ["answer", "failure", "change", "farewell"])
 def test_registry_that_is_silent_is_given_up_by_whatever_comes_first(what):
     registration = make([URL, "http://other:1"])
-    good, silent = registration.requests_to_send()
+    good, silent = registration.operations_to_send()
     if what == "answer":
-        registration.response(good.id, 200, b"", 7.0)
+        registration.result(7.0, good.id, HttpResponse(200, b""))
     elif what == "failure":
-        registration.failed(good.id, "refused", 7.0)
+        registration.failed(7.0, good.id, "refused")
     elif what == "change":
         registration.update(7.0, weight=2.0)
     else:
@@ -203,7 +208,7 @@ def test_change_is_sent_at_once():
     succeed(registration, 0.0)
     registration.update(1.0, services=["Log"], weight=3, metadata={"zone": "x"})
     assert registration.registered(1.0) == []
-    request = only(registration.requests_to_send())
+    request = only(registration.operations_to_send())
     assert json.loads(request.body) == {
         "address": "tcp://a:1",
         "services": {"Log": ""},
@@ -211,20 +216,20 @@ def test_change_is_sent_at_once():
         "metadata": {"zone": "x"},
         "ttl": 30.0,
     }
-    registration.response(request.id, 200, b"", 1.1)
+    registration.result(1.1, request.id, HttpResponse(200, b""))
     assert registration.registered(1.1) == [URL]
     registration.update(2.0, weight=3)
-    assert registration.requests_to_send() == []
+    assert registration.operations_to_send() == []
 
 
 def test_changes_while_a_heartbeat_is_on_its_way_are_sent_behind_it_in_one():
     registration = make()
     for weight in range(100):
         registration.update(0.0, weight=weight)
-    request = only(registration.requests_to_send())
-    registration.response(request.id, 200, b"", 0.1)
+    request = only(registration.operations_to_send())
+    registration.result(0.1, request.id, HttpResponse(200, b""))
     assert registration.registered(0.1) == []
-    assert json.loads(only(registration.requests_to_send()).body)["weight"] == 99
+    assert json.loads(only(registration.operations_to_send()).body)["weight"] == 99
 
 
 def test_bad_change_is_refused_before_anything_is_changed():
@@ -233,7 +238,7 @@ def test_bad_change_is_refused_before_anything_is_changed():
     with pytest.raises(ValueError, match="weight must be"):
         registration.update(1.0, services=["Log"], weight=-1)
     assert registration.node == NODE
-    assert registration.requests_to_send() == []
+    assert registration.operations_to_send() == []
 
 
 # Stopping
@@ -243,11 +248,11 @@ def test_stopping_takes_the_node_away():
     registration = make()
     succeed(registration, 0.0)
     registration.stop(1.0)
-    request = only(registration.requests_to_send())
+    request = only(registration.operations_to_send())
     assert request.method == "DELETE"
     assert request.url == "http://registry:9999/registry/nodes?address=tcp%3A%2F%2Fa%3A1"
     assert not registration.done
-    registration.response(request.id, 204, b"", 1.1)
+    registration.result(1.1, request.id, HttpResponse(204, b""))
     assert registration.done
     assert registration.next_timeout() is None
     assert registration.registered(1.1) == []
@@ -257,17 +262,17 @@ def test_node_that_is_gone_already_is_no_reason_to_ask_again():
     registration = make()
     succeed(registration, 0.0)
     registration.stop(1.0)
-    registration.response(only(registration.requests_to_send()).id, 404, b"", 1.1)
+    registration.result(1.1, only(registration.operations_to_send()).id, HttpResponse(404, b""))
     assert registration.done
 
 
 def test_farewell_waits_for_the_heartbeat_before_it():
     registration = make()
-    request = only(registration.requests_to_send())
+    request = only(registration.operations_to_send())
     registration.stop(0.1)
-    assert registration.requests_to_send() == []
-    registration.response(request.id, 200, b"", 0.2)
-    assert only(registration.requests_to_send()).method == "DELETE"
+    assert registration.operations_to_send() == []
+    registration.result(0.2, request.id, HttpResponse(200, b""))
+    assert only(registration.operations_to_send()).method == "DELETE"
 
 
 def test_farewell_is_tried_again_until_its_time_is_over():
@@ -276,24 +281,24 @@ def test_farewell_is_tried_again_until_its_time_is_over():
     registration.stop(1.0, limit=3.0)
     now, tries = 1.0, 0
     while not registration.done:
-        for request in registration.requests_to_send():
+        for request in registration.operations_to_send():
             tries += 1
-            registration.response(request.id, 503, b"", now)
+            registration.result(now, request.id, HttpResponse(503, b""))
         now = registration.next_timeout()
         assert now <= 4.0
         registration.handle_timeout(now)
     assert now == 4.0
     assert tries > 2
     assert registration.next_timeout() is None
-    assert registration.update(5.0, weight=2) == []
-    assert registration.requests_to_send() == []
+    assert told(registration.update, 5.0, weight=2) == []
+    assert registration.operations_to_send() == []
 
 
 def test_farewell_to_a_registry_that_is_silent_ends_in_time():
     registration = make()
     succeed(registration, 0.0)
     registration.stop(1.0, limit=2.0)
-    assert only(registration.requests_to_send()).timeout == 2.0
+    assert only(registration.operations_to_send()).timeout == 2.0
     assert registration.next_timeout() == 3.0
     registration.handle_timeout(3.0)
     assert registration.done

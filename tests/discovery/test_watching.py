@@ -6,16 +6,19 @@ import random
 import pytest
 
 from rpc_discovery import (
+    FileRead,
     FileView,
+    HttpResponse,
     Node,
-    RegistryFailed,
-    RegistryReached,
     RegistryWatch,
+    SourceFailed,
+    SourceReached,
     StaleChanged,
     StaticDiscovery,
     ViewChanged,
 )
 from support.cluster import Cluster, seen, truth
+from support.machines import told
 
 URL = "http://registry:9999"
 
@@ -31,11 +34,19 @@ def listing(*addresses, epoch="e", revision=1, **more):
 
 def answer(watch, body, now=None, status=200):
     """Answer the next question of a watch at its time."""
-    while not (requests := watch.requests_to_send()):
+    while not (requests := watch.operations_to_send()):
         now = watch.next_timeout() if now is None else max(now, watch.next_timeout())
         watch.handle_timeout(now)
     [request] = requests
-    return watch.response(request.id, status, body, now or 0.0)
+    return told(watch.result, now or 0.0, request.id, HttpResponse(status, body))
+
+
+def holds(view, data):
+    """Let a file hold these bytes when it is read next."""
+    while not (reads := view.operations_to_send()):
+        view.handle_timeout(view.next_timeout())
+    [read] = reads
+    return told(view.result, float(read.id), read.id, FileRead(read.id, data))
 
 
 def addresses(watch):
@@ -49,7 +60,7 @@ A, B, C, D, E = (f"tcp://{name}:1" for name in "abcde")
 
 
 def test_first_question_wants_a_listing_and_states_its_limits():
-    [request] = make(service="S", token="secret").requests_to_send()
+    [request] = make(service="S", token="secret").operations_to_send()
     assert request.method == "GET"
     assert request.url == "http://registry:9999/registry/nodes?service=S"
     assert dict(request.headers)["Authorization"] == "Bearer secret"
@@ -61,7 +72,7 @@ def test_next_question_waits_for_what_is_newer():
     watch = make()
     answer(watch, listing(A, revision=7))
     watch.handle_timeout(0.2)
-    [request] = watch.requests_to_send()
+    [request] = watch.operations_to_send()
     assert request.url.endswith("/nodes?epoch=e&revision=7&wait=30")
     assert dict(request.headers)["If-None-Match"] == '"e-7"'
     assert request.timeout == 35.0
@@ -72,9 +83,9 @@ def test_without_long_polls_it_asks_from_time_to_time():
     answer(watch, listing(A))
     assert watch.next_timeout() == 9.0
     watch.handle_timeout(9.0)
-    [request] = watch.requests_to_send()
+    [request] = watch.operations_to_send()
     assert request.url.endswith("/nodes?epoch=e&revision=1")
-    watch.response(request.id, 304, b"", 9.0)
+    watch.result(9.0, request.id, HttpResponse(304, b""))
     assert watch.next_timeout() == 18.0
 
 
@@ -105,7 +116,7 @@ def test_first_listing_makes_the_view():
     watch = make()
     assert not watch.ready
     reached, changed = answer(watch, listing(A, B))
-    assert reached == RegistryReached(URL)
+    assert reached == SourceReached(URL)
     assert isinstance(changed, ViewChanged)
     assert changed.view is watch.view
     assert ([node.address for node in changed.added], changed.removed) == ([A, B], [])
@@ -194,7 +205,7 @@ def test_bad_answer_is_rejected_as_a_whole_and_the_view_stays(body):
     answer(watch, listing(A))
     view = watch.view
     events = answer(watch, body)
-    assert [type(event) for event in events] == [RegistryFailed, StaleChanged]
+    assert [type(event) for event in events] == [SourceFailed, StaleChanged]
     assert len(events[0].reason) < 400
     assert watch.view is view
     assert watch.rejected == 1
@@ -226,12 +237,12 @@ def test_poisoned_node_is_left_out_and_the_others_stay(address):
 def test_other_status_is_a_failure_that_is_quoted(status):
     watch = make()
     events = answer(watch, b"why\x00", status=status)
-    assert events == [RegistryFailed(URL, f"HTTP status {status}: why")]
+    assert events == [SourceFailed(URL, f"HTTP status {status}: why")]
 
 
 def test_not_modified_without_a_listing_before_is_a_failure():
     watch = make()
-    assert isinstance(answer(watch, b"", status=304)[0], RegistryFailed)
+    assert isinstance(answer(watch, b"", status=304)[0], SourceFailed)
 
 
 @pytest.mark.parametrize(
@@ -250,22 +261,22 @@ def test_bad_settings_are_refused(settings):
 def test_last_good_view_stays_through_an_outage_and_its_age_is_told():
     watch = make(rng=random.Random(1).random)
     answer(watch, listing(A, B), 1.0)
-    view, now, told = watch.view, 1.0, []
+    view, now, heard = watch.view, 1.0, []
     tries = 0
     while now < 86400.0:
         now = watch.next_timeout()
-        told += watch.handle_timeout(now)
-        for request in watch.requests_to_send():
+        heard += told(watch.handle_timeout, now)
+        for request in watch.operations_to_send():
             tries += 1
-            told += watch.failed(request.id, "connection refused", now)
+            heard += told(watch.failed, now, request.id, "connection refused")
     assert watch.view is view
     assert watch.stale_since == 1.0
     assert watch.stale_reason == f"{URL}: connection refused"
     assert watch.age(now) == now - 1.0
-    assert [type(event) for event in told] == [RegistryFailed, StaleChanged]
+    assert [type(event) for event in heard] == [SourceFailed, StaleChanged]
     assert tries > 86400 / 5
     events = answer(watch, listing(A, B))
-    assert events == [RegistryReached(URL), StaleChanged(None, "")]
+    assert events == [SourceReached(URL), StaleChanged(None, "")]
     assert watch.stale_since is None
     assert watch.view is view
 
@@ -274,14 +285,14 @@ def test_after_an_outage_the_first_answer_is_not_waited_for():
     watch = make()
     answer(watch, listing(A))
     watch.handle_timeout(watch.next_timeout())
-    [request] = watch.requests_to_send()
-    watch.failed(request.id, "connection lost", 3.0)
+    [request] = watch.operations_to_send()
+    watch.failed(3.0, request.id, "connection lost")
     watch.handle_timeout(watch.next_timeout())
-    [request] = watch.requests_to_send()
+    [request] = watch.operations_to_send()
     assert "wait" not in request.url
-    watch.response(request.id, 304, b"", 4.0)
+    watch.result(4.0, request.id, HttpResponse(304, b""))
     watch.handle_timeout(watch.next_timeout())
-    [request] = watch.requests_to_send()
+    [request] = watch.operations_to_send()
     assert request.url.endswith("wait=30")
 
 
@@ -289,10 +300,10 @@ def test_registry_that_is_silent_is_noticed():
     watch = make()
     answer(watch, listing(A))
     watch.handle_timeout(0.2)
-    [request] = watch.requests_to_send()
+    [request] = watch.operations_to_send()
     assert watch.next_timeout() == pytest.approx(36.2)
-    assert watch.handle_timeout(36.3)[0] == RegistryFailed(URL, "no answer within 35 s")
-    assert watch.response(request.id, 200, listing(B), 36.3) == []
+    assert told(watch.handle_timeout, 36.3)[0] == SourceFailed(URL, "no answer within 35 s")
+    assert told(watch.result, 36.3, request.id, HttpResponse(200, listing(B))) == []
     assert addresses(watch) == [A]
 
 
@@ -312,7 +323,7 @@ def test_nodes_that_go_all_at_once_are_held_for_a_while(left):
     assert watch.next_timeout() <= 32.0
     watch.handle_timeout(31.9)
     assert addresses(watch) == [A, B, C]
-    changed, stale = watch.handle_timeout(32.0)
+    changed, stale = told(watch.handle_timeout, 32.0)
     assert len(changed.removed) == 3 - len(left)
     assert stale == StaleChanged(None, "")
     assert addresses(watch) == left
@@ -420,21 +431,21 @@ R1, R2 = "http://one:1", "http://two:1"
 
 def two(first, second, **settings):
     watch = make([R1, R2], **settings)
-    for request, body in zip(watch.requests_to_send(), (first, second), strict=True):
-        watch.response(request.id, 200, body, 0.0)
+    for request, body in zip(watch.operations_to_send(), (first, second), strict=True):
+        watch.result(0.0, request.id, HttpResponse(200, body))
     return watch
 
 
 def say(watch, url, body, now):
     """Let one registry answer, and the other one be silent."""
     for _ in range(100):
-        for request in watch.requests_to_send():
+        for request in watch.operations_to_send():
             if request.registry != url:
                 continue
             return (
-                watch.failed(request.id, "refused", now)
+                told(watch.failed, now, request.id, "refused")
                 if body is None
-                else watch.response(request.id, 200, body, now)
+                else told(watch.result, now, request.id, HttpResponse(200, body))
             )
         now = max(now, watch.next_timeout())
         watch.handle_timeout(now)
@@ -533,11 +544,11 @@ def test_static_nodes_are_a_view():
      '["tcp://a:1", {"address": "tcp://b:1", "services": {"S": "0123"}, "other": 1}]'],
 )  # fmt: skip
 def test_file_of_nodes_is_a_view(document):
-    view = FileView()
-    [changed] = view.loaded(document.encode(), 1.0)
+    view = FileView("nodes.json", now=0.0)
+    [changed] = holds(view, document.encode())
     assert [node.address for node in changed.added] == [A, B]
     assert view.view is changed.view
-    assert view.loaded(document.encode(), 2.0) == []
+    assert holds(view, document.encode()) == []
 
 
 @pytest.mark.parametrize(
@@ -555,11 +566,42 @@ def test_file_of_nodes_is_a_view(document):
     ],
 )
 def test_bad_file_leaves_the_last_good_view_and_says_why(document, why):
-    view = FileView()
-    view.loaded(b'["tcp://a:1"]', 1.0)
-    [stale] = view.loaded(document, 2.0)
+    view = FileView("nodes.json", now=1.0)
+    holds(view, b'["tcp://a:1"]')
+    [stale] = holds(view, document)
     with pytest.raises(ValueError, match=why):
         raise ValueError(stale.reason)
     assert (view.stale_since, view.rejected, addresses(view)) == (2.0, 1, [A])
-    assert view.loaded(document, 3.0) == []
-    assert view.loaded(b'["tcp://a:1"]', 4.0) == [StaleChanged(None, "")]
+    assert holds(view, document) == []
+    assert holds(view, b'["tcp://a:1"]') == [StaleChanged(None, "")]
+
+
+def test_file_is_read_each_interval_but_never_twice_at_a_time():
+    view = FileView("nodes.json", now=0.0, interval=5.0)
+    [read] = view.operations_to_send()
+    assert (read.path, read.seen) == ("nodes.json", None)
+    assert view.operations_to_send() == []
+    assert view.next_timeout() is None
+    view.result(2.0, read.id, FileRead("state", b'["tcp://a:1"]'))
+    assert view.next_timeout() == 7.0
+    view.handle_timeout(6.9)
+    assert view.operations_to_send() == []
+    view.handle_timeout(7.0)
+    [read] = view.operations_to_send()
+    assert read.seen == "state"
+    assert told(view.result, 7.0, read.id, FileRead("state", None)) == []
+    assert addresses(view) == [A]
+
+
+def test_file_that_cannot_be_read_is_stale_and_read_again_later():
+    view = FileView("nodes.json", now=0.0)
+    holds(view, b'["tcp://a:1"]')
+    view.handle_timeout(2.0)
+    [read] = view.operations_to_send()
+    [stale] = told(view.failed, 2.0, read.id, "no such file")
+    assert stale == StaleChanged(2.0, "nodes.json: no such file")
+    assert told(view.failed, 2.0, read.id, "again") == []
+    view.handle_timeout(3.0)
+    [read] = view.operations_to_send()
+    assert read.seen is None
+    assert addresses(view) == [A]

@@ -8,7 +8,7 @@ import pytest
 
 from etcd.actors import describe, is_registered
 from etcd.conftest import FOUND
-from rpc_discovery import EtcdDiscovery, PemFiles, RegistryFailed
+from rpc_discovery import EtcdDiscovery, PemFiles, SourceFailed
 from rpc_proto import DeadlineExceeded
 from rpc_testing import Etcd, TlsFiles
 from support.certificates import Authority
@@ -31,7 +31,7 @@ def protected(_protected):
 
 
 def reasons(actor):
-    return [event.reason for event in actor.events if isinstance(event, RegistryFailed)]
+    return [event.reason for event in actor.events if isinstance(event, SourceFailed)]
 
 
 # Case 9

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from etcd.actors import describe, is_registered, put, relay
-from rpc_discovery import Node, RegistryFailed
+from rpc_discovery import Node, SourceFailed
 
 A, B, C = (f"tcp://10.0.0.{n}:4000" for n in (1, 2, 3))
 
@@ -153,7 +153,7 @@ def test_node_returns_when_its_lease_is_revoked_by_somebody(etcd, cast, recovere
     watch.sees()
     recovered("a lease is revoked (ttl 3 s)", watch.sees(A))
     assert registration.machine.lease != old
-    assert [e.reason for e in registration.events if isinstance(e, RegistryFailed)] == [
+    assert [e.reason for e in registration.events if isinstance(e, SourceFailed)] == [
         "the lease is gone"
     ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from rpc_discovery import HttpRequest, Node, Registration, RegistryWatch, ViewChanged
+from rpc_discovery import HttpRequest, HttpResponse, Node, Registration, RegistryWatch, ViewChanged
 from rpc_discovery.registry import Registry
 from rpc_proto.http import HttpError, Promise, Request, Response
 from support.pages import made
@@ -96,7 +96,8 @@ class Cluster:
         """Call a command or an input of one of them, if it is still there."""
         actor = self._actors().get(name)
         if actor is not None:
-            self.events[name] += getattr(actor, method)(*args, **more)
+            getattr(actor, method)(*args, **more)
+            self.events[name] += actor.events()
             due = actor.next_timeout()
             assert due is None or due > self.now, (method, due, self.now)
 
@@ -147,7 +148,7 @@ class Cluster:
 
     def flush(self) -> None:
         for name, actor in self._actors().items():
-            for request in actor.requests_to_send():
+            for request in actor.operations_to_send():
                 self._send(name, actor, request)
 
     def _send(self, name: str, actor: Any, request: HttpRequest) -> None:
@@ -157,7 +158,7 @@ class Cluster:
         def report(method: str, *args: Any) -> None:
             if not done and self._actors().get(name) is actor:
                 done.append(method)
-                self.tell(name, method, request.id, *args, self.now)
+                self.tell(name, method, self.now, request.id, *args)
 
         def give_up() -> None:
             report("failed", f"no answer within {request.timeout:g} s")
@@ -185,7 +186,9 @@ class Cluster:
             if status == 200 and etag is not None and headers.get("if-none-match") == etag:
                 status, body = 304, b""
             if not self._loses() and self.registries[request.registry] is registry:
-                self._later(self.network.delay, lambda: report("response", status, body))
+                self._later(
+                    self.network.delay, lambda: report("result", HttpResponse(status, body))
+                )
 
         if isinstance(outcome, Promise):
             promise = outcome

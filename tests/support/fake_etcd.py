@@ -13,6 +13,7 @@ from rpc_discovery.etcd.operations import (
     Authenticate,
     Authenticated,
     Change,
+    EtcdOperation,
     Grant,
     Granted,
     Header,
@@ -21,7 +22,6 @@ from rpc_discovery.etcd.operations import (
     KeyValue,
     Leased,
     LeaseKeys,
-    Operation,
     Range,
     Ranged,
     Revoke,
@@ -181,7 +181,7 @@ class Store:
 
 
 class _Stream:
-    def __init__(self, actor: Any, operation: Operation) -> None:
+    def __init__(self, actor: Any, operation: EtcdOperation) -> None:
         self.actor = actor
         self.operation = operation
         self.next = 0  # the revision to tell next
@@ -232,7 +232,8 @@ class World:
     def tell(self, actor: Any, method: str, *args: Any) -> None:
         for name, known in self.actors.items():
             if known is actor:
-                self.events[name] += getattr(actor, method)(*args)
+                getattr(actor, method)(*args)
+                self.events[name] += actor.events()
                 due = actor.next_timeout()
                 assert due is None or due > self.now, (method, due, self.now)
 
@@ -313,7 +314,7 @@ class World:
     def _loses(self) -> bool:
         return self.random.random() < self.loss
 
-    def _send(self, actor: Any, operation: Operation) -> None:
+    def _send(self, actor: Any, operation: EtcdOperation) -> None:
         def give_up() -> None:
             self._tell_once(actor, "failed", operation.id, "no answer")
 
@@ -322,7 +323,7 @@ class World:
         if not self._loses():
             self._later(self._wait(), lambda: self._arrive(actor, operation))
 
-    def _arrive(self, actor: Any, operation: Operation) -> None:
+    def _arrive(self, actor: Any, operation: EtcdOperation) -> None:
         url = operation.endpoint
         if url in self.frozen:
             self._held[url].append(lambda: self._arrive(actor, operation))
@@ -340,7 +341,7 @@ class World:
         else:
             self._report(actor, "result", operation.id, answer)
 
-    def _open(self, actor: Any, operation: Operation) -> None:
+    def _open(self, actor: Any, operation: EtcdOperation) -> None:
         self.store.check(operation.token)
         if actor._watch is None or actor._watch.id != operation.id:
             return  # its connection was closed meanwhile
@@ -373,7 +374,7 @@ class World:
 
         def arrive() -> None:
             if not stream.dead:
-                self.tell(stream.actor, "message", operation.id, message, self.now)
+                self.tell(stream.actor, "message", self.now, operation.id, message)
 
         heapq.heappush(self._due, (stream.order, next(self._order), arrive))
 
@@ -382,8 +383,7 @@ class World:
             self._later(self._wait(), lambda: self._tell_once(actor, method, *args))
 
     def _tell_once(self, actor: Any, method: str, *args: Any) -> None:
-        last = () if len(args) < 3 else args[2:]
-        self.tell(actor, method, *args[:2], self.now, *last)
+        self.tell(actor, method, self.now, *args)
 
 
 def held(store: Store) -> dict[str, set[str]]:

@@ -15,16 +15,18 @@ from rpc_common.transport.forks import Forks
 from rpc_discovery import (
     Balancer,
     Discovery,
+    Event,
     Node,
-    RegistryFailed,
-    RegistryReached,
+    SourceFailed,
+    SourceReached,
     StaleChanged,
+    StaticDiscovery,
     View,
     ViewChanged,
+    ViewMachine,
 )
 from rpc_discovery.attempts import Attempts
 from rpc_discovery.pool import BalancedCall, Pool, Target
-from rpc_discovery.watching import StaticDiscovery
 from rpc_proto import (
     CallError,
     ClientConfig,
@@ -121,14 +123,14 @@ class BalancedBase(ABC):
     ) -> None:
         if isinstance(discovery, (str, Node)):
             discovery = [discovery]
-        if not hasattr(discovery, "view") and not hasattr(discovery, "open"):
+        if isinstance(discovery, Iterable):
             discovery = StaticDiscovery(discovery)
         if not 0 < connect_timeout <= 3600:
             raise ValueError(
                 f"connect_timeout must be over 0 and at most 3600 s, not {connect_timeout!r}"
             )
-        self.discovery: Any = discovery
-        self._machine: Any = None  # of the discovery, when it is followed
+        self.discovery = discovery
+        self._machine: ViewMachine | None = None  # of the discovery, when it is followed
         self._pump: Any = None  # which runs that
         self._troubles: dict[str, str] = {}  # why there may be no view, by registry
         self._pool = Pool(now=monotonic(), rng=random, balancer=balancer, **settings)
@@ -150,9 +152,8 @@ class BalancedBase(ABC):
         self._retired: set[Any] = set()  # connections that end when their calls have
         # Set, and replaced by a new one, when a dial has ended, a view has come, or it is closed.
         self._changed = self._make_event()
-        view = getattr(discovery, "view", None)
-        if view is not None:
-            self._pool.update(view, monotonic())
+        if isinstance(discovery, StaticDiscovery):
+            self._pool.update(discovery.view, monotonic())
         self._prepare()
 
     @overload
@@ -242,9 +243,9 @@ class BalancedBase(ABC):
         """
         pool = self._pool
         targets = list(pool.targets.values())
-        since = getattr(self._machine, "stale_since", None)
-        if since is None and not self.closed:
-            since = getattr(self._pump, "died_at", None)
+        since = None if self._machine is None else self._machine.stale_since
+        if since is None and not self.closed and self._pump is not None:
+            since = self._pump.died_at
         return {
             "nodes": len(targets),
             "connected": sum(target.is_ready() for target in targets),
@@ -305,18 +306,18 @@ class BalancedBase(ABC):
 
     # The view
 
-    def _weakly(self) -> Callable[[list[Any]], None]:
+    def _weakly(self) -> Callable[[list[Event]], None]:
         """Return what takes events as long as the client lives, and does not keep it alive."""
         reference = WeakMethod(self.take)
 
-        def take(events: list[Any]) -> None:
+        def take(events: list[Event]) -> None:
             method = reference()
             if method is not None:
                 method(events)
 
         return take
 
-    def take(self, events: list[Any]) -> None:
+    def take(self, events: list[Event]) -> None:
         """Act on what a discovery says."""
         for event in events:
             if isinstance(event, ViewChanged):
@@ -328,12 +329,12 @@ class BalancedBase(ABC):
                 else:
                     self._troubles[""] = event.reason
                     self._log.warning("discovery: going on with the last view: %s", event.reason)
-            elif isinstance(event, RegistryFailed):
-                self._troubles[event.registry] = event.reason
-                self._log.warning("discovery: %s failed: %s", event.registry, event.reason)
-            elif isinstance(event, RegistryReached):
-                self._troubles.pop(event.registry, None)
-                self._log.info("discovery: %s answers", event.registry)
+            elif isinstance(event, SourceFailed):
+                self._troubles[event.source] = event.reason
+                self._log.warning("discovery: %s failed: %s", event.source, event.reason)
+            elif isinstance(event, SourceReached):
+                self._troubles.pop(event.source, None)
+                self._log.info("discovery: %s answers", event.source)
 
     def _apply(self, view: View) -> None:
         """Take a view."""

@@ -8,14 +8,13 @@ from random import random
 from threading import Lock
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
-from weakref import ref
 
 from rpc_common.client.base import Reply, SyncClient
-from rpc_common.discovery.files import look
-from rpc_common.discovery.pump import Pump, check_source
+from rpc_common.discovery.carriers import check_source
+from rpc_common.discovery.pump import Pump
 from rpc_common.transport.forks import Forks
 from rpc_common.transport.runtime import Runtime
-from rpc_discovery import FileView, View
+from rpc_discovery import Discovery, StaticDiscovery, View
 from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
@@ -58,9 +57,9 @@ class SyncBalancedClient(BalancedBase):
         # Of the pool, of the targets and of the event. It is never held while anything is waited
         # for, nor while anything is logged.
         self._lock = Lock()
-        self._ending = self._runtime.make_queue()
         self._retiring: list[SyncClient] = []  # of the retired, those that wait for a thread
-        check_source(self.discovery)
+        if not isinstance(self.discovery, StaticDiscovery):
+            check_source(self.discovery.ssl, self.discovery.transport)
 
     def _make_event(self) -> Any:
         return self._runtime.make_event()
@@ -87,7 +86,6 @@ class SyncBalancedClient(BalancedBase):
             targets = self._end()
             clients = [target.client for target in targets if target.client is not None]
             clients += self._retired
-        self._ending.put(None)
         if self._pump is not None:
             self._pump.stop()
         for target in targets:
@@ -399,9 +397,11 @@ class SyncBalancedClient(BalancedBase):
         """Follow the discovery, if that is not done yet; return after how long to try again."""
         self._check_open()
         with self._lock:
-            if self._machine is None and hasattr(self.discovery, "open"):
+            if self._machine is None and not isinstance(self.discovery, StaticDiscovery):
                 try:
-                    Context().run(self._follow)  # it outlives the handler that may be the first
+                    Context().run(
+                        self._follow, self.discovery
+                    )  # it outlives the handler that may be the first
                 except RuntimeError as error:  # no more threads can be had
                     self._troubles[""] = str(error)
                     return _AGAIN
@@ -409,27 +409,15 @@ class SyncBalancedClient(BalancedBase):
 
     # The view
 
-    def _follow(self) -> None:
-        machine = self.discovery.open(monotonic(), random)
+    def _follow(self, discovery: Discovery) -> None:
+        machine = discovery.open(monotonic(), random)
         self._troubles.pop("", None)
-        if isinstance(machine, FileView):
-            self._runtime.end_at_exit(self)
-            follow = partial(_follow_file, self.discovery, machine, ref(self), self._ending)
-            self._runtime.spawn(partial(follow, self._runtime, self._log))
-        else:
-            source = self.discovery
-            self._pump = Pump(machine, self._weakly(), self._runtime, self._log, source.ssl)
+        self._pump = Pump(machine, self._weakly(), self._runtime, self._log, discovery.ssl)
         self._machine = machine
 
     def _stop_following(self) -> None:
-        self._ending.put(None)
         if self._pump is not None:
             self._pump.stop()
-
-    def end_threads(self) -> None:
-        """Let the thread that follows a file end."""
-        self.closed = True
-        self._ending.put(None)
 
     def _apply(self, view: View) -> None:
         with self._lock:
@@ -564,23 +552,3 @@ class SyncBalancedClient(BalancedBase):
         with self._lock:
             self._retired.discard(client)
             self._retire_soon()
-
-
-def _follow_file(
-    source: Any,
-    machine: FileView,
-    of: "ref[SyncBalancedClient]",
-    ending: Any,
-    runtime: Runtime,
-    log: Any,
-) -> None:
-    """Look at a file again and again, as long as its client lives and is not closed."""
-    seen: Any = None
-    while (client := of()) is not None and not client.closed:
-        try:
-            seen, events = look(source.path, machine, seen, monotonic())
-            client.take(events)
-        except Exception:  # of this time; the next one may do
-            log.exception("discovery failed")
-        del client
-        runtime.get(ending, source.interval)

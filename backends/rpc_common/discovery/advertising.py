@@ -12,12 +12,12 @@ from rpc_discovery import (
     Node,
     PemFiles,
     Registration,
-    RegistryFailed,
-    RegistryReached,
+    SourceFailed,
+    SourceReached,
     hash_signatures,
 )
 from rpc_discovery.documents import USUAL_TTL
-from rpc_discovery.links import Rng
+from rpc_discovery.machines import Event, Rng
 from rpc_discovery.sources import check_transport, flatten
 from rpc_proto import Address
 from rpc_proto.service.dispatch import Dispatcher
@@ -167,13 +167,13 @@ class Registrations:
             pump.tell(pump.machine.stop)
         return self._leaving
 
-    def take(self, events: list[Any]) -> None:
+    def take(self, events: list[Event]) -> None:
         """Log what a registration says."""
         for event in events:
-            if isinstance(event, RegistryFailed):
-                self._log.warning("registration at %s failed: %s", event.registry, event.reason)
-            elif isinstance(event, RegistryReached):
-                self._log.info("registered at %s", event.registry)
+            if isinstance(event, SourceFailed):
+                self._log.warning("registration at %s failed: %s", event.source, event.reason)
+            elif isinstance(event, SourceReached):
+                self._log.info("registered at %s", event.source)
 
     def _describe(self) -> dict[str, str]:
         """Return the hash of each service's methods; the built-in ones are left out."""

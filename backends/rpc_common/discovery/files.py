@@ -5,11 +5,7 @@ import os
 import stat
 from typing import Any
 
-from rpc_discovery import FileView
-
-__all__ = ["check_regular", "look", "read_regular"]
-
-_MAX_FILE = 1024 * 1024
+__all__ = ["check_regular", "read_regular"]
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -41,16 +37,3 @@ def _open(path: str | os.PathLike[str], flags: int) -> tuple[int, os.stat_result
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return handle, found
-
-
-def look(path: str, view: FileView, seen: Any, now: float) -> tuple[Any, list[Any]]:
-    """Return what tells this state of the file from others, and the events that it caused."""
-    try:
-        state, data = read_regular(path, _MAX_FILE, seen=seen)
-    except OSError as error:
-        return None, view.failed(f"{path}: {error.strerror or error}", now)
-    if data is None:
-        return seen, []
-    if len(data) > _MAX_FILE:
-        return state, view.failed(f"{path} has more than {_MAX_FILE} bytes", now)
-    return state, view.loaded(data, now)

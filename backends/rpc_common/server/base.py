@@ -710,10 +710,10 @@ class SyncServer(ServerBase):
         where = self._check_listening(address, ssl)
         advertised = self._check_advertised(advertise, where)
         if advertised:
-            from rpc_common.discovery.pump import check_source
+            from rpc_common.discovery.carriers import check_source
 
             for advertisement in advertised:
-                check_source(advertisement)
+                check_source(advertisement.ssl, advertisement.transport)
         first = self._begin_lifespan()
         try:
             where = self._listen(where, ssl)

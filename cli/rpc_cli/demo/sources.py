@@ -5,7 +5,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from typing import Any
 
-from rpc_asyncio.pump import fetch
+from rpc_asyncio.carriers import fetch
 from rpc_cli.output.errors import CommandError, UsageError
 from rpc_discovery import EtcdDiscovery, RegistryDiscovery
 from rpc_discovery.documents import parse_view

@@ -7,9 +7,9 @@ from argparse import Namespace
 from typing import Any
 from urllib.parse import quote
 
-from rpc_asyncio.pump import fetch
+from rpc_asyncio.carriers import fetch
 from rpc_cli.output.errors import CommandError, UsageError
-from rpc_common.discovery.pump import describe
+from rpc_common.discovery.carriers import describe
 from rpc_discovery import Node
 from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_node
 from rpc_discovery.links import explain, parse_registry

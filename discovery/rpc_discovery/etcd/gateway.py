@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rpc_discovery.documents import encode, parse_json
-from rpc_discovery.links import HttpRequest, explain
+from rpc_discovery.links import explain
+from rpc_discovery.machines import HttpRequest, HttpResponse, OperationFailed
 
 from .operations import (
     MAX_ANSWER,
@@ -19,6 +20,7 @@ from .operations import (
     Authenticate,
     Authenticated,
     Change,
+    EtcdOperation,
     Grant,
     Granted,
     Header,
@@ -27,7 +29,6 @@ from .operations import (
     KeyValue,
     Leased,
     LeaseKeys,
-    Operation,
     Question,
     Range,
     Ranged,
@@ -38,131 +39,49 @@ from .operations import (
     Write,
     Written,
 )
-from .user import EtcdUser
 
-__all__ = ["Gateway"]
+__all__ = ["Exchange"]
 
 
-class Gateway:
-    """Carries the operations of a machine (`EtcdWatch`, `EtcdRegistration`) as HTTP requests.
+class Exchange:
+    """One operation as an HTTP request, and the response as its result.
 
-    To who does the I/O it is a machine like those for registries; the commands go to `machine`
-    itself. A response that is a stream is given to `part` as it comes, and then to `response`.
+    The body of a stream goes to `part` as it arrives, and all of it ends with `finish`. Both raise
+    OperationFailed for an error of etcd, or an answer that is not etcd's.
     """
 
-    def __init__(self, machine: EtcdUser) -> None:
-        self.machine = machine
-        self._carried: dict[int, Operation] = {}
-        self._lines: dict[int, bytearray] = {}  # what has come of the next message of a watch
+    def __init__(self, operation: EtcdOperation) -> None:
+        self.request = _compose(operation)
+        self._question = operation.question
+        self._line = bytearray()  # what has arrived of the next message
 
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.machine.done
-
-    # Outputs
-
-    def requests_to_send(self) -> list[HttpRequest]:
-        """Return the requests to send now, each once."""
-        requests = []
-        for operation in self.machine.operations_to_send():
-            self._carried[operation.id] = operation
-            requests.append(_compose(operation))
-        return requests
-
-    def requests_to_cancel(self) -> list[int]:
-        """Return the ids of the requests to give up, each once."""
-        dropped = self.machine.operations_to_cancel()
-        for request_id in dropped:
-            self._forget(request_id)
-        return dropped
-
-    def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
-        return self.machine.next_timeout()
-
-    # Inputs
-
-    def handle_timeout(self, now: float) -> list[object]:
-        """Do what is due."""
-        return self.machine.handle_timeout(now)
-
-    def part(self, request_id: int, data: bytes, now: float) -> list[object]:
-        """Take some bytes of a stream."""
-        events: list[object] = []
+    def part(self, data: bytes) -> list[Watched]:
+        """Take some bytes of a stream, and return the messages that they complete."""
         *lines, rest = data.split(b"\n")
+        messages = []
         for line in lines:
-            if request_id in self._carried:
-                begun = self._lines.pop(request_id, bytearray())
-                begun += line
-                if begun.strip():
-                    events += self._tell(request_id, bytes(begun), now)
-        if request_id in self._carried:
-            # In place: a long message comes in many pieces.
-            begun = self._lines.setdefault(request_id, bytearray())
-            begun += rest
-            if len(begun) > MAX_ANSWER:
-                self._forget(request_id)
-                text = f"a message of over {MAX_ANSWER} bytes"
-                events += self._fail(request_id, _GatewayError(text, RESOURCE_EXHAUSTED), now)
-        return events
+            self._line += line  # in place: a long message comes in many pieces
+            whole, self._line = bytes(self._line), bytearray()
+            if whole.strip():
+                messages.append(_read_message(_result(200, whole)))
+        self._line += rest
+        if len(self._line) > MAX_ANSWER:
+            raise OperationFailed(f"a message of over {MAX_ANSWER} bytes", RESOURCE_EXHAUSTED)
+        return messages
 
-    def response(self, request_id: int, status: int, body: bytes, now: float) -> list[object]:
-        """Take a response, or the end of a stream."""
-        operation = self._carried.get(request_id)
-        events: list[object] = []
-        if operation is None:
-            return events
-        if not isinstance(operation.question, Watch):
-            self._forget(request_id)
-            try:
-                answer = _read(operation.question, status, body)
-            except _GatewayError as error:
-                return self._fail(request_id, error, now)
-            return self.machine.result(request_id, answer, now)
-        if status != 200:
-            self._forget(request_id)
-            return self._fail(request_id, _read_error(status, body), now)
-        # The last message of a stream may have no end of line.
-        rest = bytes(self._lines.get(request_id, b"")) + body
-        if rest.strip():
-            events = self._tell(request_id, rest, now)
-        return events + self.failed(request_id, "etcd ended the watch", now)
-
-    def failed(self, request_id: int, error: str, now: float) -> list[object]:
-        """Record that there is no answer, or no more of it."""
-        return self.machine.failed(request_id, error, now) if self._forget(request_id) else []
-
-    # The rest
-
-    def _tell(self, request_id: int, line: bytes, now: float) -> list[object]:
-        try:
-            message = _read_message(_result(200, line))
-        except _GatewayError as error:
-            self._forget(request_id)
-            return self._fail(request_id, error, now)
-        return self.machine.message(request_id, message, now)
-
-    def _fail(self, request_id: int, error: "_GatewayError", now: float) -> list[object]:
-        return self.machine.failed(request_id, str(error), now, error.code)
-
-    def _forget(self, request_id: int) -> bool:
-        self._lines.pop(request_id, None)
-        return self._carried.pop(request_id, None) is not None
-
-
-class _GatewayError(Exception):
-    """What came in place of an answer; `code` is gRPC's, 0 if etcd did not say it."""
-
-    def __init__(self, message: str, code: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
+    def finish(self, response: HttpResponse) -> Answer:
+        """Return the answer. A stream has none: that it ended is a failure."""
+        if not isinstance(self._question, Watch):
+            return _read(self._question, response.status, response.body)
+        if response.status != 200:
+            raise _read_error(response.status, response.body)
+        raise OperationFailed("etcd ended the watch")
 
 
 # Requests
 
 
-def _compose(operation: Operation) -> HttpRequest:
+def _compose(operation: EtcdOperation) -> HttpRequest:
     path, fields = _REQUESTS[type(operation.question)](operation.question)
     headers = [("Content-Type", "application/json"), ("Grpc-Metadata-Hasleader", "true")]
     if operation.token:
@@ -253,7 +172,7 @@ def _read(question: Question, status: int, body: bytes) -> Answer:
             raise ValueError("token must be printable ASCII")
         return Authenticated(token)
     except (TypeError, ValueError) as error:
-        raise _GatewayError(f"the answer is not etcd's: {error}") from None
+        raise OperationFailed(f"the answer is not etcd's: {error}") from None
 
 
 def _read_message(value: dict[str, Any]) -> Watched:
@@ -271,7 +190,7 @@ def _read_message(value: dict[str, Any]) -> Watched:
             changes,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _GatewayError(f"the message is not etcd's: {error}") from None
+        raise OperationFailed(f"the message is not etcd's: {error}") from None
 
 
 def _result(status: int, body: bytes) -> dict[str, Any]:
@@ -281,17 +200,17 @@ def _result(status: int, body: bytes) -> dict[str, Any]:
     try:
         value = parse_json(body)
     except ValueError as error:
-        raise _GatewayError(str(error)) from None
+        raise OperationFailed(str(error)) from None
     if isinstance(value, dict) and "error" in value:
         raise _read_error(status, body)
     if isinstance(value, dict):
         value = value.get("result", value)
     if not isinstance(value, dict):
-        raise _GatewayError(f"the answer must be an object, not {value!r:.40}")
+        raise OperationFailed(f"the answer must be an object, not {value!r:.40}")
     return value
 
 
-def _read_error(status: int, body: bytes) -> _GatewayError:
+def _read_error(status: int, body: bytes) -> OperationFailed:
     """Return the error that a body tells of, in whichever dialect."""
     try:
         value = parse_json(body)
@@ -299,22 +218,22 @@ def _read_error(status: int, body: bytes) -> _GatewayError:
         code = error.get("grpc_code", error.get("code", 0))
         message = error.get("message", error.get("error"))
         if type(code) is int and isinstance(message, str):
-            return _GatewayError(message, code)
+            return OperationFailed(message, code)
     except (AttributeError, ValueError):
         pass
-    return _GatewayError(explain(status, body))
+    return OperationFailed(explain(status, body))
 
 
 def _header(value: dict[str, Any]) -> Header:
     header = value.get("header", {})
     if not isinstance(header, dict):
-        raise _GatewayError(f"the header must be an object, not {header!r:.40}")
+        raise OperationFailed(f"the header must be an object, not {header!r:.40}")
     try:
         return Header(
             *(_int(header, name) for name in ("cluster_id", "member_id", "revision", "raft_term"))
         )
     except ValueError as error:
-        raise _GatewayError(f"the header is not etcd's: {error}") from None
+        raise OperationFailed(f"the header is not etcd's: {error}") from None
 
 
 def _key_value(value: Any) -> KeyValue:

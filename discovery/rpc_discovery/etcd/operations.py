@@ -7,6 +7,7 @@ __all__ = [
     "Authenticate",
     "Authenticated",
     "Change",
+    "EtcdOperation",
     "Grant",
     "Granted",
     "Header",
@@ -15,7 +16,6 @@ __all__ = [
     "KeyValue",
     "LeaseKeys",
     "Leased",
-    "Operation",
     "Question",
     "Range",
     "Ranged",
@@ -196,11 +196,10 @@ class Watched(NamedTuple):
 Answer = Ranged | Written | Granted | KeptAlive | Leased | Revoked | Authenticated
 
 
-class Operation(NamedTuple):
-    """One question to one endpoint; its outcome goes to `result` or `failed` with the same id.
+class EtcdOperation(NamedTuple):
+    """One question to one endpoint; its result is the `Answer` of that question.
 
-    `timeout`, in seconds, is for all of it; with `Watch`, for the first message, and each one goes
-    to `message`. `token` is from a login, or "".
+    `Watch` is a stream, of `Watched`. `token` is from a login, or "".
     """
 
     id: int
@@ -209,8 +208,13 @@ class Operation(NamedTuple):
     timeout: float
     token: str
 
+    @property
+    def kind(self) -> str:
+        """See `Operation`."""
+        return "etcd"
+
     def __repr__(self) -> str:
-        return f"<Operation {self.id} at {self.endpoint}: {self.question!r}>"
+        return f"<EtcdOperation {self.id} at {self.endpoint}: {self.question!r}>"
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from math import ceil
 
 from rpc_discovery.documents import LONGEST_TTL, SHORTEST_TTL
-from rpc_discovery.links import RegistryFailed, Rng
+from rpc_discovery.machines import Rng, SourceFailed
 from rpc_discovery.nodes import Node
 
 from .keys import keys_of
@@ -101,13 +101,13 @@ class EtcdRegistration(EtcdUser):
         services: Iterable[str] | Mapping[str, str] | None = None,
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> list[object]:
+    ) -> None:
         """Describe the node again; ValueError as from `Node`. It is written at once."""
         self.node = self.node.described_anew(services, weight, metadata)
         self._wanted = keys_of(self.prefix, self.node)
-        return self._finish(now)
+        self._finish(now)
 
-    def stop(self, now: float, limit: float = 5.0) -> list[object]:
+    def stop(self, now: float, limit: float = 5.0) -> None:
         """Revoke the lease, with which the keys go; `done` within `limit` seconds.
 
         Nothing is waited for but a lease that is being granted: a write that arrives behind the
@@ -118,7 +118,7 @@ class EtcdRegistration(EtcdUser):
             self._backoff_until = None
             if self._asked is not None and not isinstance(self._asked.question, Grant):
                 self._drop_question()
-        return self._finish(now)
+        self._finish(now)
 
     # What to do
 
@@ -230,7 +230,7 @@ class EtcdRegistration(EtcdUser):
         self.lease = 0
         if not self.failures:
             self.failures = 1
-            self._events.append(RegistryFailed(self.name, "the lease is gone"))
+            self._events.append(SourceFailed(self.name, "the lease is gone"))
 
     def _let_go(self) -> None:
         """Use a lease no longer that may be there still."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from rpc_discovery.links import RegistryFailed, RegistryReached, Rng
+from rpc_discovery.machines import Event, Rng, SourceFailed, SourceReached
 from rpc_proto import parse_address
 
 from .keys import parse_prefix
@@ -16,7 +16,7 @@ from .operations import (
     Answer,
     Authenticate,
     Authenticated,
-    Operation,
+    EtcdOperation,
     Question,
     Watched,
 )
@@ -34,10 +34,8 @@ _LATE = 1.0  # seconds that a transport may be late with its report
 class EtcdUser(ABC):
     """Asks one endpoint, logs in where that is needed, and goes on to the next one on failure.
 
-    Inputs: `handle_timeout(now)` at `next_timeout()`, `result(...)` or `failed(...)` for each
-    operation of `operations_to_send()`. They return events, and never raise, whatever etcd says.
-    What `operations_to_cancel()` names is to be given up. After each input `next_timeout()` is None
-    or later than its `now`.
+    A `Machine` whose operations are `EtcdOperation`s. After each input `next_timeout()` is None or
+    later than its `now`.
     """
 
     def __init__(
@@ -72,14 +70,14 @@ class EtcdUser(ABC):
         self._rng = rng
         self._place = int(rng() * len(self.endpoints))
         self._serial = 0
-        self._asked: Operation | None = None
+        self._asked: EtcdOperation | None = None
         self._asked_at = 0.0
         self._due_at: float | None = None
         self._backoff_until: float | None = None
         self._reached = False
-        self._outbox: list[Operation] = []
+        self._outbox: list[EtcdOperation] = []
         self._dropped: list[int] = []
-        self._events: list[object] = []
+        self._events: list[Event] = []
 
     # Getters
 
@@ -95,7 +93,7 @@ class EtcdUser(ABC):
 
     # Outputs
 
-    def operations_to_send(self) -> list[Operation]:
+    def operations_to_send(self) -> list[EtcdOperation]:
         """Return the operations to send now, each once."""
         outbox, self._outbox = self._outbox, []
         return outbox
@@ -105,6 +103,11 @@ class EtcdUser(ABC):
         dropped, self._dropped = self._dropped, []
         return dropped
 
+    def events(self) -> list[Event]:
+        """Return what happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
     def next_timeout(self) -> float | None:
         """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
         times = (self._gives_up_at() if self._asked else self._due_at, self._also_at())
@@ -112,40 +115,39 @@ class EtcdUser(ABC):
 
     # Inputs
 
-    def handle_timeout(self, now: float) -> list[object]:
+    def handle_timeout(self, now: float) -> None:
         """Do what is due; too early a call does nothing."""
-        return self._finish(now)
+        self._finish(now)
 
-    def result(self, operation_id: int, answer: Answer, now: float) -> list[object]:
+    def result(self, now: float, operation_id: int, result: Answer) -> None:
         """Take the answer to a question."""
         asked = self._asked
         if asked is None or asked.id != operation_id:
             self.ignored += 1
         else:
             self._asked = None
-            if isinstance(answer, Authenticated):
-                self._token, self._fresh = answer.token, True
+            if isinstance(result, Authenticated):
+                self._token, self._fresh = result.token, True
             else:
                 self._fresh = False
                 try:
-                    self._take(asked.question, answer, now)
+                    self._take(asked.question, result, now)
                 except ValueError as error:
                     self._fail(str(error), now)
-        return self._finish(now)
+        self._finish(now)
 
-    def failed(self, operation_id: int, error: str, now: float, code: int = 0) -> list[object]:
+    def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
         """Record that an operation failed; `code` is gRPC's if etcd itself said so."""
         if self._asked is None or self._asked.id != operation_id:
             self.ignored += 1
         else:
             question, self._asked = self._asked.question, None
             self._refuse(question, str(error)[:200], code, now)
-        return self._finish(now)
+        self._finish(now)
 
-    def message(self, operation_id: int, message: Watched, now: float) -> list[object]:
+    def message(self, now: float, operation_id: int, message: Watched) -> None:
         """Take what a watch says."""
         self.ignored += 1
-        return []
 
     # For subclasses
 
@@ -172,7 +174,7 @@ class EtcdUser(ABC):
         """Record that all is as it should be."""
         if self.failures or not self._reached:
             self._reached = True
-            self._events.append(RegistryReached(self.name))
+            self._events.append(SourceReached(self.name))
         self.failures = 0
         self.error = ""
 
@@ -180,7 +182,7 @@ class EtcdUser(ABC):
         """Go on with the next endpoint, after a pause."""
         if not self.failures:
             where = f"{self.endpoint}: " if len(self.endpoints) > 1 else ""
-            self._events.append(RegistryFailed(self.name, f"{where}{error}"))
+            self._events.append(SourceFailed(self.name, f"{where}{error}"))
         self._drop_question()
         self.error = f"{self.endpoint}: {error}"
         self.failed_operations += 1
@@ -214,7 +216,7 @@ class EtcdUser(ABC):
             error = f"{error} ({who}, prefix {self.prefix.decode(errors='replace')!r})"
         self._fail(error, now, refused)
 
-    def _finish(self, now: float) -> list[object]:
+    def _finish(self, now: float) -> None:
         if self._asked is not None and self._gives_up_at() <= now:
             self._fail(f"no answer within {self._asked.timeout:g} s", now)
         self._conclude(now)
@@ -229,8 +231,6 @@ class EtcdUser(ABC):
                 self._due_at = question
                 break
             self._ask(question, now)
-        events, self._events = self._events, []
-        return events
 
     # The rest
 
@@ -239,7 +239,7 @@ class EtcdUser(ABC):
             assert self._login is not None
             question = self._login
         self._serial += 1
-        operation = Operation(
+        operation = EtcdOperation(
             self._serial, self.endpoint, question, self._timeout, self._token or ""
         )
         self._outbox.append(operation)

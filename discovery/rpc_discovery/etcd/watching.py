@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from math import inf
 
-from rpc_discovery.links import Rng
+from rpc_discovery.machines import Rng
 from rpc_discovery.nodes import MOST_NODES, Node
 from rpc_discovery.views import ViewKeeper
 
@@ -13,9 +13,9 @@ from .operations import (
     PERMISSION_DENIED,
     RESOURCE_EXHAUSTED,
     Answer,
+    EtcdOperation,
     Header,
     KeyValue,
-    Operation,
     Question,
     Range,
     Ranged,
@@ -40,8 +40,8 @@ class EtcdWatch(ViewKeeper, EtcdUser):
 
     `view` is the last good one, whatever happens to etcd; `stale_since` says since when nothing
     confirms it, None while it is good. See `EtcdUser` for inputs and outputs, and `message` for
-    what a watch says; events are `ViewChanged`, `StaleChanged`, `RegistryReached` and
-    `RegistryFailed`, whose registry is all endpoints.
+    what a watch says; events are `ViewChanged`, `StaleChanged`, `SourceReached` and
+    `SourceFailed`, whose source is all endpoints.
 
     A watch that broke is taken up again where it ended. The nodes are listed again when etcd has
     compacted away what happened since, and when it is not the same store any more: another cluster,
@@ -92,7 +92,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         self._listed_at = Header()
         self._anew = False  # whether it is another store since the last view
         self._same = False
-        self._watch: Operation | None = None
+        self._watch: EtcdOperation | None = None
         self._watching = False  # whether the watch has said that it is there
         self._watch_until = 0.0  # when it has to have said so
         self._heard_at = now  # of the watch
@@ -118,7 +118,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
 
     # Inputs
 
-    def message(self, operation_id: int, message: Watched, now: float) -> list[object]:
+    def message(self, now: float, operation_id: int, message: Watched) -> None:
         """Take what a watch says."""
         if self._watch is None or self._watch.id != operation_id:
             self.ignored += 1
@@ -132,16 +132,17 @@ class EtcdWatch(ViewKeeper, EtcdUser):
                 self._refuse(Watch(self._start, self._end, 0), reason, code, now)
         else:
             self._hear(message, now)
-        return self._finish(now)
+        self._finish(now)
 
-    def failed(self, operation_id: int, error: str, now: float, code: int = 0) -> list[object]:
+    def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
         """Record that an operation failed, or that a watch ended."""
         watch = self._watch
         if watch is None or watch.id != operation_id:
-            return super().failed(operation_id, error, now, code)
+            super().failed(now, operation_id, error, code)
+            return
         self._close_watch()
         self._refuse(watch.question, str(error)[:200], code, now)
-        return self._finish(now)
+        self._finish(now)
 
     # What to ask
 
