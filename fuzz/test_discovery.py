@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fuzz.strategies import EXAMPLES, spread
-from rpc_discovery import Node, Registration, RegistryWatch
+from rpc_discovery import HttpResponse, Node, Registration, RegistryWatch
 from rpc_discovery.registry import Registry
 from support.cluster import Cluster, added_up, ask, seen, truth
 
@@ -132,9 +132,8 @@ class Discovery(RuleBasedStateMachine):
         if actor is not None:
             for link in actor.links.values():
                 if link.request is not None:
-                    self.cluster.tell(
-                        name, "response", link.request.id, status, body, self.cluster.now
-                    )
+                    lie = HttpResponse(status, body)
+                    self.cluster.tell(name, "result", self.cluster.now, link.request.id, lie)
                     break
 
     # The network and the clock

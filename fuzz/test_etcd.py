@@ -82,9 +82,8 @@ class Etcd(RuleBasedStateMachine):
     def change_node(self, address: str, offers: set[str], weight: int) -> None:
         if address in self.world.actors:
             actor = self.world.actors[address]
-            self.world.events[address] += actor.update(
-                self.world.now, services=offers, weight=weight
-            )
+            actor.update(self.world.now, services=offers, weight=weight)
+            self.world.events[address] += actor.events()
 
     # Servers
 

@@ -3,12 +3,15 @@
 import json
 import os
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from balanced.support import SLACK, Place, runs, stats
 from conformance.runtimes import until
+from examples.own_discovery import AddressList
 from rpc_discovery import FileDiscovery, RegistryDiscovery
 from rpc_proto import DeadlineExceeded, Unavailable
 from support.network import black_hole
@@ -23,6 +26,43 @@ def free_port() -> int:
 
 def write(path, hosts) -> None:
     path.write_text(json.dumps([host.address() for host in hosts]))
+
+
+# One's own
+
+
+def test_discovery_of_a_users_own_needs_no_code_for_any_driver(place: Place, key):
+    hosts = place.hosts(2)
+    answers = [[hosts[0].address()], [host.address() for host in hosts]]
+    asked = []
+
+    class Inventory(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = json.dumps(answers[0]).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Inventory) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            client = place.client(AddressList(f"http://127.0.0.1:{server.server_port}/nodes"))
+            assert client.call("Basic.count", key, 1, timeout=15.0) == 1
+            assert stats(client)["nodes"] == 1
+            del answers[0]
+            until(lambda: stats(client)["nodes"] == 2)
+        finally:
+            server.shutdown()
+            serving.join()
+    assert set(asked) == {"/nodes"}
+    until(lambda: stats(client)["stale"] > 0)
+    assert client.call("Basic.count", key, 1) == 1  # with the last view
 
 
 # Files
