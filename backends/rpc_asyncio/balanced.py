@@ -22,6 +22,7 @@ from rpc_common.client.base import Reply
 from rpc_common.telemetry.log import get_log
 from rpc_discovery import Discovery, StaticDiscovery
 from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
+from rpc_discovery.groups import Begin, Group, Hedge
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 
@@ -170,7 +171,9 @@ class BalancedClient(BalancedBase):
         whole = self._begin(request, **how)
         if hedge:
             check_hedge(whole.node, how.get("idempotent"))
-            return (await self._hedge(whole, request)).value
+            group = Hedge(self._pool, whole, request.method, monotonic())
+            await self._gather(group, request)
+            return group.winner().value
         return (await self._persist(self._attempts(whole), request)).value
 
     async def _request(self, whole: BalancedCall, request: Request) -> Reply | None:
@@ -234,24 +237,10 @@ class BalancedClient(BalancedBase):
         started = monotonic()
         await self._see(self._begin(request, timeout, started))
 
-        async def ask(whole: BalancedCall) -> tuple[str, Any]:
-            assert whole.node is not None
-            try:
-                return whole.node, (await self._persist(self._attempts(whole), request)).value
-            except CallError as error:
-                return whole.node, error
-
-        results: dict[str, Any] = {}
-        tasks = [asyncio.create_task(ask(whole)) for whole in self._each(request, timeout, started)]
-        try:
-            for done in asyncio.as_completed(tasks):
-                address, result = await done
-                results[address] = result
-                if policy == "first" and not isinstance(result, CallError):
-                    break
-        finally:
-            await _drop(tasks)
-        return judge(policy, request, results)
+        calls = self._each(request, timeout, started)
+        group = Group(calls, first=policy == "first")
+        await self._gather(group, request)
+        return judge(policy, request, group.results())
 
     async def race(
         self,
@@ -273,11 +262,37 @@ class BalancedClient(BalancedBase):
         request = Request(method, args, kwargs, returns, metadata)
         first = self._begin(request, timeout, monotonic(), key)
         await self._see(first)
-        tasks = [
-            asyncio.create_task(self._persist(self._attempts(whole), request))
-            for whole in self._some(first, count)
-        ]
-        return (await _race(tasks)).value
+        group = Group(self._some(first, count), first=True)
+        await self._gather(group, request)
+        return group.winner().value
+
+    async def _gather(self, group: Group, request: Request) -> None:
+        """Make the calls of a group until it is over."""
+        tasks: dict[asyncio.Task[CallCompleted], BalancedCall] = {}
+        done: set[asyncio.Task[CallCompleted]] = set()
+        try:
+            while (step := group.next(monotonic())) is not None:
+                if isinstance(step, Begin):
+                    attempts = self._attempts(step.call)
+                    tasks[asyncio.create_task(self._persist(attempts, request))] = step.call
+                    continue
+                seconds = None if step.seconds == inf else step.seconds
+                done, _ = await asyncio.wait(
+                    tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    error = task.exception()
+                    if error is not None and not isinstance(error, CallError):
+                        raise error
+                    group.ended(monotonic(), tasks.pop(task), error or task.result())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # Or error, traceback, this frame and its tasks would keep each other alive.
+            tasks.clear()
+            done = set()
+            task = error = None  # type: ignore[assignment]
 
     # One call, as often as it takes
 
@@ -364,25 +379,6 @@ class BalancedClient(BalancedBase):
             with suppress(RuntimeError):  # the loop was closed before
                 self._home.call_soon_threadsafe(self._pump.stop)
 
-    async def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:
-        """Ask a second node if the first takes too long."""
-        pool = self._pool
-        started = monotonic()
-        whole.idempotent = True
-        tasks = [asyncio.create_task(self._persist(self._attempts(whole), request))]
-        try:
-            await asyncio.wait(tasks, timeout=pool.hedge_delay(request.method))
-            if not tasks[0].done():
-                other = pool.hedge(whole, monotonic())
-                if other is not None:
-                    tasks.append(asyncio.create_task(self._persist(self._attempts(other), request)))
-        except BaseException:
-            await _drop(tasks)
-            raise
-        event = await _race(tasks)
-        pool.observe(request.method, monotonic() - started)
-        return event
-
     # Connections
 
     def _dial_soon(self, target: Target) -> None:
@@ -411,26 +407,3 @@ class BalancedClient(BalancedBase):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _race(tasks: "list[asyncio.Task[CallCompleted]]") -> CallCompleted:
-    """Return the first good outcome and cancel the others; the last error if there is none."""
-    waiting = set(tasks)
-    try:
-        while True:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            good = [task for task in done if task.exception() is None]
-            if good or not waiting:
-                return (good or [*done])[0].result()
-    finally:
-        await _drop(tasks)
-        # Or error, traceback, this frame and its tasks would keep each other alive.
-        tasks.clear()
-        done = waiting = set()
-
-
-async def _drop(tasks: "list[asyncio.Task[Any]]") -> None:
-    """Cancel what is left of some tasks, and see them end."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,12 +5,9 @@ from typing import NamedTuple
 
 from rpc_proto import CallError, Cancelled
 
-from .pool import BalancedCall, Pool, Target
+from .pool import MOST_DIALS, MOST_TRIES, BalancedCall, Pool, Target
 
 __all__ = ["Attempts", "Dial", "Fail", "Send", "Step", "Wait"]
-
-_TRIES = 3  # nodes that are dialled for one call while others are ready
-_MOST_DIALS = 64  # at a time, but for calls that cannot go on without
 
 
 class Dial(NamedTuple):
@@ -120,8 +117,8 @@ class Attempts:
             first = self._tries == 0
             self._tries += 1
             fixed = call.node is not None or call.key is not None
-            if self._tries <= _TRIES and (first or not fixed):
-                if target.dialling is None and (first or len(pool.dials) < _MOST_DIALS):
+            if self._tries <= MOST_TRIES and (first or not fixed):
+                if target.dialling is None and (first or len(pool.dials) < MOST_DIALS):
                     return Dial(target)
                 if not fixed:
                     continue

@@ -24,7 +24,10 @@ from .endpoints import Endpoint
 from .nodes import Node, View
 from .picking import Balancer
 
-__all__ = ["BalancedCall", "Pool", "Target"]
+__all__ = ["MOST_DIALS", "MOST_TRIES", "BalancedCall", "Pool", "Target"]
+
+MOST_TRIES = 3  # nodes that are dialled for one call while others are ready
+MOST_DIALS = 64  # at a time, but for calls that cannot go on without
 
 _OPEN = State.OPEN
 
@@ -246,6 +249,38 @@ class Pool:
         if target is None:
             raise Unavailable(f"no node of {service} takes calls", maybe_executed=False)
         return target  # type: ignore[return-value]
+
+    def find(
+        self,
+        method: str,
+        now: float,
+        key: str | None,
+        target: Target | None,
+        dial: Callable[[Target], None],
+    ) -> Target | None:
+        """Return a node that is connected, and `dial` those in turn that are not.
+
+        `target` is the one in turn if that is known already.
+        """
+        if self.view is None:
+            return None
+        service = method.rpartition(".")[0]
+        for _ in range(MOST_TRIES):
+            if target is None:
+                target = self.pick(service, now, key)
+            if target.is_ready():
+                if now >= target.expires_at and target.dialling is None:
+                    dial(target)
+                self.calm_down(method, service)
+                return target
+            if target.retry_at is not None and target.retry_at > now:
+                break
+            if target.dialling is None and len(self.dials) < MOST_DIALS:
+                dial(target)
+            if key is not None:  # it is worth the wait
+                break
+            target = None
+        return None
 
     def pick_for(self, call: BalancedCall, now: float) -> Target:
         """Return where to send a call next; CallError when there is no sense in going on."""

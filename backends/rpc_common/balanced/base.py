@@ -57,8 +57,6 @@ _POLICIES = ("each", "all", "any", "first")
 
 _OPEN = State.OPEN
 DRAIN = 30.0  # seconds for the calls on a connection that is no longer wanted
-_TRIES = 3  # nodes that are dialled for one call while others are ready
-_MOST_DIALS = 64  # at a time, but for calls that cannot go on without
 
 
 # What `call` takes for itself, and a method may take, too.
@@ -379,33 +377,7 @@ class BalancedBase(ABC):
                 client = target.client
                 if client is not None and client.connection.state is _OPEN:
                     return target  # type: ignore[no-any-return]
-        return self._find_carefully(method, now, key, target)
-
-    def _find_carefully(
-        self, method: str, now: float, key: str | None, target: Target | None
-    ) -> Target | None:
-        """Do what `_find` does; `target` is the one in turn if that is known already."""
-        pool = self._pool
-        if pool.view is None:
-            return None
-        service = method.rpartition(".")[0]
-        for _ in range(_TRIES):
-            if target is None:
-                target = pool.pick(service, now, key)
-            client = target.client
-            if client is not None and client.connection.state is _OPEN:
-                if now >= target.expires_at and target.dialling is None:
-                    self._dial_soon(target)
-                pool.calm_down(method, service)
-                return target
-            if target.retry_at is not None and target.retry_at > now:
-                break
-            if target.dialling is None and len(pool.dials) < _MOST_DIALS:
-                self._dial_soon(target)
-            if key is not None:  # it is worth the wait
-                break
-            target = None
-        return None
+        return pool.find(method, now, key, target, self._dial_soon)
 
     def _begin(
         self,

@@ -1,9 +1,9 @@
 """The balanced client for runtimes that wait in place: gevent and blocking."""
 
-from collections import deque
 from collections.abc import Mapping
 from contextvars import Context, copy_context
 from functools import partial
+from math import inf
 from random import random
 from threading import Lock
 from time import monotonic
@@ -16,6 +16,7 @@ from rpc_common.transport.forks import Forks
 from rpc_common.transport.runtime import Runtime
 from rpc_discovery import Discovery, StaticDiscovery, View
 from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
+from rpc_discovery.groups import Begin, Group, Hedge
 from rpc_discovery.pool import BalancedCall, Target
 from rpc_proto import CallCompleted, CallError
 from rpc_proto.service.context import ambient_call
@@ -37,14 +38,6 @@ Result = TypeVar("Result")
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
 _MOST_BESIDE = 64  # calls of one broadcast at a time
 _AGAIN = 0.2  # seconds until a thread is asked for again that could not be had
-
-
-class _Race:
-    """Calls of one request that run at the same time."""
-
-    def __init__(self, outcomes: Any) -> None:
-        self.outcomes = outcomes  # a queue
-        self.running: list[BalancedCall] = []
 
 
 class SyncBalancedClient(BalancedBase):
@@ -196,7 +189,10 @@ class SyncBalancedClient(BalancedBase):
         whole = self._begin(request, **how)
         if hedge:
             check_hedge(whole.node, how.get("idempotent"))
-            return self._hedge(whole, request).value
+            with self._lock:
+                group = Hedge(self._pool, whole, request.method, monotonic())
+            self._gather(group, request)
+            return group.winner().value
         return self._persist(self._attempts(whole), request).value
 
     def _request(self, whole: BalancedCall, request: Request) -> Reply | None:
@@ -261,21 +257,9 @@ class SyncBalancedClient(BalancedBase):
         self._see(self._begin(request, timeout, started))
         with self._lock:
             wholes = self._each(request, timeout, started)
-        results: dict[str, Any] = {}
-        race = _Race(self._runtime.make_queue())
-        try:
-            self._run(race, wholes, request)
-            for _ in wholes:
-                whole, event, error = self._runtime.get(race.outcomes, None)
-                if error is not None and not isinstance(error, CallError):
-                    raise error
-                results[whole.node] = event.value if error is None else error
-                if policy == "first" and error is None:
-                    break
-        finally:
-            error = None  # or error, traceback and frame would keep each other alive
-            self._abandon(race.running)
-        return judge(policy, request, results)
+        group = Group(wholes, first=policy == "first", at_once=_MOST_BESIDE)
+        self._gather(group, request)
+        return judge(policy, request, group.results())
 
     def race(
         self,
@@ -299,12 +283,9 @@ class SyncBalancedClient(BalancedBase):
         self._see(first)
         with self._lock:
             wholes = self._some(first, count)
-        race = _Race(self._runtime.make_queue())
-        try:
-            self._run(race, wholes, request)
-            return self._first(race).value
-        finally:
-            self._abandon(race.running)
+        group = Group(wholes, first=True)
+        self._gather(group, request)
+        return group.winner().value
 
     # One call, as often as it takes
 
@@ -425,47 +406,53 @@ class SyncBalancedClient(BalancedBase):
 
     # Several calls at the same time
 
-    def _run(self, race: _Race, wholes: list[BalancedCall], request: Request) -> None:
-        """Make calls beside each other, whose outcomes come in the order of their ends."""
-        race.running += wholes
-        waiting = deque(wholes)
-
-        def work() -> None:
-            while waiting:
-                try:
-                    whole = waiting.popleft()
-                except IndexError:  # another one was quicker
-                    return
-                event: CallCompleted | None = None
-                error: BaseException | None = None
-                try:
-                    event = self._persist(self._attempts(whole), request)
-                except BaseException as failed:
-                    error = failed
-                race.outcomes.put((whole, event, error))
-                del error
-
-        for number in range(min(len(wholes), _MOST_BESIDE)):
-            try:
-                # With its deadline, trace and cancellation, where a handler makes the call.
-                self._runtime.spawn(partial(copy_context().run, work))
-            except RuntimeError:  # no more threads can be had: those that there are will do
-                if not number:
-                    work()
-                return
-
-    def _first(self, race: _Race) -> CallCompleted:
-        """Return the first good outcome; the last error if there is none."""
-        error: BaseException | None = None
+    def _gather(self, group: Group, request: Request) -> None:
+        """Make the calls of a group until it is over."""
+        outcomes = self._runtime.make_queue()
+        running: list[BalancedCall] = []
+        outcome: Any = None
         try:
-            for _ in list(race.running):
-                _, event, error = self._runtime.get(race.outcomes, None)
-                if error is None:
-                    return event  # type: ignore[no-any-return]
-            assert error is not None
-            raise error
+            while True:
+                with self._lock:
+                    in_place = group.is_alone
+                    step = group.next(monotonic())
+                if step is None:
+                    return
+                if isinstance(step, Begin):
+                    running.append(step.call)
+                    make = partial(self._make, step.call, request, outcomes)
+                    try:
+                        if in_place:
+                            make()
+                        else:
+                            # With its deadline, trace and cancellation, where a handler calls.
+                            self._runtime.spawn(partial(copy_context().run, make))
+                    except RuntimeError:  # no more threads can be had
+                        make()
+                    continue
+                ended = self._runtime.get(
+                    outcomes, None if step.seconds == inf else max(0.0, step.seconds)
+                )
+                if ended is not None:
+                    call, outcome = ended
+                    del ended
+                    if not isinstance(outcome, (CallCompleted, CallError)):
+                        raise outcome
+                    with self._lock:
+                        group.ended(monotonic(), call, outcome)
         finally:
-            error = None  # or error, traceback and frame would keep each other alive
+            outcome = None  # or error, traceback and frame would keep each other alive
+            self._abandon(running)
+
+    def _make(self, call: BalancedCall, request: Request, outcomes: Any) -> None:
+        """Make a call of a group, and report how it ended."""
+        outcome: CallCompleted | BaseException
+        try:
+            outcome = self._persist(self._attempts(call), request)
+        except BaseException as error:
+            outcome = error
+        outcomes.put((call, outcome))
+        del outcome
 
     def _abandon(self, wholes: list[BalancedCall]) -> None:
         """Give calls up; those that have ended do not mind."""
@@ -477,34 +464,6 @@ class SyncBalancedClient(BalancedBase):
                 client.give_up_call(call)
         with self._lock:
             self._notify()  # those that wait for a connection
-
-    def _hedge(self, whole: BalancedCall, request: Request) -> CallCompleted:
-        """Ask a second node if the first takes too long."""
-        started = monotonic()
-        whole.idempotent = True
-        with self._lock:
-            delay = self._pool.hedge_delay(request.method)
-        if delay is None:
-            event = self._persist(self._attempts(whole), request)
-        else:
-            race = _Race(self._runtime.make_queue())
-            try:
-                self._run(race, [whole], request)
-                first = self._runtime.get(race.outcomes, delay)
-                if first is not None:
-                    race.outcomes.put(first)
-                    del first
-                else:
-                    with self._lock:
-                        other = self._pool.hedge(whole, monotonic())
-                    if other is not None:
-                        self._run(race, [other], request)
-                event = self._first(race)
-            finally:
-                self._abandon(race.running)
-        with self._lock:
-            self._pool.observe(request.method, monotonic() - started)
-        return event
 
     # Connections
 
