@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rpc_proto.lazy import lazily
 
+from .balancer import Balancer
 from .balancers import (
     BALANCERS,
     ConsistentHash,
@@ -30,7 +31,6 @@ from .machines import (
     ViewMachine,
 )
 from .nodes import Node, View, hash_signatures
-from .picking import Balancer
 from .registration import Registration
 from .sources import EtcdDiscovery, FileDiscovery, PemFiles, RegistryDiscovery
 from .views import StaleChanged, ViewChanged

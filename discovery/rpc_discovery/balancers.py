@@ -10,8 +10,8 @@ from struct import unpack
 from typing import Any
 from zlib import crc32
 
+from .balancer import Balancer
 from .endpoints import DECAY, Endpoint
-from .picking import Balancer
 
 __all__ = [
     "BALANCERS",

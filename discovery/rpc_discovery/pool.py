@@ -17,12 +17,12 @@ from rpc_proto import (
     parse_address,
 )
 
+from .balancer import Balancer
 from .balancers import find_balancer
 from .budget import HedgeDelay, RetryBudget
 from .ejection import OutlierEjection
 from .endpoints import Endpoint
 from .nodes import Node, View
-from .picking import Balancer
 
 __all__ = ["MOST_DIALS", "MOST_TRIES", "BalancedCall", "Pool", "Target"]
 

@@ -4,27 +4,27 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 from .documents import LONGEST_TTL, SHORTEST_TTL, USUAL_TTL, describe_node, encode
-from .links import Link, RegistryUser, explain
 from .machines import HttpRequest, Rng
 from .nodes import Node
+from .polling import RegistryPoller, RegistryState, explain
 
 __all__ = ["Registration"]
 
 _JSON = (("Content-Type", "application/json"),)
 
 
-class _RegistrationLink(Link):
+class _RegistryOfNode(RegistryState):
     def __init__(self, url: str, now: float) -> None:
         super().__init__(url, now)
         self.sent = 0  # the version of the description that was sent last
         self.known = 0  # the version that the registry has
 
 
-class Registration(RegistryUser[_RegistrationLink]):
+class Registration(RegistryPoller[_RegistryOfNode]):
     """Keeps a node registered: at once, each third of `ttl`, and when its description changes.
 
     Whatever a registry answers, or if it does not, it is tried again for ever, at the latest after
-    another third of `ttl`; each registry by itself. See `RegistryUser` for inputs and outputs;
+    another third of `ttl`; each registry by itself. See `RegistryPoller` for inputs and outputs;
     the commands are `update` and `stop`. Times in seconds; `now` is monotonic.
     """
 
@@ -41,7 +41,7 @@ class Registration(RegistryUser[_RegistrationLink]):
     ) -> None:
         if not SHORTEST_TTL <= ttl <= LONGEST_TTL:
             raise ValueError(f"ttl must be from {SHORTEST_TTL} to {LONGEST_TTL} s, not {ttl!r}")
-        links = [_RegistrationLink(url, now) for url in registries]
+        links = [_RegistryOfNode(url, now) for url in registries]
         super().__init__(links, token=token, timeout=min(timeout, ttl / 3), rng=rng)
         self.node = node
         self.ttl = ttl
@@ -104,7 +104,7 @@ class Registration(RegistryUser[_RegistrationLink]):
     def _describe(self) -> bytes:
         return encode({**describe_node(self.node), "ttl": self.ttl})
 
-    def _compose(self, link: _RegistrationLink, now: float) -> HttpRequest:
+    def _compose(self, link: _RegistryOfNode, now: float) -> HttpRequest:
         if self._stops_at is not None:
             query = f"?address={quote(self.node.address, safe='')}"
             timeout = min(self._timeout, self._stops_at - now)
@@ -113,7 +113,7 @@ class Registration(RegistryUser[_RegistrationLink]):
         return self._request(link, "POST", timeout=self._timeout, headers=_JSON, body=self._body)
 
     def _accept(
-        self, link: _RegistrationLink, sent: HttpRequest, status: int, body: bytes, now: float
+        self, link: _RegistryOfNode, sent: HttpRequest, status: int, body: bytes, now: float
     ) -> float:
         gone = sent.method == "DELETE"
         if not 200 <= status < 300 and not (gone and status == 404):

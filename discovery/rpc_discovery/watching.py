@@ -6,9 +6,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .documents import LONGEST_WAIT, MAX_ANSWER, is_epoch, parse_json, parse_node, parse_view
-from .links import Link, RegistryUser, explain
 from .machines import Event, FileRead, HttpRequest, ReadFile, Rng
 from .nodes import MOST_NODES, Node, View
+from .polling import RegistryPoller, RegistryState, explain
 from .views import StaleChanged, ViewChanged, ViewKeeper
 
 __all__ = ["FileView", "RegistryWatch", "StaticDiscovery"]
@@ -127,7 +127,7 @@ class FileView:
             self._events.append(StaleChanged(now, error))
 
 
-class _WatchLink(Link):
+class _WatchedRegistry(RegistryState):
     """What one registry said last."""
 
     def __init__(self, url: str, now: float) -> None:
@@ -140,12 +140,12 @@ class _WatchLink(Link):
         self.waits = 0.0  # how long the registry was asked to wait with its answer
 
 
-class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
+class RegistryWatch(ViewKeeper, RegistryPoller[_WatchedRegistry]):
     """The nodes that one or several registries know, kept up to date without anybody asking.
 
     `view` is the last good one, whatever happens to the registries; `stale_since` says since when
     nothing confirms it, None while it is good. With `wait` each registry is asked to answer when
-    something changes (long poll), else every `refresh` seconds. See `RegistryUser` for inputs and
+    something changes (long poll), else every `refresh` seconds. See `RegistryPoller` for inputs and
     outputs; events are `ViewChanged`, `StaleChanged`, `SourceReached` and `SourceFailed`.
 
     Several registries are merged: a node that any of them knows is there, as the first of them in
@@ -176,9 +176,9 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
             raise ValueError(f"wait must be from 0 to {LONGEST_WAIT:g} s, not {wait!r}")
         if not 0.1 <= refresh <= 3600:
             raise ValueError(f"refresh must be from 0.1 to 3600 s, not {refresh!r}")
-        links = [_WatchLink(url, now) for url in registries]
+        links = [_WatchedRegistry(url, now) for url in registries]
         ViewKeeper.__init__(self, grace, share)
-        RegistryUser.__init__(self, links, token=token, timeout=timeout, rng=rng)
+        RegistryPoller.__init__(self, links, token=token, timeout=timeout, rng=rng)
         self.rejected = 0  # listings, as a whole
         self.refused_nodes = 0
         self._service = service
@@ -199,7 +199,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
 
     # Questions
 
-    def _compose(self, link: _WatchLink, now: float) -> HttpRequest:
+    def _compose(self, link: _WatchedRegistry, now: float) -> HttpRequest:
         query: dict[str, Any] = {} if self._service is None else {"service": self._service}
         headers: tuple[tuple[str, str], ...] = (("Accept", "application/json"),)
         # After a failure, the first thing to know is whether the registry is there.
@@ -220,7 +220,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
     # Answers
 
     def _accept(
-        self, link: _WatchLink, sent: HttpRequest, status: int, body: bytes, now: float
+        self, link: _WatchedRegistry, sent: HttpRequest, status: int, body: bytes, now: float
     ) -> float:
         known = (link.epoch, link.revision)
         if status == 200:
@@ -243,7 +243,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
     def _later(self) -> float:
         return self._refresh * (1 - 0.2 * self._rng())
 
-    def _read(self, link: _WatchLink, body: bytes, now: float) -> None:
+    def _read(self, link: _WatchedRegistry, body: bytes, now: float) -> None:
         """Take a listing or what changed; ValueError, and nothing is taken, if it is not right."""
         if len(body) > MAX_ANSWER:
             raise ValueError(f"the answer has {len(body)} bytes; the limit is {MAX_ANSWER}")
@@ -293,7 +293,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
         link.epoch, link.revision, link.nodes = epoch, revision, found
         self._dirty = True
 
-    def _fail(self, link: _WatchLink, error: str, now: float) -> None:
+    def _fail(self, link: _WatchedRegistry, error: str, now: float) -> None:
         self._dirty = self._dirty or not link.failures
         super()._fail(link, error, now)
 
@@ -325,7 +325,7 @@ class RegistryWatch(ViewKeeper, RegistryUser[_WatchLink]):
         again, self._anew = self._anew, False
         self._events += self._show(target, again, now)
 
-    def _merge(self, links: list[_WatchLink]) -> dict[str, Node]:
+    def _merge(self, links: list[_WatchedRegistry]) -> dict[str, Node]:
         answering = [link for link in links if not link.failures]
         merged: dict[str, Node] = {}
         for link in answering:

@@ -3,7 +3,7 @@
 import math
 from argparse import ArgumentTypeError
 
-from rpc_discovery.links import parse_registry
+from rpc_discovery.polling import parse_registry
 from rpc_proto import parse_address
 
 __all__ = ["address", "count", "endpoints", "listening", "number", "registry", "seconds", "size"]
@@ -38,7 +38,7 @@ def registry(text: str) -> str:
 
 def endpoints(text: str) -> list[str]:
     """Take the URLs of one etcd, with commas between them."""
-    from rpc_discovery.etcd.user import parse_endpoint
+    from rpc_discovery.etcd.session import parse_endpoint
 
     try:
         return [parse_endpoint(url) for url in text.split(",")]

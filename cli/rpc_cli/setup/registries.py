@@ -12,7 +12,7 @@ from rpc_cli.output.errors import CommandError, UsageError
 from rpc_common.discovery.carriers import describe
 from rpc_discovery import Node
 from rpc_discovery.documents import MAX_ANSWER, parse_json, parse_node
-from rpc_discovery.links import explain, parse_registry
+from rpc_discovery.polling import explain, parse_registry
 from rpc_proto.http.client import Fetch
 from rpc_proto.texts import printable
 

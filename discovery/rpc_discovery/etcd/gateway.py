@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rpc_discovery.documents import encode, parse_json
-from rpc_discovery.links import explain
 from rpc_discovery.machines import HttpRequest, HttpResponse, OperationFailed
+from rpc_discovery.polling import explain
 
 from .operations import (
     MAX_ANSWER,

@@ -25,7 +25,7 @@ from .operations import (
     Revoke,
     Write,
 )
-from .user import EtcdUser
+from .session import EtcdSession
 
 __all__ = ["USUAL_TTL", "EtcdRegistration"]
 
@@ -37,13 +37,13 @@ _MOST_LEASES = 4  # that wait for their end
 _NOT_DONE = (INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED)
 
 
-class EtcdRegistration(EtcdUser):
+class EtcdRegistration(EtcdSession):
     """Keeps a node's keys in etcd, on a lease of `ttl` seconds that is renewed each third of it.
 
-    Whatever happens to etcd or to the lease, it is tried again for ever: a lease that is gone, or
-    that could not be renewed for `ttl` seconds, is never used again; a new one is granted and the
-    keys are put on it. Each `ttl` seconds it looks whether the keys are still there. See `EtcdUser`
-    for inputs and outputs; the commands are `update` and `stop`. `now` is monotonic.
+    Whatever happens to etcd or to the lease, it tries again: a lease that is gone, or that could
+    not be renewed for `ttl` seconds, is never used again; a new one is granted and the keys are put
+    on it. Every `ttl` seconds it checks that the keys are still there. See `EtcdSession` for inputs
+    and outputs; the commands are `update` and `stop`. `now` is monotonic.
     """
 
     def __init__(

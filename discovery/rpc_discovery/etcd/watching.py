@@ -23,7 +23,7 @@ from .operations import (
     Watched,
     prefix_end,
 )
-from .user import EtcdUser
+from .session import EtcdSession
 
 __all__ = ["EtcdWatch"]
 
@@ -35,11 +35,11 @@ _WAVE = 0.1  # seconds from one view to the next
 _SILENCE = 60.0
 
 
-class EtcdWatch(ViewKeeper, EtcdUser):
+class EtcdWatch(ViewKeeper, EtcdSession):
     """The nodes under a prefix: listed once, then watched from the next revision on.
 
     `view` is the last good one, whatever happens to etcd; `stale_since` says since when nothing
-    confirms it, None while it is good. See `EtcdUser` for inputs and outputs, and `message` for
+    confirms it, None while it is good. See `EtcdSession` for inputs and outputs, and `message` for
     what a watch says; events are `ViewChanged`, `StaleChanged`, `SourceReached` and
     `SourceFailed`, whose source is all endpoints.
 
@@ -70,7 +70,7 @@ class EtcdWatch(ViewKeeper, EtcdUser):
         if not 0.1 <= probe <= 3600:
             raise ValueError(f"probe must be from 0.1 to 3600 s, not {probe!r}")
         ViewKeeper.__init__(self, grace, share)
-        EtcdUser.__init__(
+        EtcdSession.__init__(
             self, endpoints, rng=rng, prefix=prefix, user=user, password=password, timeout=timeout
         )
         self.rejected = 0  # listings, as a whole

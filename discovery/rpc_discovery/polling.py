@@ -10,8 +10,8 @@ from rpc_proto import parse_address
 from .machines import Event, HttpRequest, HttpResponse, Rng, SourceFailed, SourceReached
 
 __all__ = [
-    "Link",
-    "RegistryUser",
+    "RegistryPoller",
+    "RegistryState",
     "explain",
     "parse_registry",
 ]
@@ -23,7 +23,7 @@ _LATE = 1.0  # seconds that a transport may be late with its report
 _URL = re.compile(r"(https?)://([^/?#@\s]+?)(/[A-Za-z0-9._~/-]*)?", re.ASCII)
 
 
-class Link:
+class RegistryState:
     """What is known of one registry. Times in absolute seconds."""
 
     def __init__(self, url: str, now: float) -> None:
@@ -38,10 +38,10 @@ class Link:
         self.error = ""  # of the last failure
 
 
-LinkType = TypeVar("LinkType", bound=Link)
+StateType = TypeVar("StateType", bound=RegistryState)
 
 
-class RegistryUser(ABC, Generic[LinkType]):
+class RegistryPoller(ABC, Generic[StateType]):
     """Sends one request at a time to each registry and waits longer after each failure in a row.
 
     A `Machine` whose operations are `HttpRequest`s. After each input `next_timeout()` is None or
@@ -50,13 +50,13 @@ class RegistryUser(ABC, Generic[LinkType]):
 
     def __init__(
         self,
-        links: Iterable[LinkType],
+        links: Iterable[StateType],
         *,
         token: str | None,
         timeout: float,
         rng: Rng,
     ) -> None:
-        self.links: dict[str, LinkType] = {}
+        self.links: dict[str, StateType] = {}
         for link in links:
             if link.base in {known.base for known in self.links.values()}:
                 raise ValueError(f"registry {link.url!r} is given twice")
@@ -145,12 +145,12 @@ class RegistryUser(ABC, Generic[LinkType]):
     # For subclasses
 
     @abstractmethod
-    def _compose(self, link: LinkType, now: float) -> HttpRequest:
+    def _compose(self, link: StateType, now: float) -> HttpRequest:
         """Return the next request for a registry."""
 
     @abstractmethod
     def _accept(
-        self, link: LinkType, sent: HttpRequest, status: int, body: bytes, now: float
+        self, link: StateType, sent: HttpRequest, status: int, body: bytes, now: float
     ) -> float:
         """Take a response; the seconds until the next request. ValueError if it is not good."""
 
@@ -166,14 +166,14 @@ class RegistryUser(ABC, Generic[LinkType]):
 
     # The rest
 
-    def _find(self, operation_id: int) -> LinkType | None:
+    def _find(self, operation_id: int) -> StateType | None:
         for link in self.links.values():
             if link.request is not None and link.request.id == operation_id:
                 return link
         self.ignored += 1
         return None
 
-    def _fail(self, link: LinkType, error: str, now: float) -> None:
+    def _fail(self, link: StateType, error: str, now: float) -> None:
         if not link.failures:
             self._events.append(SourceFailed(link.url, error))
         link.request = None
@@ -197,7 +197,7 @@ class RegistryUser(ABC, Generic[LinkType]):
 
     def _request(
         self,
-        link: LinkType,
+        link: StateType,
         method: str,
         query: str = "",
         *,

@@ -21,7 +21,7 @@ from .operations import (
     Watched,
 )
 
-__all__ = ["EtcdUser"]
+__all__ = ["EtcdSession"]
 
 _MOST_ENDPOINTS = 16
 _FIRST_BACKOFF = 0.1  # seconds; doubled with each failure in a row
@@ -31,7 +31,7 @@ _SHORTEST_PAUSE = 0.01
 _LATE = 1.0  # seconds that a transport may be late with its report
 
 
-class EtcdUser(ABC):
+class EtcdSession(ABC):
     """Asks one endpoint, logs in where that is needed, and goes on to the next one on failure.
 
     A `Machine` whose operations are `EtcdOperation`s. After each input `next_timeout()` is None or
