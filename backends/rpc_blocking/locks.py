@@ -1,11 +1,11 @@
-"""Who has a lock: what CPython tells by a name of its own, or, without that, what it documents."""
+"""A lock that is kept whatever a signal's handler raises, and that knows which thread has it."""
 
 import os
 from collections.abc import Callable
 from threading import Condition, RLock
 from typing import Any
 
-__all__ = ["has_private_names", "ownership"]
+__all__ = ["OwnedLock", "has_private_names", "ownership"]
 
 
 def _check() -> bool:
@@ -36,3 +36,33 @@ def ownership(lock: Any) -> Callable[[], bool]:
         return True
 
     return ask
+
+
+class OwnedLock:
+    """An RLock, `lock`, and how to take it back when somebody above is going to release it."""
+
+    __slots__ = ("is_owned", "lock")
+
+    def __init__(self) -> None:
+        self.lock: Any = RLock()
+        self.is_owned = ownership(self.lock)
+
+    def take_back(self) -> BaseException | None:
+        """Take the lock, come what may; return what a signal's handler raised meanwhile.
+
+        Such a handler may raise before the first line of this, too; callers then call it again.
+        """
+        interruption: BaseException | None = None
+        while True:
+            try:
+                while not self.is_owned():
+                    self.lock.acquire()
+                return interruption
+            except BaseException as error:  # of a signal's handler
+                interruption = error
+
+    def regain(self) -> None:
+        """Take the lock, and only then raise what interrupted that."""
+        interruption = self.take_back()
+        if interruption is not None:
+            raise interruption

@@ -180,7 +180,7 @@ def test_cancel_from_another_thread_wakes_the_thread_that_reads():
         pending = client.start("Gate.wait")
         waiting = Running(pending.result)
         took(gate.started)
-        until(lambda: client._polling)  # it has begun to wait in earnest
+        until(lambda: client._reading.polling)  # it has begun to wait in earnest
         pending.cancel()
         assert isinstance(waiting.error(), Cancelled)
 
@@ -199,7 +199,7 @@ def test_second_thread_that_waits_for_a_call_is_refused():
     with pair(gate) as (_, client):
         pending = client.start("Gate.wait")
         first = Running(pending.result)
-        until(lambda: client._polling)
+        until(lambda: client._reading.polling)
         with pytest.raises(LocalProtocolError, match="another thread"):
             pending.result()
         gate.open_()

@@ -246,7 +246,7 @@ def test_interrupt_of_the_thread_that_reads_cancels_the_handler(interrupts):
 
         def send():
             took(gate.started)
-            until(lambda: client._polling)
+            until(lambda: client._reading.polling)
             interrupts()
 
         sending = Running(send)
@@ -263,13 +263,13 @@ def test_interrupt_of_a_sleeping_thread_leaves_the_others_alone(interrupts):
     gate = Gate()
     with pair(gate, Echo()) as (_, client):
         reading = Running(client.call, "Gate.wait", "first")
-        until(lambda: client._reader)
+        until(lambda: client._reading.reader)
 
         over = threading.Event()
 
         def send():
             took(gate.started, 2)  # one that has not begun would not tell of its end
-            until(lambda: client._sleepers)
+            until(lambda: client._reading.sleepers)
             interrupts()
             # One that comes just before the thread is asleep is heard at its next awakening only.
             while not over.wait(1.0):
@@ -283,7 +283,7 @@ def test_interrupt_of_a_sleeping_thread_leaves_the_others_alone(interrupts):
         took(gate.cancelled)
         gate.open_()
         assert reading.result() == "first"
-        assert client._sleepers == {}
+        assert client._reading.sleepers == {}
 
 
 def test_interrupt_of_the_reader_hands_the_role_on(interrupts):
@@ -292,9 +292,9 @@ def test_interrupt_of_the_reader_hands_the_role_on(interrupts):
         sleeping = []
 
         def send():
-            until(lambda: client._polling)
+            until(lambda: client._reading.polling)
             sleeping.append(Running(client.call, "Gate.wait", "second"))
-            until(lambda: client._sleepers)
+            until(lambda: client._reading.sleepers)
             interrupts()
 
         sending = Running(send)
@@ -526,7 +526,8 @@ def test_what_was_read_before_an_interrupt_is_not_lost_for_others():
                 return False
 
         until(arrived)
-        client._lock = lock = InterruptedLock(client._lock)
+        lock = InterruptedLock(client._lock)
+        client._lock = client._owned.lock = lock
         lock.is_armed = True
         with pytest.raises(KeyboardInterrupt):
             first.result()
@@ -538,7 +539,7 @@ def test_what_was_read_before_an_interrupt_is_not_lost_for_others():
 @pytest.mark.parametrize("call", ["first", "last"])
 def test_interrupt_on_the_way_back_to_the_lock_does_not_leave_without_it(call):
     with pair(Echo()) as (_, client):
-        has_lock = client._has_lock
+        has_lock = client._owned.is_owned
         answers = [KeyboardInterrupt]
 
         def interrupted() -> bool:
@@ -547,7 +548,7 @@ def test_interrupt_on_the_way_back_to_the_lock_does_not_leave_without_it(call):
                 raise answers.pop()
             return owned
 
-        client._has_lock = interrupted
+        client._owned.is_owned = interrupted
         with pytest.raises(KeyboardInterrupt):
             client.call("Echo.echo", 1)
         assert client.call("Echo.echo", 2) == 2

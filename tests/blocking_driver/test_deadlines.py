@@ -92,7 +92,7 @@ def test_deadline_of_months_while_the_request_cannot_be_written():
         ) as client,
     ):
         stuck = Running(client.call, "Echo.echo", bytes(12_000_000), timeout=300 * 86400.0)
-        until(lambda: client._polling)
+        until(lambda: client._reading.polling)
         client.close()
         assert isinstance(stuck.error(), Cancelled)
 
@@ -127,7 +127,7 @@ def test_deadline_passes_for_a_call_behind_one_that_cannot_be_written():
         Client.connect(script.address, config=config) as client,
     ):
         stuck = Running(client.call, "Echo.echo", bytes(12_000_000))
-        until(lambda: client._polling)
+        until(lambda: client._reading.polling)
         with pytest.raises(DeadlineExceeded):
             client.call("Echo.echo", 1, timeout=0.2)
         client.close()
@@ -178,7 +178,7 @@ def test_cancellation_flows_into_a_call_made_inside_a_handler():
         with pair(relay) as (server, outer):
             pending = outer.start("Relay.wait")
             took(gate.started)
-            until(lambda: inner._polling)
+            until(lambda: inner._reading.polling)
             pending.cancel()
             took(gate.cancelled)
             until(lambda: idle(server) and idle(inner_server))

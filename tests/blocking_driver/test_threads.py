@@ -41,7 +41,7 @@ def test_slow_call_does_not_keep_the_fast_call_of_another_thread_waiting():
     with pair(gate, Echo()) as (_, client):
         slow = Running(client.call, "Gate.wait")
         took(gate.started)
-        until(lambda: client._reader)
+        until(lambda: client._reading.reader)
         began = time.monotonic()
         assert client.call("Echo.echo", "fast") == "fast"
         assert time.monotonic() - began < 1
@@ -56,12 +56,12 @@ def test_thread_that_reads_may_leave_first():
         server.register(first, "First")
         server.register(second, "Second")
         reading = Running(client.call, "First.wait", 1)
-        until(lambda: client._reader)
+        until(lambda: client._reading.reader)
         sleeping = Running(client.call, "Second.wait", 2)
-        until(lambda: client._sleepers)
+        until(lambda: client._reading.sleepers)
         first.open_()
         assert reading.result() == 1
-        until(lambda: client._reader)  # the other took over
+        until(lambda: client._reading.reader)  # the other took over
         second.open_()
         assert sleeping.result() == 2
 
@@ -72,12 +72,12 @@ def test_thread_that_reads_may_leave_last():
         server.register(first, "First")
         server.register(second, "Second")
         reading = Running(client.call, "First.wait", 1)
-        until(lambda: client._reader)
+        until(lambda: client._reading.reader)
         sleeping = Running(client.call, "Second.wait", 2)
-        until(lambda: client._sleepers)
+        until(lambda: client._reading.sleepers)
         second.open_()
         assert sleeping.result() == 2
-        assert client._reader is not None
+        assert client._reading.reader is not None
         first.open_()
         assert reading.result() == 1
 
@@ -86,7 +86,7 @@ def test_deadline_of_a_sleeping_thread_passes_while_another_reads():
     gate = Gate()
     with pair(gate) as (_, client):
         reading = Running(client.call, "Gate.wait")
-        until(lambda: client._reader)
+        until(lambda: client._reading.reader)
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             client.call("Gate.wait", timeout=0.2)
@@ -100,9 +100,9 @@ def test_reader_that_gives_up_hands_the_role_on():
     with pair(gate) as (_, client):
         pending = client.start("Gate.wait")
         reading = Running(pending.result)
-        until(lambda: client._reader)
+        until(lambda: client._reading.reader)
         sleeping = Running(client.call, "Gate.wait", "second")
-        until(lambda: client._sleepers)
+        until(lambda: client._reading.sleepers)
         pending.cancel()
         assert isinstance(reading.error(), Cancelled)
         gate.open_()
@@ -153,7 +153,7 @@ def test_close_with_bytes_that_nobody_reads_frees_the_reader():
     with Script(accept_and(silence)) as script:
         client = Client.connect(script.address, config=config)
         reading = Running(client.call, "Gate.wait")
-        until(lambda: client._polling)
+        until(lambda: client._reading.polling)
         client.start("Echo.echo", bytes(12_000_000))
         assert client._channel.unsent
         client.close()
@@ -176,7 +176,7 @@ def test_answer_reaches_its_thread_while_bytes_of_another_are_stuck():
     ):
         fast = client.start("Echo.echo", 42)
         stuck = [Running(client.call, "Echo.echo", bytes(9_000_000)) for _ in range(2)]
-        until(lambda: client._channel.unsent and client._sleepers)
+        until(lambda: client._channel.unsent and client._reading.sleepers)
         waiting = Running(fast.result)
         ask.set()
         assert waiting.result() == 42
@@ -200,7 +200,7 @@ def test_bytes_left_by_submit_leave_while_another_thread_reads():
         Client.connect(script.address, codec="json") as client,
     ):
         reading = Running(client.call, "Gate.wait")
-        until(lambda: client._polling)
+        until(lambda: client._reading.polling)
         client.start("Echo.echo", bytes(12_000_000))
         assert client._channel.unsent
         resume.set()
@@ -305,7 +305,7 @@ def test_sixty_four_threads_lose_no_call_and_mix_no_answers():
         until(lambda: idle(server))
         link = next(iter(server.links))
         assert (client.calls_in_flight, len(client.connection._queue)) == (0, 0)
-        assert (client._sleepers, client._reader, client._outside) == ({}, None, 0)
+        assert (client._reading.sleepers, client._reading.reader, client._outside) == ({}, None, 0)
         until(lambda: len(link.connection.calls) == 0)
         assert client.call("Mixed.soon", 1) == -1
         assert len(link.connection.calls.deadlines) <= 64 + 3

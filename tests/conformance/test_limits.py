@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from conformance.links import Link
+from conformance.runtimes import until
 from conformance.wire import accepted
 from rpc_proto import ClientConfig, DeadlineExceeded, HandshakeError, ResourceExhausted
 from support.wire import ERROR
@@ -15,7 +16,7 @@ def test_calls_over_the_limit_of_the_connection_wait_for_a_slot(link: Link, key)
     with link.host(config={"max_calls": 3}) as host, link.connect(host) as client:
         calls = [client.start("Gate.wait", key, n) for n in range(8)]
         host.wait("started", key, 3)
-        assert client.calls_in_flight == 8
+        until(lambda: client.calls_in_flight == 8)
         assert host.stats["running"] == 3
         host.open(key)
         assert [call.outcome() for call in calls] == list(range(8))
