@@ -51,8 +51,8 @@ class BalancedClient(BalancedBase):
     def _make_event(self) -> asyncio.Event:
         return asyncio.Event()
 
-    def _here(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
+    def _here(self) -> tuple[str, asyncio.AbstractEventLoop]:
+        return "event loop", asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         return self
@@ -375,9 +375,9 @@ class BalancedClient(BalancedBase):
         self._pump = Pump(self._machine, self._weakly(), self._log, ssl, transport)
 
     def _stop_following(self) -> None:
-        if self._pump is not None:
+        if self._pump is not None and self._owner is not None:
             with suppress(RuntimeError):  # the loop was closed before
-                self._home.call_soon_threadsafe(self._pump.stop)
+                self._owner.place.call_soon_threadsafe(self._pump.stop)
 
     # Connections
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from rpc_common.client.base import Dialling, Reply, describe, explain, refusal, warn_unclosed
 from rpc_common.client.intercepted import Intercepted
 from rpc_common.client.options import WithOptions
 from rpc_common.telemetry.log import get_log
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.patching import check_patching
 from rpc_common.transport.tls import Tls
 from rpc_proto import (
@@ -224,9 +224,8 @@ class Client:
         self.connection = protocol.connection
         self._loop = protocol._loop
         self._is_running = self._loop.is_running
-        self._thread = get_ident()
+        self._owner = Owner("client", "event loop", get_ident())
         self.call_timeout = config.call_timeout
-        self._forks = Forks.count
         self.address = address
         Forks.watch(self)
 
@@ -341,7 +340,8 @@ class Client:
 
     def __del__(self) -> None:
         # Absent if `__init__` was never run; in a child it is the parent's to close.
-        if getattr(self, "_forks", None) == Forks.count and not self._protocol.closed:
+        owner = getattr(self, "_owner", None)
+        if owner is not None and owner.lives_here and not self._protocol.closed:
             try:
                 if not self._is_owned:
                     warn_unclosed(self)
@@ -592,20 +592,14 @@ class Client:
 
     async def close(self, grace: float = 0.0) -> None:
         """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
-        if get_ident() != self._thread or self._forks != Forks.count or not self._is_running():
-            self._refuse_stranger()
+        owner = self._owner
+        if get_ident() != owner.place or owner.forks != Forks.count or not self._is_running():
+            owner.refuse()
         protocol = self._protocol
         self.connection.shutdown(monotonic(), grace)
         protocol.react()
         protocol.flush()
         await asyncio.shield(protocol.lost)
-
-    def _refuse_stranger(self) -> NoReturn:
-        if self._forks != Forks.count:
-            raise LocalProtocolError(
-                "this client belongs to the parent process; connect after the fork"
-            )
-        raise LocalProtocolError("this client belongs to another event loop; connect in this one")
 
     def begin_call(
         self,
@@ -618,8 +612,9 @@ class Client:
         one_way: bool = False,
     ) -> OutboundCall:
         # Quicker than get_running_loop(), which asks the kernel for the pid each time on 3.11.
-        if get_ident() != self._thread or self._forks != Forks.count or not self._is_running():
-            self._refuse_stranger()
+        owner = self._owner
+        if get_ident() != owner.place or owner.forks != Forks.count or not self._is_running():
+            owner.refuse()
         now = monotonic()
         protocol = self._protocol
         deadline, metadata = inherit(timeout, self.call_timeout, now, metadata)

@@ -6,18 +6,19 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Iterable
-from contextvars import Context, copy_context
+from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from rpc_common.server.base import FAREWELL, ServerBase, Settings
+from rpc_common.server.handler_pool import HandlerPool
 from rpc_common.telemetry.log import get_log
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Owner
 from rpc_common.transport.patching import check_patching
-from rpc_common.transport.sockets import Listener, listen
-from rpc_common.transport.threads import Threads
+from rpc_common.transport.sockets import Listener
 from rpc_common.transport.tls import Tls
-from rpc_proto import Cancelled, Event, LocalProtocolError, Peer
+from rpc_proto import Event, LocalProtocolError, Peer, ResourceExhausted
 from rpc_proto.service.context import Job, ambient_call
 
 from .handlers import HandlerRunner
@@ -160,12 +161,13 @@ class Server(ServerBase):
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
         super().__init__(threads=threads, **settings)
-        self._threads = Threads(threads, "rpc-handler")
+        self._pool = HandlerPool(threads, self._ended, self._deliver, self._log)
+        self._abandoned = self._pool.abandoned
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: HandlerRunner  # comes with the loop
         self._gone: asyncio.Future[None] | None = None
         self._resuming = False
-        self._forks = Forks.count
+        self._owner: Owner
 
     async def __aenter__(self) -> Self:
         return self
@@ -202,13 +204,11 @@ class Server(ServerBase):
         if self._loop is None:
             self._loop = loop
             self._runner = HandlerRunner(loop, self._ended, self._end_process)
-            self._forks = Forks.count
+            self._owner = Owner("server", "event loop", loop)
         self._check_owner()
         first = await self._begin_lifespan()
         try:
-            if self._stopping:  # meanwhile
-                raise LocalProtocolError("the server was stopped while it started")
-            listener = listen(where, socket, self._log)
+            listener = self._open_listener(where, socket)
         except BaseException:
             if first:
                 await self._end_lifespan()
@@ -217,12 +217,14 @@ class Server(ServerBase):
         self._listeners.append(_Acceptor(self, listener, loop, ssl))
         self._log_listening(where)
         for advertisement in advertised:
-            registrations = self._registrations
-            machine = registrations.machine(advertisement, where)
-            pump = Pump(
-                machine, registrations.take, self._log, advertisement.ssl, advertisement.transport
+            run = partial(
+                Pump,
+                handle=self._registrations.take,
+                log=self._log,
+                ssl=advertisement.ssl,
+                transport=advertisement.transport,
             )
-            registrations.pumps.append(pump)
+            self._registrations.add(advertisement, where, run)
         return str(where)
 
     async def _deregister(self) -> None:
@@ -332,7 +334,7 @@ class Server(ServerBase):
             # They were cancelled with their calls; one that does not listen is left behind.
             await asyncio.wait(self._runner.tasks, timeout=self.config.close_timeout)
         self._log_stopped()
-        self._threads.close()
+        self._pool.close()
         await self._end_lifespan()
 
     async def _begin_lifespan(self) -> bool:
@@ -359,14 +361,9 @@ class Server(ServerBase):
         return {**super().stats, "tasks": tasks}
 
     def _check_owner(self) -> None:
-        if self._forks != Forks.count:  # first: in a child no loop seems to run
-            raise LocalProtocolError("this server belongs to the parent process")
-        if asyncio.get_running_loop() is not self._loop:
-            raise LocalProtocolError("this server belongs to another event loop")
-
-    def _close_listeners(self) -> None:
-        while self._listeners:
-            self._listeners.pop().close()
+        if not self._owner.lives_here:  # first: in a child no loop seems to run
+            self._owner.refuse()
+        self._owner.check(asyncio.get_running_loop())
 
     def _call_at(self, at: float, function: Callable[[], None]) -> Any:
         if self._loop is None:
@@ -402,11 +399,10 @@ class Server(ServerBase):
         elif method.is_quick:
             self._run_quick(job)
         else:
-            context = copy_context()
             try:
-                job.handler = self._threads.submit(lambda: self._run_in_thread(context, job))
-            except RuntimeError as error:
-                self._ended(job, None, self._no_thread(job, error))
+                self._pool.run(job)
+            except ResourceExhausted as error:
+                self._ended(job, None, error)
 
     async def _beside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         job = ambient_call.get()
@@ -416,7 +412,7 @@ class Server(ServerBase):
         done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
         def settle(result: Any, error: BaseException | None) -> None:
-            self._abandoned.discard(job)
+            self._pool.abandoned.discard(job)
             if not done.cancelled():
                 done.set_result((result, error))
 
@@ -431,17 +427,12 @@ class Server(ServerBase):
             del error  # its traceback holds this frame
 
         context = copy_context()
-        try:
-            thread = self._threads.submit(work)
-        except RuntimeError as error:
-            raise self._no_thread(job, error) from None
+        thread = self._pool.submit(job, work)
         try:
             await asyncio.shield(done)
         except asyncio.CancelledError:
             if not thread.cancel():
-                # It cannot be stopped; its slot stays taken until it ends.
-                self._abandoned.add(job)
-                self._log_abandoned(job)
+                self._pool.abandon(job)
                 await done
             raise
         result, failure = done.result()
@@ -452,34 +443,16 @@ class Server(ServerBase):
         finally:
             del failure  # or error, traceback and frame would keep each other alive
 
-    def _run_in_thread(self, context: Context, job: Job) -> None:
-        result, error = None, None
-        job.began = monotonic()
-        try:
-            result = context.run(job.run)
-        except BaseException as raised:
-            error = raised
+    def _deliver(self, job: Job, result: Any, error: BaseException | None) -> None:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            self._loop.call_soon_threadsafe(self._thread_ended, job, result, error)
-        del error  # its traceback holds this frame
-
-    def _thread_ended(self, job: Job, result: Any, error: BaseException | None) -> None:
-        job.handler = None
-        self._abandoned.discard(job)
-        self._ended(job, result, error)
+            self._loop.call_soon_threadsafe(self._pool.ended, job, result, error)
 
     def _stop_handler(self, job: Job) -> None:
-        if job.handler is None:  # it has ended meanwhile
-            return
-        if job.method.is_async:
+        if not job.method.is_async:
+            self._pool.stop(job)
+        elif job.handler is not None:  # else it has ended meanwhile
             self._runner.cancel(job)
-        elif job.handler.cancel():
-            self._thread_ended(job, None, Cancelled("cancelled before it ran"))
-        else:
-            # A thread cannot be stopped; its slot stays taken until it ends.
-            self._abandoned.add(job)
-            self._log_abandoned(job)
 
     def _resume_soon(self) -> None:
         # Not here: this may be the last step of a Task, inside of which no other can begin.

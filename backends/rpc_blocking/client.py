@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from rpc_common.client.base import Dialling, SyncClient, Waiting, outcome, refusal
 from rpc_common.telemetry.log import get_log
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.patching import check_patching
 from rpc_common.transport.sockets import dial
 from rpc_common.transport.tls import Tls
@@ -75,7 +75,7 @@ class Client(SyncClient):
         self._closing = Lock()  # of the right to wait for that
         self._heard_at = monotonic()
         self.call_timeout = config.call_timeout
-        self._forks = Forks.count
+        self._owner = Owner("client")
         Forks.watch(self)
         channel.limit_patience(PATIENCE)
 
@@ -122,7 +122,7 @@ class Client(SyncClient):
         return [self._channel.sock.fileno()]
 
     def close(self, grace: float = 0.0) -> None:
-        self._check_owner()
+        self._owner.check()
         with self._lock:
             self.connection.shutdown(monotonic(), grace)
             self._deliver()
@@ -135,7 +135,7 @@ class Client(SyncClient):
     # Calls
 
     def begin_call(self, *what: Any) -> OutboundCall:
-        self._check_owner()
+        self._owner.check()
         now = monotonic()
         with self._lock:
             if now - self._heard_at > _STALE and self._reading.reader is None:
@@ -150,7 +150,7 @@ class Client(SyncClient):
         self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
     ) -> None:
         returns, timeout, metadata = options
-        self._check_owner()
+        self._owner.check()
         now = monotonic()
         connection = self.connection
         deadline, metadata = inherit(timeout, self.call_timeout, now, metadata)
@@ -174,7 +174,7 @@ class Client(SyncClient):
 
     def wait_for_call(self, call: OutboundCall, waiter: Any) -> CallCompleted:
         if waiter.event is None:
-            self._check_owner()
+            self._owner.check()
             if waiter.taken:
                 raise LocalProtocolError(
                     "the result was taken already, or another thread waits for it"
@@ -198,19 +198,13 @@ class Client(SyncClient):
         return outcome(waiter)
 
     def give_up_call(self, call: OutboundCall) -> None:
-        self._check_owner()
+        self._owner.check()
         nested = self._owned.is_owned()  # where a generator is collected, of `call_many`
         with self._lock:
             self.connection.cancel(monotonic(), call)
             self._deliver()
             if not nested:  # writing lets the lock go once, which would not do
                 self._flush()
-
-    def _check_owner(self) -> None:
-        if self._forks != Forks.count:
-            raise LocalProtocolError(
-                "this client belongs to the parent process; connect after the fork"
-            )
 
     # For the election; the lock is held here and below, but for `_push`
 

@@ -5,11 +5,13 @@ it hands that on to one that sleeps. So a connection needs no thread of its own.
 """
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from select import POLLIN, POLLOUT
 from threading import Lock, get_ident, main_thread
 from time import monotonic
 from typing import Any, Protocol
+from weakref import ref
 
 from .channel import LONGEST, is_of_socket
 from .locks import OwnedLock
@@ -84,7 +86,8 @@ class Election:
         self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes it; made when needed
         self._lock = lock
         self._transport = transport
-        self._host = host
+        # A client that is dropped is to go at once, and not with the next collection.
+        self._host: Callable[[], Any] = ref(host)
 
     def wait(self, waiter: Waiter) -> None:
         """Return when `waiter` has its event. The lock is not held."""
@@ -135,7 +138,7 @@ class Election:
 
     def time_left(self, until: float | None = None) -> float:
         """Return for how many seconds this thread may wait."""
-        at = self._host.next_timeout()
+        at = self._host().next_timeout()
         if until is not None and (at is None or until < at):
             at = until
         left = LONGEST if at is None else min(at - monotonic(), LONGEST)
@@ -143,7 +146,7 @@ class Election:
 
     def read(self, waiter: Waiter, until: float | None) -> None:
         """Read, for all, until `waiter` has its event or the time is over."""
-        host, transport, lock = self._host, self._transport, self._lock
+        host, transport, lock = self._host(), self._transport, self._lock
         self.reader = waiter
         waited = False
         try:
@@ -189,7 +192,7 @@ class Election:
     def _take_part(self, waiter: Waiter) -> tuple[float, Any]:
         """Read for all until the event is there; or return how long to sleep, and on what."""
         if self.sleepers.pop(waiter, self) is None:
-            self._host.turn()  # it slept until that is due
+            self._host().turn()  # it slept until that is due
         waiter.bed = None
         if waiter.event is None and self.reader is None:
             self.read(waiter, None)

@@ -3,24 +3,23 @@
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
-from contextvars import Context, copy_context
 from functools import partial
 from threading import Condition, Event, Lock
 from time import monotonic, sleep, thread_time
 from typing import TYPE_CHECKING, Any, Unpack
 
 from rpc_common.server.base import Settings, SyncServer, peer_address
+from rpc_common.server.handler_pool import HandlerPool
 from rpc_common.telemetry.log import get_log
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Owner
 from rpc_common.transport.patching import check_patching
-from rpc_common.transport.sockets import listen
-from rpc_common.transport.threads import HelperThread, Threads, end_at_exit
+from rpc_common.transport.threads import HelperThread, end_at_exit
 from rpc_common.transport.tls import Tls
 from rpc_common.transport.turns import FIRST_READ, SHORT, next_read
 from rpc_proto import (
     Address,
-    Cancelled,
     LocalProtocolError,
+    ResourceExhausted,
     State,
     Wish,
 )
@@ -310,7 +309,8 @@ class Server(SyncServer):
 
     def __init__(self, *, threads: int = 16, **settings: Unpack[Settings]) -> None:
         super().__init__(threads=threads, **settings)
-        self._threads = Threads(threads, "rpc-handler")
+        self._pool = HandlerPool(threads, self._ended, self._deliver, self._log)
+        self._abandoned = self._pool.abandoned
         self._keeper = Keeper(self._log)
         self._closing = Lock()  # of the listeners, when several threads stop the server
         self._lock = Lock()  # of the set of links, and between start and stop
@@ -320,7 +320,7 @@ class Server(SyncServer):
         self._stopped = Event()
         self._tell_stopped: Callable[[], None] | None = None
         self._exiting = False
-        self._forks: int | None = None  # of the process in which it is used, when it is
+        self._owner: Owner | None = None  # the process in which it is used, when it is
 
     def _make_lock(self) -> Any:
         return Lock()
@@ -329,17 +329,15 @@ class Server(SyncServer):
 
     def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:
         self._check_owner()
-        listener = listen(where, socket, self._log)
         take = partial(self._take, ssl)
-        try:
-            with self._lock:
-                if self._stopping:  # meanwhile
-                    raise LocalProtocolError("the server was stopped while it started")
+        with self._lock:
+            listener = self._open_listener(where, socket)
+            try:
                 self._keeper.accept(listener.fileno(), lambda: listener.accept(take))
-                self._listeners.append(listener)
-        except BaseException:
-            listener.close()
-            raise
+            except BaseException:
+                listener.close()
+                raise
+            self._listeners.append(listener)
         return listener.where
 
     def serve_forever(self) -> None:
@@ -405,7 +403,7 @@ class Server(SyncServer):
             self._gone.wait_for(lambda: not self._dispatcher.running, _LAST_WORDS)
         self._log_stopped()
         self._keeper.close()
-        self._threads.close()
+        self._pool.close()
         try:
             self._end_lifespan()
         finally:
@@ -424,12 +422,11 @@ class Server(SyncServer):
             listener.close()
 
     def _check_owner(self) -> None:
-        if self._forks is None:
+        if self._owner is None:
             check_patching("rpc_blocking")
-            self._forks = Forks.count
+            self._owner = Owner("server")
             end_at_exit(self)
-        elif self._forks != Forks.count:
-            raise LocalProtocolError("this server belongs to the parent process")
+        self._owner.check()
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
@@ -482,44 +479,23 @@ class Server(SyncServer):
             self._run_in_pool(job)
 
     def _run_in_pool(self, job: Job) -> None:
-        context = copy_context()
         try:
-            job.handler = self._threads.submit(lambda: self._run_here(context, job))
-        except RuntimeError as error:
+            self._pool.run(job)
+        except ResourceExhausted as error:
             # Not here: the lock that is held may be that of another connection.
-            answer = self._no_thread(job, error)
+            answer = error
             end = lambda: self._ended(job, None, answer)  # noqa: E731
             self._keeper.call_at(monotonic(), lambda: job.owner._visit(end))
 
-    def _run_here(self, context: Context, job: Job) -> None:
-        result: Any = None
-        error: BaseException | None = None
-        job.began = monotonic()
-        try:
-            if job.call.ended:
-                raise Cancelled("cancelled before it ran")
-            result = context.run(job.run)
-        except BaseException as raised:
-            error = raised
+    def _deliver(self, job: Job, result: Any, error: BaseException | None) -> None:
         with job.owner.lock:
-            job.handler = None
-            self._abandoned.discard(job)
-            self._ended(job, result, error)
-        del error  # its traceback holds this frame
+            self._pool.ended(job, result, error)
         if self._stopping:
             with self._lock:
                 self._gone.notify_all()
 
     def _stop_handler(self, job: Job) -> None:
-        handler = job.handler
-        if handler is None:  # it is about to begin, and will see that it need not
-            return
-        if handler.cancel():
-            job.handler = None
-            self._ended(job, None, Cancelled("cancelled before it ran"))
-        else:
-            self._abandoned.add(job)
-            self._log_abandoned(job)
+        self._pool.stop(job)
 
     def _resume_soon(self) -> None:
         # Always in the pool: this thread may belong to another connection.

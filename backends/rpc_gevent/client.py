@@ -10,7 +10,7 @@ from gevent.event import AsyncResult, Event
 
 from rpc_common.client.base import Dialling, Reply, SyncClient, Waiting, outcome, refusal
 from rpc_common.telemetry.log import get_log
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.sockets import dial
 from rpc_common.transport.tls import Tls
 from rpc_proto import (
@@ -27,7 +27,7 @@ from rpc_proto import (
 from rpc_proto import Event as CoreEvent
 
 from .link import Link, take_over
-from .runtime import GEVENT, get_ident
+from .runtime import GEVENT, check_greenlet, get_ident
 
 __all__ = ["Client", "Reply"]
 
@@ -116,8 +116,7 @@ class Client(SyncClient):
         self._link = link
         self.connection = link.connection
         self._hub = link._hub
-        self._thread = get_ident()
-        self._forks = Forks.count
+        self._owner = Owner("client", "hub", get_ident())
         self.call_timeout = config.call_timeout
         self.address = address
         Forks.watch(self)
@@ -151,7 +150,7 @@ class Client(SyncClient):
         loop = self._hub.loop
         if loop is None:  # the hub was destroyed before
             return
-        if self._thread in sys._current_frames():
+        if self._owner.place in sys._current_frames():
             loop.run_callback_threadsafe(self._link.lose)
         else:  # the hub's thread has ended, and nothing else will run there
             self._link.lose()
@@ -165,17 +164,13 @@ class Client(SyncClient):
         link.lost.wait()
 
     def _check_owner(self, waits: bool = True) -> None:
-        if self._forks != Forks.count:
-            raise LocalProtocolError(
-                "this client belongs to the parent process; connect after the fork"
-            )
-        if get_ident() != self._thread:
-            raise LocalProtocolError("this client belongs to another hub; connect in this thread")
-        if waits and getcurrent() is self._hub:
-            raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
+        self._owner.check(get_ident())
+        if waits:
+            check_greenlet(self._hub)
 
     def begin_call(self, *what: Any, together: bool = False) -> OutboundCall:
-        if get_ident() != self._thread or self._forks != Forks.count or getcurrent() is self._hub:
+        owner = self._owner
+        if get_ident() != owner.place or owner.forks != Forks.count or getcurrent() is self._hub:
             self._check_owner()
         call = self._start(monotonic(), _Waiter(), *what)
         link = self._link

@@ -4,17 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-from gevent import socket
+from gevent import getcurrent, socket
 from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.queue import SimpleQueue
 
 from rpc_common.transport.runtime import Runtime
+from rpc_proto import LocalProtocolError
 
-__all__ = ["GEVENT", "get_ident"]
+__all__ = ["GEVENT", "check_greenlet", "get_ident"]
 
 # Of the thread, also where monkey-patching makes threading's tell greenlets apart.
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
+
+
+def check_greenlet(hub: Any) -> None:
+    """Raise LocalProtocolError in a callback of the hub, which cannot wait."""
+    if getcurrent() is hub:
+        raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
 
 
 class _Gevent(Runtime):

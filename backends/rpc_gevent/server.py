@@ -18,15 +18,15 @@ from greenlet import greenlet
 
 from rpc_common.server.base import Settings, SyncServer
 from rpc_common.telemetry.log import get_log
-from rpc_common.transport.forks import Forks
-from rpc_common.transport.sockets import Listener, listen
+from rpc_common.transport.forks import Forks, Owner
+from rpc_common.transport.sockets import Listener
 from rpc_common.transport.tls import Tls
 from rpc_proto import Address, LocalProtocolError, Peer
 from rpc_proto import Event as CoreEvent
 from rpc_proto.service.context import Job
 
 from .link import Link
-from .runtime import GEVENT, get_ident
+from .runtime import GEVENT, check_greenlet, get_ident
 
 if TYPE_CHECKING:
     from rpc_common.server.programs import Program
@@ -151,8 +151,7 @@ class Server(SyncServer):
         super().__init__(**settings)
         self._hub: Any = None
         self._context: Context
-        self._thread = 0
-        self._forks = 0
+        self._owner: Owner
         self._gone: Event
         self._quiet: Event
         self._workers: list[greenlet] = []  # the spare ones
@@ -165,16 +164,12 @@ class Server(SyncServer):
     def _listen(self, where: Address, ssl: ssl_module.SSLContext | None) -> Address:
         if self._hub is None:
             self._hub = get_hub()
-            self._thread = get_ident()
-            self._forks = Forks.count
+            self._owner = Owner("server", "hub", get_ident())
             self._context = copy_context()
             self._gone = Event()
             self._quiet = Event()
         self._check_owner()
-        listener = listen(where, socket, self._log)
-        if self._stopping:  # meanwhile
-            listener.close()
-            raise LocalProtocolError("the server was stopped while it started")
+        listener = self._open_listener(where, socket)
         self._listeners.append(_Acceptor(self, listener, ssl))
         return listener.where
 
@@ -257,16 +252,8 @@ class Server(SyncServer):
         return {**super().stats, "greenlets": self._alive - len(self._workers)}
 
     def _check_owner(self) -> None:
-        if self._forks != Forks.count:
-            raise LocalProtocolError("this server belongs to the parent process")
-        if get_ident() != self._thread:
-            raise LocalProtocolError("this server belongs to another hub")
-        if getcurrent() is self._hub:
-            raise LocalProtocolError("a callback of the hub cannot wait; call in a greenlet")
-
-    def _close_listeners(self) -> None:
-        while self._listeners:
-            self._listeners.pop().close()
+        self._owner.check(get_ident())
+        check_greenlet(self._hub)
 
     def _call_at(self, at: float, function: Callable[[], None]) -> Any:
         if self._hub is None:

@@ -11,7 +11,7 @@ from weakref import WeakMethod
 from rpc_common.client.base import warn_unclosed
 from rpc_common.client.options import WithOptions
 from rpc_common.telemetry.log import Log
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Owner
 from rpc_discovery import (
     Balancer,
     Discovery,
@@ -145,8 +145,7 @@ class BalancedBase(ABC):
         self._call_timeout = self._config.call_timeout
         self.closed = False
         # The process, and the event loop or hub, in which it is used, when it is.
-        self._forks: int | None = None
-        self._home: Any = None
+        self._owner: Owner | None = None
         self._retired: set[Any] = set()  # connections that end when their calls have
         # Set, and replaced by a new one, when a dial has ended, a view has come, or it is closed.
         self._changed = self._make_event()
@@ -258,7 +257,8 @@ class BalancedBase(ABC):
 
     def __del__(self) -> None:
         # Absent if `__init__` failed, None if it was never used; in a child it is the parent's.
-        if getattr(self, "_forks", None) != Forks.count or self.closed:
+        owner = getattr(self, "_owner", None)
+        if owner is None or not owner.lives_here or self.closed:
             return
         try:
             warn_unclosed(self)
@@ -291,8 +291,8 @@ class BalancedBase(ABC):
         """Return something with `set()` and `wait`."""
 
     @abstractmethod
-    def _here(self) -> Any:
-        """Return what tells this event loop, or hub, from others."""
+    def _here(self) -> tuple[str, Any]:
+        """Return what tells this event loop, or hub, from others, after what that is called."""
 
     @abstractmethod
     def _dial_soon(self, target: Target) -> None:
@@ -469,17 +469,13 @@ class BalancedBase(ABC):
             raise LocalProtocolError("this client was closed")
 
     def _check_owner(self) -> None:
-        if self._forks is not None and self._forks != Forks.count:
-            raise LocalProtocolError(
-                "this client belongs to the parent process; make one after the fork"
-            )
-        here = self._here()
-        if self._forks is None:
-            self._forks, self._home = Forks.count, here
-        elif self._home != here:
-            raise LocalProtocolError(
-                "this client belongs to another event loop or hub; make one for each"
-            )
+        owner = self._owner
+        if owner is None:
+            self._owner = Owner("client", *self._here())
+        else:
+            if not owner.lives_here:  # first: in a child no loop seems to run
+                owner.refuse()
+            owner.check(self._here()[1])
 
 
 def check_hedge(node: str | None, idempotent: bool | None) -> None:

@@ -57,8 +57,8 @@ class SyncBalancedClient(BalancedBase):
     def _make_event(self) -> Any:
         return self._runtime.make_event()
 
-    def _here(self) -> Any:
-        return self._runtime.here()
+    def _here(self) -> tuple[str, Any]:
+        return "hub", self._runtime.here()
 
     # For users
 
@@ -139,7 +139,9 @@ class SyncBalancedClient(BalancedBase):
         takes longer than all but 5 % of the calls. `timeout` covers it all.
         """
         started = monotonic()
-        if node is None and not hedge and not self._limited and self._forks == Forks.count:
+        owner = self._owner
+        is_mine = owner is not None and owner.forks == Forks.count
+        if is_mine and node is None and not hedge and not self._limited:
             with self._lock:
                 target = self._find(method, started, key)
                 if target is not None:

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
-from rpc_common.transport.forks import Forks
+from rpc_common.transport.forks import Owner
 from rpc_common.transport.http_proxies import Proxy, find_proxy
 from rpc_common.transport.runtime import Runtime
 from rpc_proto import (
@@ -293,7 +293,7 @@ class SyncClient(ABC):
 
     connection: ClientConnection  # for looking: its state, what was agreed, its numbers
     call_timeout: float
-    _forks: int
+    _owner: Owner
     _runtime: Runtime
     _intercepted: Intercepted | None = None
     _is_owned = False  # by a balanced client, which warns for all
@@ -410,7 +410,8 @@ class SyncClient(ABC):
 
     def __del__(self) -> None:
         # Absent if `__init__` was never run; in a child it is the parent's to close.
-        if getattr(self, "_forks", None) == Forks.count and self._is_open():
+        owner = getattr(self, "_owner", None)
+        if owner is not None and owner.lives_here and self._is_open():
             try:
                 if not self._is_owned:
                     warn_unclosed(self)

@@ -2,7 +2,7 @@
 
 import ssl as ssl_module
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
 from logging import INFO
@@ -14,7 +14,7 @@ from rpc_common.telemetry.access_log import AccessLog
 from rpc_common.telemetry.log import Log
 from rpc_common.transport.forks import Forks
 from rpc_common.transport.runtime import Runtime
-from rpc_common.transport.sockets import files_limit
+from rpc_common.transport.sockets import Listener, files_limit, listen
 from rpc_common.transport.turns import Turns
 from rpc_proto import (
     Address,
@@ -31,7 +31,6 @@ from rpc_proto import (
     Peer,
     RemoteProtocolError,
     RequestReceived,
-    ResourceExhausted,
     ResponsePromised,
     SendBufferDrained,
     ServerConfig,
@@ -227,6 +226,7 @@ class ServerBase(ABC):
         built_in.add_to(self.http, pages or Pages())
         if access_log:
             observers = (*observers, AccessLog(self._log.get_child("access")))
+        self._abandoned: Collection[Job] = ()  # where handlers have threads
         self._trace = trace
         self._lifespan = lifespan
         self._living: Any = None  # what `lifespan` returned, once it is entered
@@ -238,7 +238,6 @@ class ServerBase(ABC):
         self._listeners: list[Any] = []
         self.links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
         self._turns = Turns()
-        self._abandoned: set[Job] = set()
         self._stopping = False
         self._told_stopped = False
         self._mounted: list[Any] = []
@@ -428,6 +427,18 @@ class ServerBase(ABC):
             )
         self._look_after()
 
+    def _open_listener(self, where: Address, sockets: Any) -> Listener:
+        """Listen there, with the sockets of a module, unless the server was stopped meanwhile."""
+        listener = listen(where, sockets, self._log)
+        if self._stopping:
+            listener.close()
+            raise LocalProtocolError("the server was stopped while it started")
+        return listener
+
+    def _close_listeners(self) -> None:
+        while self._listeners:
+            self._listeners.pop().close()
+
     def _begin_stop(self, grace: float) -> None:
         """Record that the server is to stop, perhaps not for the first time."""
         if not self._stopping:
@@ -451,19 +462,6 @@ class ServerBase(ABC):
         self._log.info(
             "stopped: %d calls served, %d failed, %d refused, %d cancelled",
             *map(dispatcher.total, ("served", "failed", "refused", "cancelled")),
-        )
-
-    def _no_thread(self, job: Job, error: RuntimeError) -> ResourceExhausted:
-        """Return what to answer when no thread can be had for a handler."""
-        self._log.error("no thread for %s: %s", job.method.name, error)
-        return ResourceExhausted("the server has no thread for the handler")
-
-    def _log_abandoned(self, job: Job) -> None:
-        self._log.warning(
-            "%s is still running after its call ended (%s); abandoned handlers hold %d threads",
-            job.method.name,
-            job.error,
-            len(self._abandoned),
         )
 
     # Connections

@@ -1,12 +1,14 @@
-"""Knowing that this process is a child: a socket must not be used on both sides of a fork."""
+"""Whose a socket is: it must not be used on both sides of a fork, nor by two event loops."""
 
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 from weakref import WeakSet
 
-__all__ = ["Forks", "Holder"]
+from rpc_proto import LocalProtocolError
+
+__all__ = ["Forks", "Holder", "Owner"]
 
 
 class Holder(Protocol):
@@ -39,6 +41,41 @@ class Forks:
         cls._holders = WeakSet()
         with suppress(OSError):
             _let_go(numbers)
+
+
+class Owner:
+    """The process, and the event loop or hub in it, to which a client or a server belongs.
+
+    `what` is what belongs to it, and `kind` what the place is called.
+    """
+
+    __slots__ = ("forks", "kind", "place", "what")
+
+    def __init__(self, what: str, kind: str = "", place: Any = None) -> None:
+        self.what = what
+        self.kind = kind
+        self.place = place
+        self.forks = Forks.count
+
+    @property
+    def lives_here(self) -> bool:
+        """Whether this is still the process, and not a child of it."""
+        return self.forks == Forks.count
+
+    def check(self, place: Any = None) -> None:
+        """Raise LocalProtocolError unless this process and that place are the owner."""
+        if self.forks != Forks.count or place != self.place:
+            self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raise LocalProtocolError: somebody else asks."""
+        if self.forks != Forks.count:
+            raise LocalProtocolError(
+                f"this {self.what} belongs to the parent process; make one after the fork"
+            )
+        raise LocalProtocolError(
+            f"this {self.what} belongs to another {self.kind}; make one for this {self.kind}"
+        )
 
 
 def _let_go(numbers: list[int]) -> None:

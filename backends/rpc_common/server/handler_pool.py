@@ -1,0 +1,88 @@
+"""The threads in which handlers run that wait in place."""
+
+from collections.abc import Callable
+from contextvars import copy_context
+from time import monotonic
+from typing import Any
+
+from rpc_common.telemetry.log import Log
+from rpc_common.transport.threads import Job as Task
+from rpc_common.transport.threads import Threads
+from rpc_proto import Cancelled, ResourceExhausted
+from rpc_proto.service.context import Job
+
+__all__ = ["HandlerPool"]
+
+# deliver(job, result, error): in a thread of the pool, a handler has ended; see to it that
+# `HandlerPool.ended` hears of it where the server lives.
+Deliver = Callable[[Job, Any, BaseException | None], None]
+
+
+class HandlerPool:
+    """Runs handlers in at most `threads` threads, each in a copy of the context.
+
+    A thread cannot be stopped: a handler whose call has ended is abandoned, and keeps its thread
+    until it returns. `answer` is told of each end, with the server's state at hand.
+    """
+
+    def __init__(self, threads: int, answer: Deliver, deliver: Deliver, log: Log) -> None:
+        self.abandoned: set[Job] = set()
+        self._threads = Threads(threads, "rpc-handler")
+        self._answer = answer
+        self._deliver = deliver
+        self._log = log
+
+    def run(self, job: Job) -> None:
+        """Run a handler; ResourceExhausted when there is no thread for it."""
+        context = copy_context()
+
+        def work() -> None:
+            result, error = None, None
+            job.began = monotonic()
+            try:
+                if job.call.ended:
+                    raise Cancelled("cancelled before it ran")
+                result = context.run(job.run)
+            except BaseException as raised:
+                error = raised
+            self._deliver(job, result, error)
+            del error  # its traceback holds this frame
+
+        job.handler = self.submit(job, work)
+
+    def submit(self, job: Job, work: Callable[[], None]) -> Task:
+        """Run a part of a handler; ResourceExhausted when there is no thread for it."""
+        try:
+            return self._threads.submit(work)
+        except RuntimeError as error:
+            self._log.error("no thread for %s: %s", job.method.name, error)
+            raise ResourceExhausted("the server has no thread for the handler") from None
+
+    def ended(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Answer the call of a handler that has ended."""
+        job.handler = None
+        self.abandoned.discard(job)
+        self._answer(job, result, error)
+
+    def stop(self, job: Job) -> None:
+        """Keep a handler from running, or abandon it."""
+        if job.handler is None:  # it has ended, or is about to begin and will see that it need not
+            return
+        if job.handler.cancel():
+            self.ended(job, None, Cancelled("cancelled before it ran"))
+        else:
+            self.abandon(job)
+
+    def abandon(self, job: Job) -> None:
+        """Note that a handler goes on though its call has ended."""
+        self.abandoned.add(job)
+        self._log.warning(
+            "%s is still running after its call ended (%s); abandoned handlers hold %d threads",
+            job.method.name,
+            job.error,
+            len(self.abandoned),
+        )
+
+    def close(self) -> None:
+        """Let the threads end when they are done; what has not begun is dropped."""
+        self._threads.close()
