@@ -8,16 +8,15 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from rpc_common.client.base import Dialling, Reply, describe, explain, refusal, warn_unclosed
+from rpc_common.client.base import ClientBase, Reply, hand_out
+from rpc_common.client.dialling import Dialling, explain, refusal
 from rpc_common.client.intercepted import Intercepted
-from rpc_common.client.options import WithOptions
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.patching import check_patching
 from rpc_common.transport.tls import Tls
 from rpc_proto import (
     CallCompleted,
-    CallFailed,
     Cancelled,
     ClientConfig,
     ClientConnection,
@@ -29,10 +28,7 @@ from rpc_proto import (
     Observer,
     ObserverFailed,
     OutboundCall,
-    State,
 )
-from rpc_proto.service.context import inherit
-from rpc_proto.service.stub import service_proxy
 
 from .dialling import dial_through
 from .protocol import ConnectionProtocol
@@ -66,17 +62,11 @@ class _ClientProtocol(ConnectionProtocol):
 
     def handle_events(self, events: list[Event]) -> None:
         self.idle = len(events) <= 1 and not self.connection.calls.by_id
-        waiters: list[Waiter] = []
-        event: Event | None
-        for event in events:
-            kind = type(event)
-            if kind is CallCompleted or kind is CallFailed:
-                call = event.call  # type: ignore[attr-defined]
-                waiter = call.waiter
-                call.waiter = None  # or call, waiter and result would keep each other alive
-                waiter.event = event
-                waiters.append(waiter)
-            elif kind is HandshakeCompleted:
+        waiters, others = hand_out(events)
+        # A Task that ends with an error in here keeps this frame, and would keep it with its error.
+        events.clear()
+        for event in others:
+            if isinstance(event, HandshakeCompleted):
                 self.flush()  # for its timers
                 if not self.handshake.done():
                     self.handshake.set_result(None)
@@ -84,9 +74,6 @@ class _ClientProtocol(ConnectionProtocol):
                 self.handshake.set_exception(refusal(event.error))
             elif isinstance(event, ObserverFailed):
                 _log.error("an observer failed", exc_info=event.error)
-        # A Task that ends with an error in here keeps this frame, and would keep it with its error.
-        event = None
-        events.clear()
         if asyncio.current_task(self._loop) is not None:  # only one can run at a time
             for waiter in waiters:
                 waiter.wake_soon()
@@ -206,7 +193,7 @@ class Connecting(Coroutine[Any, Any, "Client"]):
             await self._client.close()
 
 
-class Client:
+class Client(ClientBase):
     """A connection to one server.
 
     `async with Client.connect(address) as client` closes it at the end; with
@@ -214,9 +201,6 @@ class Client:
 
     It belongs to the event loop that made it. Any number of tasks may call at once.
     """
-
-    _intercepted: Intercepted | None = None
-    _is_owned = False  # by a balanced client, which warns for all
 
     def __init__(self, protocol: _ClientProtocol, config: ClientConfig, address: str) -> None:
         """Not for users: see `connect`."""
@@ -315,62 +299,24 @@ class Client:
             event = await self._wait(call)
             return Intercepted.answer(what, event)
 
-        self._intercepted = Intercepted(self, interceptors, innermost)
-
-        def through(kind: str) -> Any:
-            def do(
-                method: str,
-                /,
-                *args: Any,
-                timeout: float | None = None,
-                metadata: Mapping[str, str] | None = None,
-                returns: Any = None,
-                **kwargs: Any,
-            ) -> Any:
-                options = {"timeout": timeout, "metadata": metadata, "returns": returns}
-                return self.perform(kind, method, args, kwargs, options)
-
-            return do
-
-        self.call, self.request = through("call"), through("request")  # type: ignore[method-assign]
-        self.notify, self.start = through("notify"), through("start")  # type: ignore[method-assign]
+        self._let_through(Intercepted(self, interceptors, innermost))
 
     def _descriptors(self) -> list[int]:
         return [self._protocol.fileno()]
 
-    def __del__(self) -> None:
-        # Absent if `__init__` was never run; in a child it is the parent's to close.
-        owner = getattr(self, "_owner", None)
-        if owner is not None and owner.lives_here and not self._protocol.closed:
-            try:
-                if not self._is_owned:
-                    warn_unclosed(self)
-            finally:
-                self.let_go()
+    def _is_open(self) -> bool:
+        return not self._protocol.closed
 
     def let_go(self) -> None:
         """Close the connection at once; from any thread, and nobody waits for it."""
         with suppress(RuntimeError):  # the loop was closed before
             self._loop.call_soon_threadsafe(self._protocol.abort)
 
-    def __repr__(self) -> str:
-        return describe(self, self.connection)
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection takes no more calls."""
-        return self.connection.state is not State.OPEN
-
-    @property
-    def calls_in_flight(self) -> int:
-        """Calls that have not ended."""
-        return self.connection.calls_in_flight
 
     @overload
     async def call(
@@ -445,7 +391,7 @@ class Client:
 
         It is lost without a word when the connection breaks or the method does not exist.
         """
-        call = self.begin_call(method, args, kwargs, None, timeout, metadata, one_way=True)
+        call = self.begin_call(method, args, kwargs, None, timeout, metadata, True)
         if not call.sent:
             await self._wait(call)
 
@@ -488,57 +434,6 @@ class Client:
         call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
         return self._pending(call)
 
-    @overload
-    def service(
-        self,
-        service: str,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Any: ...
-    @overload
-    def service(
-        self,
-        service: Callable[..., Api],
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Api: ...
-    def service(
-        self,
-        service: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Any:
-        """Return a proxy: `await client.service("Arith").add(1, 2)`.
-
-        A class that declares the methods instead of a name gives a typed one: its annotations say
-        what the results become. `timeout`, in seconds, and `metadata` are for each call through
-        it; all arguments of such a call are the method's.
-        """
-
-        options = {"timeout": timeout, "metadata": metadata}
-
-        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            return self.perform("call", method, args, kwargs, {**options, "returns": returns})
-
-        return service_proxy(invoke, service)
-
-    def with_options(
-        self,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-    ) -> WithOptions:
-        """Return a view of this client whose calls all have these options.
-
-        `client.with_options(timeout=1.0).call("Store.put", key, timeout=60)`: the method gets a
-        `timeout`, too, and the call has its own.
-        """
-        return WithOptions(self, {"timeout": timeout, "metadata": metadata, "returns": returns})
-
     def perform(
         self,
         kind: str,
@@ -577,10 +472,10 @@ class Client:
         given = (returns, timeout, metadata)
         one_way = kind == "notify"
         if self._intercepted is not None:
-            what = self._intercepted.invocation(method, args, kwargs, *given, one_way=one_way)
+            what = self._intercepted.invocation(method, args, kwargs, *given, one_way)
             value = self._intercepted.check(await self._intercepted.proceed(what))
             return Reply(value, what.reply_metadata) if kind == "request" else value
-        call = self.begin_call(method, args, kwargs, *given, one_way=one_way)
+        call = self.begin_call(method, args, kwargs, *given, one_way)
         if one_way and call.sent:
             return None
         event = await self._wait(call)
@@ -601,34 +496,14 @@ class Client:
         protocol.flush()
         await asyncio.shield(protocol.lost)
 
-    def begin_call(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: Any = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        one_way: bool = False,
-    ) -> OutboundCall:
+    def begin_call(self, *what: Any) -> OutboundCall:
+        """Start a call (see `_start`), whose waiter gets its last event; it leaves at once."""
         # Quicker than get_running_loop(), which asks the kernel for the pid each time on 3.11.
         owner = self._owner
         if get_ident() != owner.place or owner.forks != Forks.count or not self._is_running():
             owner.refuse()
-        now = monotonic()
         protocol = self._protocol
-        deadline, metadata = inherit(timeout, self.call_timeout, now, metadata)
-        call = self.connection.start_call(
-            now,
-            method,
-            args,
-            kwargs,
-            deadline=deadline,
-            metadata=metadata,
-            returns=returns,
-            one_way=one_way,
-            waiter=Waiter(self._loop),
-        )
+        call = self._start(monotonic(), Waiter(self._loop), *what)
         if protocol.idle:
             # A lone call leaves at once; several in one turn of the loop leave together.
             protocol.idle = False

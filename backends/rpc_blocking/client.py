@@ -8,7 +8,9 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Self
 
-from rpc_common.client.base import Dialling, SyncClient, Waiting, outcome, refusal
+from rpc_common.client.base import outcome
+from rpc_common.client.dialling import Dialling, refusal
+from rpc_common.client.sync import SyncClient, Waiting
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.patching import check_patching

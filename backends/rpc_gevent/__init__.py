@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from rpc_common.client.base import Pending, Reply
+from rpc_common.client.base import Reply
+from rpc_common.client.sync import Pending
 from rpc_proto.lazy import lazily
 
 from .client import Client

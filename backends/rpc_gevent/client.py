@@ -8,7 +8,9 @@ from typing import Any, Self
 from gevent import Timeout, get_hub, getcurrent, socket
 from gevent.event import AsyncResult, Event
 
-from rpc_common.client.base import Dialling, Reply, SyncClient, Waiting, outcome, refusal
+from rpc_common.client.base import Reply, hand_out, outcome
+from rpc_common.client.dialling import Dialling, refusal
+from rpc_common.client.sync import SyncClient, Waiting
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.sockets import dial
@@ -34,7 +36,6 @@ __all__ = ["Client", "Reply"]
 _log = get_log("rpc_gevent")
 
 _LONGEST = 1e6  # seconds; not every loop knows of longer timers
-_ENDS = (CallCompleted, CallFailed)
 
 
 class _Waiter:
@@ -67,26 +68,24 @@ class _ClientLink(Link):
     def handle_events(self, events: list[CoreEvent]) -> None:
         self.idle = len(events) <= 1 and not self.connection.calls.by_id
         in_hub = getcurrent() is self._hub
-        coming = iter(events)
+        waiters, others = hand_out(events)
+        events.clear()
+        for event in others:
+            if isinstance(event, ObserverFailed):
+                _log.error("an observer failed", exc_info=event.error)
+            elif not self.handshake.ready():
+                self._shake_hands(event)
         try:
-            for event in coming:
-                if type(event) in _ENDS:
-                    call = event.call  # type: ignore[attr-defined]
-                    waiter = call.waiter
-                    call.waiter = None  # or call, waiter and result would keep each other alive
-                    waiter.event = event
-                    if waiter.greenlet is None:
-                        pass
-                    elif in_hub:
-                        waiter.greenlet.switch()
-                    else:
-                        self._hub.loop.run_callback(waiter.wake)
-                elif isinstance(event, ObserverFailed):
-                    _log.error("an observer failed", exc_info=event.error)
-                elif not self.handshake.ready():
-                    self._shake_hands(event)
+            for waiter in waiters:
+                if waiter.greenlet is None:
+                    pass
+                elif in_hub:
+                    waiter.greenlet.switch()
+                else:
+                    self._hub.loop.run_callback(waiter.wake)
         except BaseException:  # what ends the process, not just a greenlet; nobody is forgotten
-            self._hub.loop.run_callback(self.handle_events, list(coming))
+            for waiter in waiters:
+                self._hub.loop.run_callback(waiter.wake)
             raise
 
     def _shake_hands(self, event: CoreEvent) -> None:

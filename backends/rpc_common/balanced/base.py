@@ -440,7 +440,7 @@ class BalancedBase(ABC):
     def _dialled(self, target: Target, client: Any) -> bool:
         """Take a new connection, if it is still wanted; that which it replaces ends gently."""
         target.dialling = None
-        client._is_owned = True
+        client.is_owned = True
         wanted = not self.closed and not target.gone
         if wanted:
             old, target.client = target.client, client

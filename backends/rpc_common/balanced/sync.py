@@ -9,7 +9,8 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
 
-from rpc_common.client.base import Reply, SyncClient
+from rpc_common.client.base import Reply
+from rpc_common.client.sync import SyncClient
 from rpc_common.discovery.carriers import check_source
 from rpc_common.discovery.pump import Pump
 from rpc_common.transport.forks import Forks

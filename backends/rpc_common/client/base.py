@@ -1,58 +1,30 @@
 """A client's part that no runtime changes."""
 
-import ssl as ssl_module
 import warnings
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from rpc_common.transport.forks import Owner
-from rpc_common.transport.http_proxies import Proxy, find_proxy
-from rpc_common.transport.runtime import Runtime
 from rpc_proto import (
-    Address,
     CallCompleted,
     CallFailed,
-    ClientConfig,
     ClientConnection,
-    Codec,
-    DeadlineExceeded,
-    HandshakeError,
+    Event,
     LocalProtocolError,
-    Observer,
     OutboundCall,
     State,
-    Unavailable,
-    parse_address,
 )
-from rpc_proto.connection.observers import Observers
 from rpc_proto.service.context import inherit
 from rpc_proto.service.stub import service_proxy
 
 from .intercepted import Intercepted
 from .options import WithOptions
 
-if TYPE_CHECKING:
-    from rpc_proto import Interceptor, Invocation
-    from rpc_proto.trace import Trace
-
-__all__ = [
-    "Dialling",
-    "Pending",
-    "Reply",
-    "SyncClient",
-    "explain",
-    "outcome",
-    "refusal",
-    "warn_unclosed",
-]
+__all__ = ["ClientBase", "Reply", "hand_out", "outcome", "warn_unclosed"]
 
 Api = TypeVar("Api")
-Result = TypeVar("Result")
 
 
 class Reply(NamedTuple):
@@ -60,120 +32,6 @@ class Reply(NamedTuple):
 
     value: Any
     metadata: Mapping[str, str]
-
-
-class Dialling(NamedTuple):
-    """What `connect` was told, checked."""
-
-    where: Address
-    config: ClientConfig
-    ssl: ssl_module.SSLContext | None
-    new_connection: Callable[..., ClientConnection]
-    proxy: Proxy | None
-
-    def __str__(self) -> str:
-        return f"{self.where} through {self.proxy}" if self.proxy else str(self.where)
-
-    @classmethod
-    def check(
-        cls,
-        address: str,
-        codec: str | Codec | None,
-        token: str | None,
-        ssl: ssl_module.SSLContext | None,
-        config: ClientConfig | None,
-        tracer_provider: Any,
-        observers: Iterable[Observer],
-        trace: "Callable[[Trace], None] | None",
-        proxy: str | None,
-        timeout: float,
-    ) -> Self:
-        """Raise ValueError for what cannot be dialled."""
-        if not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise ValueError(f"timeout must be seconds, 0 or more, not {timeout!r}")
-        where = parse_address(address)
-        through = find_proxy(proxy, where)
-        if where.has_tls:
-            ssl = ssl or ssl_module.create_default_context()
-        elif ssl is not None:
-            raise ValueError(f"ssl goes with a tls:// or https:// address, not {address!r}")
-        if tracer_provider is not None:
-            from rpc_common.telemetry.otel import ClientSpans
-
-            observers = (*observers, ClientSpans(tracer_provider, where))
-        options: dict[str, Any] = {"observers": Observers(observers)}
-        if where.has_http:
-            options["connect"] = where.authority
-        new_connection: Callable[..., ClientConnection] = partial(ClientConnection, **options)
-        if trace is not None:
-            new_connection = partial(_traced, trace, options)
-        config = (config or ClientConfig()).override(codec=codec, token=token)
-        return cls(where, config, ssl, new_connection, through)
-
-
-def _traced(
-    tell: "Callable[[Trace], None]", options: dict[str, Any], config: ClientConfig, *, now: float
-) -> ClientConnection:
-    from rpc_proto.trace import TracedClientConnection
-
-    connection = TracedClientConnection(config, now=now, **options)
-    tell(connection.trace)
-    return connection
-
-
-def explain(error: BaseException, target: Dialling, timeout: float) -> BaseException:
-    """Return what `connect` raises when this kept it from connecting."""
-    if isinstance(error, (HandshakeError, Unavailable, OSError)):
-        # The frames of the driver hold the connection, which may hold the error.
-        error.__traceback__ = None
-    if isinstance(error, (HandshakeError, Unavailable)):
-        return error
-    if isinstance(error, TimeoutError):
-        late = f"no connection to {target} within {timeout:g} s"
-        return DeadlineExceeded(late, maybe_executed=False)
-    if isinstance(error, OSError):
-        likely = _likely_cause(error, target.where)
-        return Unavailable(f"no connection to {target}: {error}{likely}", maybe_executed=False)
-    if isinstance(error, RuntimeError) and "new thread" in str(error):  # to look up the name
-        return Unavailable(f"no connection to {target}: {error}", maybe_executed=False)
-    return error
-
-
-def _likely_cause(error: OSError, where: Address) -> str:
-    """Return what is probably wrong with TLS when a server that is there ends the connection."""
-    if where.scheme == "unix":
-        return ""
-    if not where.has_tls:
-        scheme = "https" if where.has_http else "tls"
-        is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
-        return f"; if it expects TLS, use {scheme}://" if is_cut else ""
-    if isinstance(error, (ssl_module.SSLCertVerificationError, ConnectionRefusedError)):
-        return ""  # which says it all
-    reason = getattr(error, "reason", None) or ""
-    if "ALERT" in reason:
-        return "; it may want a client certificate that it trusts"
-    scheme = "http" if where.has_http else "tcp"
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-        return f"; if it does not use TLS, use {scheme}://"
-    if isinstance(error, (ssl_module.SSLError, ConnectionError)):
-        return f"; it may want a client certificate, or not use TLS ({scheme}://)"
-    return ""
-
-
-def describe(client: Any, connection: ClientConnection) -> str:
-    """Return the `repr` of a client: where it is connected to, its state, and what it does."""
-    name = type(client).__module__.partition(".")[0]
-    in_flight = connection.calls_in_flight
-    return (
-        f"<{name}.Client of {client.address}, {connection.state.value}, "
-        f"{in_flight} call{'s' if in_flight != 1 else ''} in flight>"
-    )
-
-
-def refusal(error: Exception | None) -> Exception:
-    """Return what ended the connection before the server accepted the options."""
-    # Perhaps not a word came: of something that forwards connections to nobody, say.
-    return error or ConnectionResetError("the server closed the connection before the handshake")
 
 
 def warn_unclosed(client: Any) -> None:
@@ -200,220 +58,39 @@ def outcome(waiter: Any) -> CallCompleted:
         del event
 
 
-class Pending(Generic[Result]):
-    """A call that was sent and may be waited for later; `start` returns it."""
-
-    __slots__ = ("_call", "_client", "_waiter")
-
-    def __init__(self, client: "SyncClient", call: OutboundCall) -> None:
-        self._client = client
-        self._call = call
-        self._waiter = call.waiter
-
-    def done(self) -> bool:
-        """Whether the call has ended, as far as anybody has read by now."""
-        return self._waiter.event is not None
-
-    def result(self) -> Result:
-        """Wait for the result and return it; raise, once, what the call failed with."""
-        value: Result = self._client.wait_for_call(self._call, self._waiter).value
-        return value
-
-    def cancel(self) -> None:
-        """Give the call up: `result` raises Cancelled, and the server stops the handler."""
-        self._client.give_up_call(self._call)
+def hand_out(events: list[Event]) -> tuple[list[Any], list[Event]]:
+    """Give each waiter the last event of its call; return these waiters, and all other events."""
+    waiters: list[Any] = []
+    others: list[Event] = []
+    for event in events:
+        kind = type(event)
+        if kind is CallCompleted or kind is CallFailed:
+            call = event.call  # type: ignore[attr-defined]
+            waiter = call.waiter
+            call.waiter = None  # or call, waiter and result would keep each other alive
+            waiter.event = event
+            waiters.append(waiter)
+        else:
+            others.append(event)
+    return waiters, others
 
 
-_pending: "ContextVar[PendingThrough | None]" = ContextVar("rpc_common_pending", default=None)
-
-
-class PendingThrough:
-    """A call that goes through interceptors, beside the code that waits for it later."""
-
-    def __init__(self, client: "SyncClient", intercepted: Intercepted, what: "Invocation") -> None:
-        self._client = client
-        self._ended = client._runtime.make_event()
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._given_up = False
-        self._taken = False
-        self._call: OutboundCall | None = None
-        context = copy_context()
-        context.run(_pending.set, self)
-
-        def run() -> None:
-            try:
-                self._value = context.run(intercepted.proceed, what)
-            except BaseException as error:
-                self._error = error
-            self._ended.set()
-
-        client._runtime.spawn(run)
-
-    def begin(self, call: OutboundCall) -> None:
-        """Record the call that is made at last; interceptors may make more than one."""
-        self._call = call
-        if self._given_up:
-            self._client.give_up_call(call)
-
-    def done(self) -> bool:
-        """Whether the call has ended."""
-        ended: bool = self._ended.is_set()
-        return ended
-
-    def result(self) -> Any:
-        """Wait for the result and return it; raise, once, what the call failed with."""
-        while not self._ended.wait(_LONGEST_WAIT):
-            pass
-        if self._taken:
-            raise LocalProtocolError("the result of this call was taken already")
-        self._taken = True
-        error, self._error = self._error, None
-        if error is None:
-            return self._value
-        try:
-            raise error
-        finally:
-            del error  # or error, traceback and frame would keep each other alive
-
-    def cancel(self) -> None:
-        """Give the call up: `result` raises Cancelled, and the server stops the handler."""
-        self._given_up = True
-        if self._call is not None:
-            self._client.give_up_call(self._call)
-
-
-_LONGEST_WAIT = 3600.0  # seconds
-
-Waiting = deque[tuple[OutboundCall, Any]]  # calls that were started, each with its waiter
-
-
-class SyncClient(ABC):
-    """A connection to one server; `Client.connect(address)` makes it."""
+class ClientBase(ABC):
+    """A connection to one server."""
 
     connection: ClientConnection  # for looking: its state, what was agreed, its numbers
     call_timeout: float
-    _owner: Owner
-    _runtime: Runtime
-    _intercepted: Intercepted | None = None
-    _is_owned = False  # by a balanced client, which warns for all
     address: str
-
-    @classmethod
-    def connect(
-        cls,
-        address: str,
-        *,
-        timeout: float = 10.0,
-        codec: str | Codec | None = None,
-        token: str | None = None,
-        ssl: ssl_module.SSLContext | None = None,
-        config: ClientConfig | None = None,
-        tracer_provider: Any = None,
-        observers: Iterable[Observer] = (),
-        interceptors: "Iterable[Interceptor]" = (),
-        trace: "Callable[[Trace], None] | None" = None,
-        proxy: str | None = None,
-    ) -> Self:
-        """Connect to tcp://host:port, tls://host:port or unix:///path.
-
-        With http://host:port and https://host:port the connection begins with HTTP CONNECT.
-        `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
-        handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call, `observers` see them,
-        and `interceptors` are around them: see rpc_proto.Observer and rpc_proto.Interceptor.
-        `trace` gets the connection's trace when it begins: see rpc_proto.trace.
-        `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
-        http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
-        connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
-        nothing stays open then.
-        """
-        checked = Intercepted.checked(interceptors, coroutines=False)
-        target = Dialling.check(
-            address, codec, token, ssl, config, tracer_provider, observers, trace, proxy, timeout
-        )
-        try:
-            client = cls._connect(target, address, timeout)
-        except BaseException as error:
-            explained = explain(error, target, timeout)
-            try:
-                if explained is error:
-                    raise
-                raise explained from error
-            finally:
-                del explained  # or error, traceback and frame would keep each other alive
-        if checked:
-            client._intercept(checked)
-        return client
-
-    def _intercept(self, interceptors: "tuple[Interceptor, ...]") -> None:
-        """Let all calls go through interceptors; without any nothing here has to ask."""
-
-        def innermost(what: "Invocation") -> Any:
-            call = self.begin_call(*Intercepted.start(what))
-            pending = _pending.get()
-            if pending is not None:
-                pending.begin(call)
-            if what.one_way and call.sent:
-                return None
-            return Intercepted.answer(what, self.wait_for_call(call, call.waiter))
-
-        self._intercepted = Intercepted(self, interceptors, innermost)
-
-        def through(kind: str) -> Any:
-            def do(
-                method: str,
-                /,
-                *args: Any,
-                timeout: float | None = None,
-                metadata: Mapping[str, str] | None = None,
-                returns: Any = None,
-                **kwargs: Any,
-            ) -> Any:
-                options = {"timeout": timeout, "metadata": metadata, "returns": returns}
-                return self.perform(kind, method, args, kwargs, options)
-
-            return do
-
-        def call_many(
-            method: str,
-            calls: Iterable[tuple[Any, ...]],
-            /,
-            *,
-            timeout: float | None = None,
-            metadata: Mapping[str, str] | None = None,
-            returns: Any = None,
-            in_flight: int = 64,
-        ) -> Iterator[Any]:
-            options = {"timeout": timeout, "metadata": metadata, "returns": returns}
-            waiting: deque[PendingThrough] = deque()
-            source = iter(calls)
-            try:
-                while True:
-                    for args in islice(source, max(1, in_flight) - len(waiting)):
-                        waiting.append(self.perform("start", method, args, {}, options))
-                    if not waiting:
-                        return
-                    yield waiting.popleft().result()
-            finally:
-                for pending in waiting:
-                    pending.cancel()
-
-        self.call, self.request = through("call"), through("request")  # type: ignore[method-assign]
-        self.notify, self.start = through("notify"), through("start")  # type: ignore[method-assign]
-        self.call_many = call_many  # type: ignore[method-assign]
-
-    @classmethod
-    @abstractmethod
-    def _connect(cls, target: Dialling, address: str, timeout: float) -> Self:
-        """Dial and shake hands; TimeoutError after `timeout` seconds. Close what fails."""
+    _owner: Owner
+    _intercepted: Intercepted | None = None
+    is_owned = False  # by a balanced client, which warns for all
 
     def __del__(self) -> None:
         # Absent if `__init__` was never run; in a child it is the parent's to close.
         owner = getattr(self, "_owner", None)
         if owner is not None and owner.lives_here and self._is_open():
             try:
-                if not self._is_owned:
+                if not self.is_owned:
                     warn_unclosed(self)
             finally:
                 self.let_go()
@@ -427,13 +104,12 @@ class SyncClient(ABC):
         """Close the connection at once; from any thread, and nobody waits for it."""
 
     def __repr__(self) -> str:
-        return describe(self, self.connection)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        name = type(self).__module__.partition(".")[0]
+        in_flight = self.calls_in_flight
+        return (
+            f"<{name}.Client of {self.address}, {self.connection.state.value}, "
+            f"{in_flight} call{'s' if in_flight != 1 else ''} in flight>"
+        )
 
     @property
     def closed(self) -> bool:
@@ -444,173 +120,6 @@ class SyncClient(ABC):
     def calls_in_flight(self) -> int:
         """Calls that have not ended."""
         return self.connection.calls_in_flight
-
-    @overload
-    def call(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: type[Result],
-        **kwargs: Any,
-    ) -> Result: ...
-    @overload
-    def call(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        **kwargs: Any,
-    ) -> Any: ...
-    def call(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Call "Service.method" and return its result.
-
-        `timeout` in seconds covers the whole call and travels with it (default: the config's
-        `call_timeout`; inside a handler never longer than what that has left). `returns` is the
-        type that the result is to be. Raises CallError: see `rpc_proto.errors`.
-        """
-        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
-        return self.wait_for_call(call, call.waiter).value
-
-    def request(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        **kwargs: Any,
-    ) -> Reply:
-        """Like `call`, but return the server's metadata with the result."""
-        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
-        event = self.wait_for_call(call, call.waiter)
-        return Reply(event.value, event.metadata)
-
-    def notify(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Send a call that has no answer; returns when it is sent, and waits while that is blocked.
-
-        It is lost without a word when the connection breaks or the method does not exist.
-        """
-        call = self.begin_call(method, args, kwargs, None, timeout, metadata, True)
-        if not call.sent:
-            self.wait_for_call(call, call.waiter)
-
-    @overload
-    def start(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: type[Result],
-        **kwargs: Any,
-    ) -> Pending[Result]: ...
-    @overload
-    def start(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        **kwargs: Any,
-    ) -> Pending[Any]: ...
-    def start(
-        self,
-        method: str,
-        /,
-        *args: Any,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        **kwargs: Any,
-    ) -> Pending[Any]:
-        """Send a call and return at once; what it returns waits for the result."""
-        return Pending(self, self.begin_call(method, args, kwargs, returns, timeout, metadata))
-
-    @overload
-    def call_many(
-        self,
-        method: str,
-        calls: Iterable[tuple[Any, ...]],
-        /,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: type[Result],
-        in_flight: int = 64,
-    ) -> Iterator[Result]: ...
-    @overload
-    def call_many(
-        self,
-        method: str,
-        calls: Iterable[tuple[Any, ...]],
-        /,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        in_flight: int = 64,
-    ) -> Iterator[Any]: ...
-    def call_many(
-        self,
-        method: str,
-        calls: Iterable[tuple[Any, ...]],
-        /,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        returns: Any = None,
-        in_flight: int = 64,
-    ) -> Iterator[Any]:
-        """Call one method with many tuples of arguments; yield the results in their order.
-
-        At most `in_flight` calls are on their way at a time; requests leave together. The first
-        call that fails raises, and the rest is given up.
-        """
-        waiting: Waiting = deque()
-        source = iter(calls)
-        try:
-            while True:
-                # Several at a time, if several have ended: that costs less for each.
-                several = tuple(islice(source, max(1, in_flight) - len(waiting)))
-                if several:
-                    self._begin_all(waiting, several, method, returns, timeout, metadata)
-                if not waiting:
-                    return
-                yield self.wait_for_call(*waiting.popleft()).value
-                for _ in range(in_flight // 4):
-                    if not waiting or waiting[0][1].event is None:
-                        break
-                    yield self.wait_for_call(*waiting.popleft()).value
-        finally:
-            for call, _ in waiting:
-                self.give_up_call(call)
 
     @overload
     def service(
@@ -635,7 +144,7 @@ class SyncClient(ABC):
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
-        """Return a proxy: `client.service("Arith").add(1, 2)`.
+        """Return a proxy: `client.service("Arith").add(1, 2)`, with `await` in asyncio.
 
         A class that declares the methods instead of a name gives a typed one: its annotations say
         what the results become. `timeout`, in seconds, and `metadata` are for each call through
@@ -663,6 +172,7 @@ class SyncClient(ABC):
         """
         return WithOptions(self, {"timeout": timeout, "metadata": metadata, "returns": returns})
 
+    @abstractmethod
     def perform(
         self,
         kind: str,
@@ -675,26 +185,26 @@ class SyncClient(ABC):
 
         `options` are those that `with_options` takes.
         """
-        returns, timeout = options.get("returns"), options.get("timeout")
-        given = (returns, timeout, options.get("metadata"))
-        one_way = kind == "notify"
-        if self._intercepted is not None:
-            what = self._intercepted.invocation(method, args, kwargs, *given, one_way)
-            if kind == "start":
-                return PendingThrough(self, self._intercepted, what)
-            value = self._intercepted.proceed(what)
-            return Reply(value, what.reply_metadata) if kind == "request" else value
-        call = self.begin_call(method, args, kwargs, *given, one_way)
-        if kind == "start":
-            return Pending(self, call)
-        if one_way and call.sent:
-            return None
-        event = self.wait_for_call(call, call.waiter)
-        return Reply(event.value, event.metadata) if kind == "request" else event.value
 
-    @abstractmethod
-    def close(self, grace: float = 0.0) -> None:
-        """Close the connection; calls in flight get `grace` seconds, then are cancelled."""
+    def _let_through(self, intercepted: Intercepted) -> None:
+        """Let all calls go through interceptors; without any nothing here has to ask."""
+        self._intercepted = intercepted
+        for kind in ("call", "request", "notify", "start"):
+            setattr(self, kind, partial(self._through, kind))
+
+    def _through(
+        self,
+        kind: str,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        return self.perform(kind, method, args, kwargs, options)
 
     def _start(
         self,
@@ -720,25 +230,3 @@ class SyncClient(ABC):
             one_way=one_way,
             waiter=waiter,
         )
-
-    @abstractmethod
-    def begin_call(self, *what: Any) -> OutboundCall:
-        """Start a call (see `_start`), whose waiter gets its last event; it leaves at once."""
-
-    @abstractmethod
-    def _begin_all(
-        self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
-    ) -> None:
-        """Start calls of one method, each with these arguments; add them to those that wait.
-
-        They leave when enough have come together, or when somebody waits. `options` are what
-        `_start` takes behind the arguments: `returns`, `timeout` and `metadata`.
-        """
-
-    @abstractmethod
-    def wait_for_call(self, call: OutboundCall, waiter: Any) -> CallCompleted:
-        """Wait until a call has ended."""
-
-    @abstractmethod
-    def give_up_call(self, call: OutboundCall) -> None:
-        """Cancel a call, if it has not ended."""
