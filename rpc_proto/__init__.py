@@ -1,7 +1,7 @@
 """Remote procedure calls as a pure state machine: bytes and the time in, bytes and events out.
 
-This package never touches a socket, a clock, a thread or a random source. Drivers for asyncio and
-others are packages of their own (`rpc_asyncio`); docs/embedding.md shows how to write one.
+This package never touches a socket, a clock, a thread or a source of randomness. The drivers are
+separate packages (`rpc_asyncio` and others); docs/embedding.md shows how to write one.
 """
 
 from typing import TYPE_CHECKING

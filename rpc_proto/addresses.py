@@ -16,7 +16,7 @@ _HOST = re.compile(r"\[[0-9A-Fa-f:.%a-zA-Z_-]+\]|[A-Za-z0-9._-]+", re.ASCII)
 class Address(NamedTuple):
     """A parsed address; `path` for unix, `host` and `port` for all others.
 
-    With http and https a client asks for the RPC connection by HTTP CONNECT.
+    With http and https, the client opens the RPC connection with HTTP CONNECT.
     """
 
     scheme: str
@@ -51,8 +51,8 @@ class Address(NamedTuple):
 def parse_address(url: str, *, listening: bool = False) -> Address:
     """Parse an address; ValueError names the value and the rule.
 
-    Port 0 is only for listening. Who dials http or https may leave the port out, which then is 80
-    or 443, and end the address with a slash, as web addresses do.
+    Port 0 is for listening only. When dialling http or https, the port may be omitted and is then
+    80 or 443, and the address may end with a slash, as web addresses do.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:

@@ -1,4 +1,4 @@
-"""What an embedder or a user may set, with its default, its unit and its bounds."""
+"""Settings of both ends, with their defaults, units and bounds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Self, dataclass_transform
@@ -10,7 +10,7 @@ __all__ = ["ClientConfig", "Config", "Peer", "ServerConfig", "Settings"]
 
 
 class Peer(NamedTuple):
-    """Who is at the other end: `address` as the transport names it, and what TLS verified.
+    """The other end of a connection: its address as the transport reports it, and its identity.
 
     `certificate` is the verified client certificate as `ssl.SSLSocket.getpeercert` gives it, or
     None; `identity` is what the server's `authenticate` function returned.
@@ -30,10 +30,10 @@ def _check_range(name: str, value: Any, low: float, high: float, whole: bool) ->
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Settings:
-    """Fields with defaults, given by name, checked once and never changed.
+    """Base of the configuration classes: keyword-only fields, validated once and then immutable.
 
-    To a type checker this is a dataclass; the real ones would double the time that importing the
-    package takes.
+    Type checkers see a dataclass. Real dataclasses would double the time it takes to import the
+    package.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -48,7 +48,7 @@ class Settings:
         """Raise ValueError for a setting out of its bounds."""
 
     def override(self, **settings: Any) -> Self:
-        """Return these settings with those given that are not None in their place."""
+        """Return a copy in which each given setting that is not None replaces the old value."""
         changes = {name: value for name, value in settings.items() if value is not None}
         return type(self)(**{**self.__dict__, **changes}) if changes else self
 
@@ -67,29 +67,29 @@ class Settings:
 
 
 class Config(Settings):
-    """What both ends set. Sizes in bytes, times in seconds; None switches a time limit off."""
+    """Settings of both ends. Sizes in bytes, times in seconds; None turns a time limit off."""
 
     max_header: int = 16 * 1024
-    """Largest header that is accepted."""
+    """Largest header to accept, in bytes."""
     max_body: int = 16 * 1024 * 1024
-    """Largest body that is accepted."""
+    """Largest body to accept, in bytes."""
     max_encoded: int = 4 * 1024 * 1024
-    """Largest body that is decoded; one bytes value alone travels unencoded, up to `max_body`."""
+    """Largest body to decode, in bytes. A lone bytes value is not decoded: `max_body` limits it."""
     max_decoded: int = 32 * 1024 * 1024
-    """Largest `Codec.growth` of a body that is decoded: about the memory that it may take."""
+    """Most memory, in bytes, that a decoded body may take, as `Codec.growth` estimates it."""
     high_water: int = 1024 * 1024
-    """Outbound bytes from which on a server stops reading and a client stops sending calls."""
+    """Unsent bytes at which a server stops reading and a client stops sending calls."""
     handshake_timeout: float = 10.0
-    """From the first moment of the connection to the end of the option handshake."""
+    """Seconds from the start of the connection to the end of the option handshake."""
     ping_interval: float | None = 20.0
-    """Silence after which a ping is sent; after twice as much the peer is dead. The smaller one
-    of the two ends' is in force, at least 1; with 0 at either of them nobody pings."""
+    """Seconds of silence before a ping is sent; after twice as long the peer counts as dead. The
+    smaller value of the two ends applies, at least 1. If either end sets 0, nobody pings."""
     frame_timeout: float = 30.0
-    """How long a frame that has begun may take to arrive, and a second more for each 64 KiB."""
+    """Seconds that one frame may take to arrive, plus one for each 64 KiB of it."""
     write_timeout: float = 30.0
-    """How long outbound bytes may stay above the high-water mark, unless 16 KiB/s leave."""
+    """Seconds that unsent bytes may stay above `high_water`, unless at least 16 KiB/s are sent."""
     close_timeout: float = 5.0
-    """How long the last bytes may take to leave before the connection is dropped."""
+    """Seconds that the last bytes may take to be sent before the connection is dropped."""
 
     def _check(self) -> None:
         _check_range("max_header", self.max_header, SMALLEST_HEADER, LARGEST_HEADER, whole=True)
@@ -104,18 +104,18 @@ class Config(Settings):
 
 
 class ClientConfig(Config):
-    """Settings of a client's end. Sizes in bytes, times in seconds."""
+    """Settings of a client. Sizes in bytes, times in seconds; None turns a time limit off."""
 
     codec: str | Codec = "msgpack"
-    """`"msgpack"`, `"json"`, or a `Codec` of your own that the server knows too."""
+    """`"msgpack"`, `"json"`, or your own `Codec`, which the server must know too."""
     token: str | None = None
-    """Shown to the server in the option handshake."""
+    """The token sent to the server in the option handshake."""
     call_timeout: float = 60.0
-    """The timeout of a call that sets none; `math.inf` for none at all."""
+    """Default timeout of a call, in seconds; `math.inf` for none."""
     max_queued_calls: int = 65_536
-    """Calls that may wait for the handshake, for a free slot, or for a peer that reads slowly."""
+    """Most calls that may wait for the handshake, for a free slot, or for a slow peer."""
     max_queued_bytes: int = 64 * 1024 * 1024
-    """Bytes of the arguments of all that wait; a call for which no other waits may have more."""
+    """Most bytes of arguments that waiting calls may hold; a call waiting alone may exceed it."""
 
     def _check(self) -> None:
         super()._check()
@@ -124,36 +124,36 @@ class ClientConfig(Config):
         _check_range("max_queued_bytes", self.max_queued_bytes, 1, 2**50, whole=True)
 
 
-# With what the process itself takes, and the connections, that fits into 512 MiB.
+# Together with the process itself and its connections, this fits into 512 MiB.
 _MEMORY = 128 * 1024 * 1024
 
 Authenticate = Callable[[str | None, Peer], Any]
 
 
 class ServerConfig(Config):
-    """Settings of a server's end. Sizes in bytes, times in seconds."""
+    """Settings of a server. Sizes in bytes, times in seconds; None turns a time limit off."""
 
     codecs: tuple[str | Codec, ...] = ("msgpack", "json")
-    """The codecs that clients may choose; nothing else is ever loaded."""
+    """The codecs that clients may choose from; no other is ever loaded."""
     token: str | None = None
-    """The token that clients must show, compared in constant time; None lets everybody in."""
+    """The token that clients must present, compared in constant time; None accepts everyone."""
     authenticate: Authenticate | None = None
-    """`authenticate(token, peer)` instead of `token`: a falsy result refuses the connection, any
-    other is the peer's `identity`; True means that there is none to speak of."""
+    """A function `authenticate(token, peer)`, instead of `token`. A falsy result refuses the
+    connection; any other result becomes `Peer.identity`, except True, which sets none."""
     max_calls: int = 1024
-    """Calls in flight on one connection; a call counts until its handler has really ended."""
+    """Most calls in flight on one connection; a call counts until its handler has returned."""
     handling_timeout: float | None = None
-    """The longest that a handler may take, whatever deadline the caller set."""
+    """Most seconds that a handler may take, whatever deadline the caller set."""
     idle_timeout: float | None = None
-    """How long a connection may be without a call before it is asked to leave."""
+    """Seconds without a call after which a connection is closed, gracefully."""
     max_http_body: int = 1024 * 1024
-    """Largest body of an HTTP request that is accepted."""
+    """Largest body of an HTTP request to accept, in bytes."""
     memory: int | None = None
-    """Bytes that all connections of the server may hold together (docs/limits.md, "Memory"): by
-    default 128 MiB, or four times the largest of `max_body` and `max_decoded` if that is more."""
+    """Most bytes that all connections may hold together (docs/limits.md, "Memory"). By default
+    128 MiB, or four times the larger of `max_body` and `max_decoded` if that is more."""
     refusals: int = 1000
-    """Refused calls (over a limit, unknown, undecodable) after which a connection is ended; each
-    256 KiB of their bodies count as one more, and a tenth is forgiven each second."""
+    """Most refused calls (over a limit, unknown, undecodable) before a connection is closed. Each
+    256 KiB of their bodies counts as one more; a tenth is forgiven every second."""
 
     @property
     def _largest(self) -> int:
@@ -161,12 +161,12 @@ class ServerConfig(Config):
 
     @property
     def budget(self) -> int:
-        """The number of `memory`, also by default."""
+        """The value of `memory`, or its default."""
         return max(_MEMORY, 4 * self._largest) if self.memory is None else self.memory
 
     @property
     def share(self) -> int:
-        """Bytes that one connection may hold of the budget: a quarter, or its largest call."""
+        """Bytes of the budget for one connection: a quarter, or its largest call if more."""
         return max(self.budget // 4, self._largest + 64 * 1024)
 
     def _check(self) -> None:

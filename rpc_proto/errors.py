@@ -1,4 +1,4 @@
-"""The errors that a user of the library catches, and the status codes that travel on the wire."""
+"""The errors that users catch, and the status codes that travel on the wire."""
 
 from typing import Any
 
@@ -34,21 +34,21 @@ class RpcError(Exception):
 
 
 class ProtocolError(RpcError):
-    """Base of the two ways in which the rules of docs/protocol.md can be broken."""
+    """A rule of docs/protocol.md was broken, by this end or by the peer."""
 
 
 class LocalProtocolError(ProtocolError):
-    """The caller of the library broke a rule; nothing was changed."""
+    """The calling code broke a rule; the state has not changed."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke a rule; the connection ends."""
+    """The peer broke a rule; the connection is closed."""
 
 
 class HandshakeError(RpcError):
     """The option handshake failed (docs/protocol.md, "Option handshake").
 
-    `code` is one of `CODES`; `supported` is what the server said that it supports, if it said so.
+    `code` is one of `CODES`; `supported` is what the server says it supports, if it says so.
     """
 
     def __init__(self, code: str, message: str, supported: dict[str, Any] | None = None) -> None:
@@ -64,21 +64,21 @@ class HandshakeError(RpcError):
             for name, offered in self.supported.items()
             if isinstance(offered, list)
         ]
-        # Which of them are supported matters only where that was the reason.
+        # What the server supports is worth showing only if that was the reason.
         if offers and self.code == "unimplemented":
             return f"{text} (supported: {'; '.join(offers)})"
         return text
 
 
 class CallError(RpcError):
-    """One call failed; the connection goes on.
+    """A call failed; the connection stays usable.
 
-    A handler raises it, or better a subclass, to answer with that status; a caller catches it.
+    Handlers raise it, preferably a subclass, to answer with that status; callers catch it.
 
     `code`: one of `CODES`, gRPC's names in lower case.
-    `message`: text for a person; at most 1 KiB of it travels.
-    `details`: any value that the codec can carry, or None.
-    `maybe_executed`: False only when the handler surely did not start, so that a retry is safe.
+    `message`: text for people; at most 1 KiB of it is sent.
+    `details`: any value that the codec can encode, or None.
+    `maybe_executed`: False only if the handler certainly did not start, so that a retry is safe.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class CallError(RpcError):
     def of(
         code: str, message: str = "", details: Any = None, *, maybe_executed: bool = True
     ) -> "CallError":
-        """Build the subclass that stands for `code`; an unknown code stays a plain CallError."""
+        """Return an instance of the subclass for `code`; a plain CallError for an unknown one."""
         kind = _BY_CODE.get(code)
         if kind is None:
             return CallError(code, message, details, maybe_executed=maybe_executed)
@@ -123,97 +123,97 @@ class _CodedError(CallError):
 
 
 class Cancelled(_CodedError):
-    """The caller gave the call up."""
+    """The caller cancelled the call."""
 
     CODE = "cancelled"
 
 
 class Unknown(_CodedError):
-    """The handler raised something that is not a CallError."""
+    """The handler raised an exception that is not a CallError."""
 
     CODE = "unknown"
 
 
 class InvalidArgument(_CodedError):
-    """The arguments do not fit the method; the message names the path to the value."""
+    """The arguments do not match the method's signature; the message has the path to the value."""
 
     CODE = "invalid_argument"
 
 
 class DeadlineExceeded(_CodedError, TimeoutError):
-    """The deadline of the call passed before its answer came."""
+    """The deadline passed before the answer arrived."""
 
     CODE = "deadline_exceeded"
 
 
 class NotFound(_CodedError):
-    """What the call asked for does not exist."""
+    """The requested entity does not exist."""
 
     CODE = "not_found"
 
 
 class AlreadyExists(_CodedError):
-    """What the call wanted to create exists."""
+    """The entity to be created already exists."""
 
     CODE = "already_exists"
 
 
 class PermissionDenied(_CodedError):
-    """The caller is known and may not do this."""
+    """The caller is authenticated but not allowed to do this."""
 
     CODE = "permission_denied"
 
 
 class ResourceExhausted(_CodedError):
-    """A limit (calls in flight, queue, size) is reached."""
+    """A limit (calls in flight, queue, size) was reached."""
 
     CODE = "resource_exhausted"
 
 
 class FailedPrecondition(_CodedError):
-    """The system is not in the state that the call needs."""
+    """The system is not in the state that the call requires."""
 
     CODE = "failed_precondition"
 
 
 class Aborted(_CodedError):
-    """The call lost a race and may be tried again at a higher level."""
+    """The call was aborted by a conflict, for example a lost race; retry at a higher level."""
 
     CODE = "aborted"
 
 
 class OutOfRange(_CodedError):
-    """The call went past a valid range."""
+    """An argument is past the end of a valid range."""
 
     CODE = "out_of_range"
 
 
 class Unimplemented(_CodedError):
-    """No such service or method is registered."""
+    """The server has no such service or method."""
 
     CODE = "unimplemented"
 
 
 class Internal(_CodedError):
-    """The server could not produce an answer, for instance because it cannot be encoded."""
+    """The server could not produce an answer, for example because the result cannot be encoded."""
 
     CODE = "internal"
 
 
 class Unavailable(_CodedError, ConnectionError):
-    """No connection, or it ended before the answer came; see `maybe_executed`."""
+    """There is no connection, or it was lost before the answer arrived; see `maybe_executed`."""
 
     CODE = "unavailable"
 
 
 class DataLoss(_CodedError):
-    """The answer arrived and cannot be decoded as what it should be."""
+    """The answer arrived but cannot be decoded as the expected type."""
 
     CODE = "data_loss"
 
 
 class Unauthenticated(_CodedError):
-    """The token was refused."""
+    """The token was rejected."""
 
     CODE = "unauthenticated"
 

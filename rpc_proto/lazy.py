@@ -1,4 +1,4 @@
-"""Names of a package whose modules are imported when they are first used."""
+"""Packages whose modules are imported on first use."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,10 +8,10 @@ __all__ = ["lazily"]
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a package; `modules` says in which module each name is.
+    """Return a `__getattr__` for a package; `modules` maps each name to its module.
 
-    It goes into the `else` of an `if TYPE_CHECKING` that imports the names: type checkers then
-    know their types, and that there are no others.
+    Put it into the `else` of an `if TYPE_CHECKING` that imports the names, so that type checkers
+    see their types and report any other name.
     """
 
     def find(name: str) -> Any:

@@ -1,13 +1,13 @@
-"""Texts that others wrote, made fit to be shown."""
+"""Making untrusted text safe to display."""
 
 __all__ = ["printable"]
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Return a text with what could steer a terminal or change how it reads made visible.
+    """Return a text with everything escaped that could control a terminal or mislead a reader.
 
-    Escaped as in a Python string: control characters, line ends, marks that turn the direction of
-    text, halves of surrogate pairs. `kept` are characters that stay.
+    Escaped as in a Python string: control characters, line breaks, direction marks and lone
+    surrogates. Characters in `kept` are left alone.
     """
     if text.isprintable():
         return text

@@ -1,8 +1,8 @@
-"""Recording what goes through a connection, and repeating it without a network: for hunting bugs.
+"""Recording a connection and replaying it without a network, to debug it.
 
-A traced connection or port takes the place of a plain one and notes every input, command and output
-in its `trace`. `replay` puts the same through a fresh one; both traces are equal if the core does
-again what it did.
+Use a traced connection or port in place of a plain one: it records every input, command and output
+in its `trace`. `replay` feeds the same steps to a new connection; the two traces are equal if the
+core behaves the same.
 """
 
 # ruff: noqa: D102  # the methods are described where they are defined
@@ -45,15 +45,15 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-# The parts of a step that say what came of it.
+# The parts of a step that are its outcome.
 _OUTCOME = frozenset({"events", "started", "result", "raised"})
 
 
 class Trace:
-    """What went through a connection, in steps that JSON can hold. It holds tokens, too.
+    """Everything that went through a connection, as steps that can be saved as JSON.
 
-    `start` says which end it is, when it began, and its settings as far as they can be saved;
-    `config` is all of them, but only where the trace was recorded.
+    It contains tokens in plain text. `start` has the end (client or server), the time it began, and
+    the settings that can be saved; `config` has all settings, in the recording process only.
     """
 
     def __init__(self, start: dict[str, Any], config: ClientConfig | ServerConfig | None) -> None:
@@ -62,12 +62,12 @@ class Trace:
         self.steps: list[dict[str, Any]] = []
 
     def to_lines(self) -> Iterator[str]:
-        """Return one line of JSON for the start and for each step."""
+        """Return the trace as lines of JSON: one for the start and one for each step."""
         return (json.dumps(thing) + "\n" for thing in (self.start, *self.steps))
 
     @classmethod
     def from_lines(cls, lines: Iterable[str]) -> Self:
-        """Return what `to_lines` saved: an open file is such lines."""
+        """Return the trace that `to_lines` saved; an open file can be passed as lines."""
         start, *steps = map(json.loads, lines)
         trace = cls(start, None)
         trace.steps = steps
@@ -78,7 +78,7 @@ _Above: Any = object  # whatever class it stands before
 
 
 class _Recorder:
-    """Notes what is done to the connections of one transport: the outermost of the calls only."""
+    """Records what is done to a transport's connections; of nested calls only the outermost."""
 
     def __init__(self, end: str, config: Any, now: float, **given: str | None) -> None:
         settings = {name: value for name, value in vars(config).items() if _can_save(value)}
@@ -88,7 +88,7 @@ class _Recorder:
         self._places: dict[int, int] = {}
 
     def step(self, run: Callable[..., Result], args: tuple[Any, ...], /, **given: Any) -> Result:
-        """Do something and note it, with what came of it."""
+        """Do something and record it with its outcome."""
         if self.busy:
             return run(*args)
         step = {"do": run.__name__, **given}
@@ -108,13 +108,13 @@ class _Recorder:
         return result
 
     def happened(self, events: list[Event], codec: Codec | None) -> None:
-        """Note what was told."""
+        """Record an event."""
         if events and not self.busy:
             described = [self._describe(event, codec) for event in events]
             self.trace.steps.append({"do": "events", "events": described})
 
     def place(self, call: Any) -> int:
-        """Return the place of a call, which stays alive so that no other takes its identity."""
+        """Return the index of a call, and keep the call alive so that no other gets its id()."""
         place = self._places.setdefault(id(call), len(self.known))
         if place == len(self.known):
             self.known.append(call)
@@ -128,7 +128,7 @@ class _Recorder:
         if isinstance(event, RequestReceived):
             told += [event.call.id, event.call.method, event.call.deadline]
         elif isinstance(event, CallCompleted):
-            plain = event.call.returns is None  # a type cannot be saved: its values are left out
+            plain = event.call.returns is None  # a type cannot be saved, so its values are omitted
             told += [dict(event.metadata), _note(codec, event.value) if plain else None]
         elif isinstance(event, HandshakeCompleted):
             told += event.agreed[:-1]
@@ -143,7 +143,7 @@ class _Recorder:
 
 
 def _note(codec: Codec | None, value: Any) -> Any:
-    """Return what makes the codec say the same again."""
+    """Return what is needed to make the codec produce the same again."""
     if type(value) in BYTES:
         return {"raw": _pack(value)}
     try:
@@ -159,13 +159,13 @@ def _explain(codec: Codec | None, error: CallError) -> list[Any]:
 
 
 class _Traced(_Above):  # type: ignore[misc]
-    """The inputs and outputs that all ends have; it stands before their class."""
+    """Records the inputs and outputs that both ends have; a mixin that comes before their class."""
 
     _recorder: _Recorder
 
     @property
     def trace(self) -> Trace:
-        """What has been done so far, and what came of it."""
+        """The steps so far, with their outcomes."""
         return self._recorder.trace
 
     # Inputs, outputs, and the command of both ends
@@ -248,7 +248,7 @@ class TracedServerConnection(_Traced, ServerConnection):
 
 
 class TracedServerPort(_Traced, ServerPort):
-    """A ServerPort with a `trace`, of what is done to the connections that it has, too."""
+    """A ServerPort with a `trace`, which includes the steps of its connections."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class TracedServerPort(_Traced, ServerPort):
 
     @property
     def codec(self) -> Codec | None:
-        """That of the calls; None before there are any."""
+        """The codec of the calls; None before the handshake."""
         return getattr(self.connection, "codec", None)
 
     def turn_away(self, now: float, code: str, message: str) -> None:
@@ -314,11 +314,11 @@ class TracedClientConnection(_Traced, ClientConnection):
 
 
 def replay(trace: Trace, config: Any = None, application: "Application | None" = None) -> Trace:
-    """Put the steps of a trace through a fresh connection and return the trace of that.
+    """Feed the steps of a trace to a new connection and return its trace.
 
-    Its steps are those of the original if the core does the same again. `config` is needed for
-    what cannot be saved: codecs of your own and `authenticate`; `application` if there was one, and
-    it has to answer the same again: a promise that something else settled is not part of a trace.
+    The two traces are equal if the core behaves the same. Pass `config` if the settings cannot be
+    saved (your own codecs, `authenticate`), and `application` if there was one. The application
+    must answer the same again: a promise that something else settled is not part of a trace.
     """
     start = trace.start
     config = config or trace.config

@@ -144,7 +144,7 @@ class PendingThrough:
         except asyncio.CancelledError:
             if not self._given_up:
                 raise
-            self._error = Cancelled("the caller gave up")
+            self._error = Cancelled("the caller cancelled the call")
         except Exception as error:
             self._error = error
 

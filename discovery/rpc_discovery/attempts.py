@@ -90,7 +90,11 @@ class Attempts:
             if error is not None:
                 return Fail(error)
             if pool.closed or call.abandoned:
-                why = "the client is shutting down" if pool.closed else "the caller gave up"
+                why = (
+                    "the client is shutting down"
+                    if pool.closed
+                    else "the caller cancelled the call"
+                )
                 return Fail(Cancelled(call.explain(why), maybe_executed=call.maybe_executed))
             left = call.time_left(now, self._waiting)
             if pool.view is None:
@@ -152,7 +156,7 @@ class Attempts:
             self._resume_at = now + pause
 
     def cancelled(self) -> None:
-        """Take the end of an attempt that the caller gave up."""
+        """Handle the end of an attempt that the caller cancelled."""
         target = self.call.target
         assert target is not None
         self._pool.cancelled(target)

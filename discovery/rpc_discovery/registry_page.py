@@ -90,8 +90,8 @@ def show_registry(registry: "Registry", service: str | None, now: float) -> Piec
         parts.append(tag("p", f"{omitted} more nodes are left out.", class_="soft small"))
     lost = tag("p", "The registry does not answer; what follows is old.", id="lost")
     footer = (
-        "Renewed every 2 seconds. ",
-        tag("a", "The same as JSON", href=f"{registry.prefix}/status"),
+        "Updates every 2 seconds. ",
+        tag("a", "View as JSON", href=f"{registry.prefix}/status"),
     )
     return page(
         "Registry",

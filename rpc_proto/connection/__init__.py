@@ -1,1 +1,1 @@
-"""The two ends of a connection, and the port that a server puts behind each: pure machines."""
+"""The two ends of a connection, and the server's port: pure state machines."""

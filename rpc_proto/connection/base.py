@@ -1,6 +1,6 @@
-"""What both ends of a connection share that speaks the protocol: frames, liveness, shutdown.
+"""What client and server connections share: frames, liveness, shutdown.
 
-The protocol itself is in client.py and server.py; docs/protocol.md is its specification.
+The rest of the protocol is in client.py and server.py; docs/protocol.md specifies it.
 """
 
 from abc import abstractmethod
@@ -30,8 +30,8 @@ from .timers import Timer
 
 __all__ = ["Connection"]
 
-# After the client half-closed nothing more can arrive from it, so only a write can tell whether it
-# is still there to read: a kernel whose process is gone answers the first one with a reset.
+# Once the client has half-closed, nothing more can arrive from it, and only a write can tell
+# whether it still reads: if its process is gone, the kernel answers the first write with a reset.
 _PROBE_INTERVAL = 1.0
 
 # An attribute of an enum takes longer to look up than a name.
@@ -46,16 +46,16 @@ _LARGEST_GOAWAY = 8 * 1024  # bytes
 
 
 def clip(text: str) -> str:
-    """Return the text cut to what may travel; whatever it contains is opaque to the protocol."""
+    """Return the text, cut to the length that may be sent; the protocol does not interpret it."""
     if len(text) <= _LONGEST_TEXT // 4:
         return text.encode("utf-8", "replace").decode()
     return text.encode("utf-8", "replace")[:_LONGEST_TEXT].decode("utf-8", "ignore")
 
 
 class Connection(Endpoint):
-    """One end of a connection that carries calls; use ClientConnection or ServerConnection.
+    """One end of a connection for calls; use ClientConnection or ServerConnection.
 
-    How it is driven is said at `Endpoint`.
+    See `Endpoint` for how to drive it.
     """
 
     __slots__ = (
@@ -83,13 +83,13 @@ class Connection(Endpoint):
         self, config: Config, now: float, observers: Iterable[Observer] | Observers
     ) -> None:
         super().__init__(config, now, observers)
-        # Bodies up to this size keep both limits, whatever is in them.
+        # Bodies up to this size stay within both limits whatever they contain.
         self._harmless = min(config.max_encoded, config.max_decoded // WORST_GROWTH)
         self._queue: Any = ()  # calls that wait to be sent; a server has none
         self._set_timer(Timer.HANDSHAKE, now + config.handshake_timeout)
         self._line: LineReader | None = LineReader()
         self._reader: FrameReader | None = None
-        self._timed_frame = 0  # which frame Timer.FRAME is about, by FrameReader.begun
+        self._timed_frame = 0  # the frame that Timer.FRAME limits, counted by FrameReader.begun
         self._send_limits = (0, 0)  # what the peer accepts: header, body
         self._ping: float | None = None
         self._pinged_at = now
@@ -101,13 +101,13 @@ class Connection(Endpoint):
 
     @property
     def missing(self) -> int:
-        """Bytes still to come of the frame that is arriving: a hint for the size of a read."""
+        """Bytes still missing of the incomplete frame: a hint for the size of the next read."""
         return self._reader.missing if self._reader is not None else 0
 
     # Inputs
 
     def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes from the peer; the buffer may be reused when this returns."""
+        """Take bytes from the peer; the caller may reuse the buffer afterwards."""
         self._now = self._received_at = now
         self.received += len(data)
         reader = self._reader
@@ -117,7 +117,7 @@ class Connection(Endpoint):
         for frame in reader.feed(data):
             self._receive_frame(frame, now)
             if self.state is not _OPEN:
-                self._settle(now)  # so that it matters not which frames came together
+                self._settle(now)  # so that it does not matter which frames arrive together
                 if self._reader is None:  # that frame ended the connection
                     break
         else:
@@ -130,7 +130,7 @@ class Connection(Endpoint):
             self._settle(now)
 
     def receive_eof(self, now: float) -> None:
-        """Record that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more (EOF); it may still read."""
         self._note_eof(now)
         if self.state is State.HANDSHAKE:
             quiet = self._line is not None and not self._line.started
@@ -143,7 +143,7 @@ class Connection(Endpoint):
         self._settle(now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Record that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is closed in both directions; nothing more can be sent."""
         self._now = now
         if self.state is State.HANDSHAKE:
             self.receive_eof(now)
@@ -155,7 +155,7 @@ class Connection(Endpoint):
     # Commands
 
     def shutdown(self, now: float, grace: float = 0.0) -> None:
-        """End the connection in order: no new calls; those in flight get `grace` seconds."""
+        """Close the connection gracefully: no new calls; calls in flight get `grace` seconds."""
         if not grace >= 0:
             raise LocalProtocolError(f"grace must be seconds, 0 or more, not {grace!r}")
         self._now = now
@@ -173,10 +173,10 @@ class Connection(Endpoint):
             self._settle(now)
 
     def check_encoded(self, body: bytes, weight: int = 1) -> int:
-        """Return an upper bound of the memory that decoding the body takes, in bytes.
+        """Return an upper bound, in bytes, of the memory that decoding the body takes.
 
-        `weight` is that of the type it is decoded as. Raises ResourceExhausted if that would break
-        a limit of the config.
+        `weight` is the weight of the type it is decoded to. Raises ResourceExhausted if a limit of
+        the config would be exceeded.
         """
         size = len(body)
         if size <= self._harmless:
@@ -185,12 +185,12 @@ class Connection(Endpoint):
         if size > config.max_encoded:
             raise ResourceExhausted(
                 f"an encoded body of {size} bytes; the limit is {config.max_encoded}; "
-                "one bytes value alone travels unencoded"
+                "a single bytes value is sent unencoded"
             )
         growth = self.codec.growth(body) * weight
         if growth > config.max_decoded:
             raise ResourceExhausted(
-                f"a body of {size} bytes may take {growth} bytes when it is decoded; "
+                f"a body of {size} bytes may take {growth} bytes when decoded; "
                 f"the limit is {config.max_decoded}"
             )
         return growth
@@ -198,7 +198,7 @@ class Connection(Endpoint):
     # Outputs
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
+        """Return when to call `handle_timeout`, in absolute seconds; None for never."""
         if self._queue and self._has_room():
             return self._now  # what waits can be sent by now
         at = self._timers.earliest
@@ -245,7 +245,7 @@ class Connection(Endpoint):
     # Shared inner workings
 
     def _time_frame(self, reader: FrameReader, now: float) -> None:
-        """Limit how long a frame takes to arrive: what there is of it is held for so long."""
+        """Limit how long a frame may take to arrive, since its first part is held meanwhile."""
         if not reader.lacking:
             self._timed_frame = 0
             self._timers.clear(Timer.FRAME)
@@ -255,14 +255,14 @@ class Connection(Endpoint):
             self._set_timer(Timer.FRAME, now + seconds)
 
     def _receive_early(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        """Take bytes while there is no reader for frames: in the handshake, or after the end."""
+        """Take bytes when there is no frame reader: during the handshake, or after the end."""
         if self._line is not None:
             try:
                 found = self._line.feed(data)
                 if found is not None:
                     line, rest = found
                     self._receive_line(line, now)
-                    self._settle(now)  # before the frames behind the line, as if they came alone
+                    self._settle(now)  # as if the frames after the line arrived separately
                     self.received -= len(rest)  # which are counted again
                     self.receive_data(now, rest)
             except HandshakeError as error:
@@ -290,7 +290,7 @@ class Connection(Endpoint):
             self._set_timer(Timer.LIVENESS, now + self._ping)
 
     def _receive_control(self, frame: Frame, now: float) -> None:
-        """Handle the frames that may come in either direction; anything else is a violation."""
+        """Handle the frame types that both ends may send; any other is a violation."""
         kind, _, call_id, _, body = frame
         if kind == FrameType.PING:
             if self.outbound >= self.high_water:
@@ -374,7 +374,7 @@ class Connection(Endpoint):
         if now >= dead_at:
             self._end(
                 Trigger.LOST,
-                Unavailable(f"nothing was heard of the peer for {2 * self._ping:g} s"),
+                Unavailable(f"nothing was received from the peer for {2 * self._ping:g} s"),
                 now,
             )
         elif now >= ping_at:

@@ -1,4 +1,4 @@
-"""What the end of a server holds for its peer, and what it does when that is too much."""
+"""The memory that a server's connection holds for its peer, and what happens at the limit."""
 
 from abc import abstractmethod
 
@@ -11,16 +11,16 @@ from .timers import Timer
 
 __all__ = ["PATIENCE", "Budgeted"]
 
-PATIENCE = 1.0  # seconds, with a peer that is turned away as soon as it speaks
+PATIENCE = 1.0  # seconds to wait for a peer that is refused as soon as it sends something
 
 _LOOK = 0.25  # seconds between two looks at what is held, while that is much
 _WAIT = 1.0  # seconds for which reading stops, before something is refused
 
 
 class Budgeted(Endpoint):
-    """An endpoint that holds no more than its share of the memory of a server.
+    """An endpoint that holds no more than its share of the server's memory budget.
 
-    While it holds too much it does not read; when that does not help, it gives something up.
+    While it holds too much, it stops reading; if that does not help, it drops something.
     """
 
     __slots__ = ()
@@ -34,14 +34,14 @@ class Budgeted(Endpoint):
 
     @abstractmethod
     def _held(self) -> int:
-        """Return the bytes that are held for the peer."""
+        """Return how many bytes are held for the peer."""
 
     @abstractmethod
     def _give_something_up(self, now: float) -> bool:
-        """Hold less; whether it is little enough to go on reading."""
+        """Drop something; return whether reading may go on."""
 
     def _cover(self, more: int = 0) -> bool:
-        """Have memory for what is held and so many bytes more; whether there is that."""
+        """Reserve memory for what is held and `more` bytes; return whether there is enough."""
         account = self._account
         held = self._held()
         covered = account.cover(held + more)
@@ -57,7 +57,7 @@ class Budgeted(Endpoint):
             self._set_timer(Timer.MEMORY, self._now + _LOOK)
 
     def _balance(self, now: float) -> None:
-        """Read no more while too much is held; when that does not help, give something up."""
+        """Stop reading while too much is held; if that does not help, drop something."""
         account = self._account
         if self.state is State.CLOSED:
             self.unsent = 0

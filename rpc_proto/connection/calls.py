@@ -1,4 +1,4 @@
-"""A call as each end of a connection sees it, and the table of those of one connection."""
+"""A call as each end of a connection sees it, and the table of a connection's calls."""
 
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
@@ -15,10 +15,10 @@ IDS = 2**64  # ids are unsigned 64-bit numbers; 0 is none
 
 
 class OutboundCall:
-    """One call as its caller's end sees it.
+    """A call at the client's end.
 
-    `waiter` belongs to the driver: it hangs there whatever waits for the answer and finds it again
-    on the event. `sent` tells whether the request may have reached the peer.
+    `waiter` belongs to the driver, which stores there whatever waits for the answer and finds it
+    again in the event. `sent` is whether the request may have reached the peer.
     """
 
     __slots__ = (
@@ -62,13 +62,13 @@ class OutboundCall:
 
 
 class InboundCall:
-    """One call as its server's end sees it: from the request until its handler has ended.
+    """A call at the server's end, from its request until its handler has returned.
 
-    `deadline` is when the caller stops waiting: absolute seconds of the clock that gives `now`, or
-    None; `arrived` is when the request came. `ended` tells that the caller has its outcome, so that
-    whatever the handler still does is in vain. `reply_metadata` goes with the answer. `connection`
-    is where it is answered; `cost` the bytes that are counted for it there. `job` belongs to
-    whoever serves it, until it has.
+    `deadline` is when the caller stops waiting, in absolute seconds of the clock behind `now`, or
+    None; `arrived` is when the request came. `ended` is whether the caller already has an outcome,
+    so that the handler's result will be dropped. `reply_metadata` is sent with the answer.
+    `connection` is where to answer; `cost` is how many bytes count for the call there. `job`
+    belongs to the dispatcher.
     """
 
     __slots__ = (
@@ -122,12 +122,11 @@ _SLACK = 64
 
 
 class CallTable(Generic[AnyCall]):
-    """Calls by id in the order of their arrival, and one heap of their deadlines.
+    """Calls by id, in order of arrival, and a heap of their deadlines.
 
-    The heap holds (deadline, id), not calls, so that nothing of a call stays when it has ended. An
-    entry whose call has gone is dropped by `expire`, or when such entries outnumber the live ones:
-    the heap never grows beyond twice the calls plus 65. `by_id` and `deadlines` are for
-    looking.
+    The heap holds (deadline, id) rather than calls, so that nothing keeps an ended call alive. An
+    entry without a call is dropped by `expire`, or when such entries outnumber the live ones: the
+    heap never exceeds twice the number of calls plus 65. `by_id` and `deadlines` are read-only.
     """
 
     __slots__ = ("by_id", "deadlines")
@@ -146,7 +145,7 @@ class CallTable(Generic[AnyCall]):
         return iter(list(self.by_id.values()))
 
     def insert(self, call: AnyCall) -> bool:
-        """Add a call whose id is free; whether its deadline is now the first."""
+        """Add a call, whose id must be free; return whether its deadline is now the earliest."""
         calls = self.by_id
         calls[call.id] = call
         if call.deadline is None:
@@ -160,33 +159,33 @@ class CallTable(Generic[AnyCall]):
         return heap[0] is entry
 
     def get(self, call_id: int) -> AnyCall | None:
-        """Return the call with that id, if there is one."""
+        """Return the call with this id, or None."""
         return self.by_id.get(call_id)
 
     def remove(self, call: AnyCall) -> bool:
-        """Take this very call away; whether it was there."""
+        """Remove exactly this call; return whether it was there."""
         if self.by_id.get(call.id) is not call:
             return False
         del self.by_id[call.id]
         return True
 
     def clear(self) -> list[AnyCall]:
-        """Take every call away and return them in the order of their arrival."""
+        """Remove all calls and return them in order of arrival."""
         calls = list(self.by_id.values())
         self.by_id.clear()
         self.deadlines.clear()
         return calls
 
     def expire(self, now: float) -> list[AnyCall]:
-        """Return the calls whose deadline has come, earliest first; they stay in the table.
+        """Return the calls whose deadline has passed, earliest first; they stay in the table.
 
-        Each is returned once. Afterwards the first of `deadlines` is that of a call in the table.
+        Each is returned once. Afterwards the first of `deadlines` belongs to a call in the table.
         """
         due: list[AnyCall] = []
         heap = self.deadlines
         while heap and (heap[0][0] <= now or not self._is_live(heap[0])):
             entry = heappop(heap)
-            # An id that was used again with the same deadline has two entries, side by side.
+            # An id reused with the same deadline has two adjacent entries.
             if self._is_live(entry) and (not heap or heap[0] != entry):
                 due.append(self.by_id[entry[1]])
         return due

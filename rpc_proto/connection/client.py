@@ -49,15 +49,15 @@ _ERROR_BODY = tuple[str, str, Any]
 
 
 class ClientConnection(Connection):
-    """The end that calls.
+    """The client's end of a connection.
 
-    Calls may be started at once; until the server has accepted the options, or while all slots are
-    taken or the peer reads too slowly, they wait in order. Each ends with exactly one
-    `CallCompleted` or `CallFailed`; a one-way call ends when it is sent: either `start_call`
+    Calls may be started immediately; they wait in order until the server has accepted the options,
+    and while all slots are taken or the peer reads too slowly. Each call ends with exactly one
+    `CallCompleted` or `CallFailed`. A one-way call ends when it is sent: either `start_call`
     returns it with `sent` True, or it waits and ends with an event.
 
-    With `connect`, "host:port", the connection begins with HTTP CONNECT to there, and the options
-    follow when that is accepted. `observers` see the calls: see `rpc_proto.Observer`.
+    With `connect="host:port"` the connection begins with HTTP CONNECT to that address; the options
+    follow once it is accepted. `observers` are notified of the calls: see `rpc_proto.Observer`.
     """
 
     __slots__ = ("_max_calls", "_options", "_queued", "_serial", "_tunnel")
@@ -72,9 +72,9 @@ class ClientConnection(Connection):
         connect: str | None = None,
         observers: Iterable[Observer] | Observers = (),
     ) -> None:
-        """Raise HandshakeError if the token is too long to be sent.
+        """Raise HandshakeError if the token is too long to send.
 
-        ValueError is for the codec, or for a `connect` that is no host and port.
+        Raises ValueError for an unknown codec, or if `connect` is not a host and a port.
         """
         config = config or ClientConfig()
         super().__init__(config, now, observers)
@@ -109,7 +109,7 @@ class ClientConnection(Connection):
 
     @property
     def calls_in_flight(self) -> int:
-        """Calls that have not ended, those that wait to be sent included."""
+        """Number of calls that have not ended, including those that wait to be sent."""
         return len(self.calls)
 
     # Commands
@@ -130,11 +130,11 @@ class ClientConnection(Connection):
         """Start a call and return it.
 
         `method` is "Service.method"; `args` and `kwargs` are encoded before this returns;
-        `deadline` is absolute, in seconds; `returns` is the type of the result, None for whatever
-        the codec gives. Raises InvalidArgument if the arguments cannot be encoded,
-        ResourceExhausted if too many calls wait or the arguments are larger than the server
-        accepts, Unavailable if the connection takes no more calls, and TypeError if nothing can be
-        decoded as `returns`; in each case nothing was sent.
+        `deadline` is in absolute seconds; `returns` is the type of the result, None for whatever
+        the codec decodes. Raises InvalidArgument if the arguments cannot be encoded,
+        ResourceExhausted if too many calls are waiting or the arguments exceed the server's limits,
+        Unavailable if the connection accepts no more calls, and TypeError if no value can be
+        decoded to `returns`; in each case nothing was sent.
         """
         if type(method) is not str or not method:
             raise LocalProtocolError(f'method must be a string "Service.method", not {method!r}')
@@ -213,13 +213,14 @@ class ClientConnection(Connection):
         return call
 
     def cancel(self, now: float, call: OutboundCall, error: CallError | None = None) -> None:
-        """Give a call up: it fails with `error`, and the server is told to stop its handler.
+        """Cancel a call: it fails with `error`, and the server is told to stop its handler.
 
-        Cancelling a call that has ended is no error: it changes nothing.
+        Cancelling a call that has ended does nothing.
         """
         self._now = now
         if self.calls.remove(call):
-            self._abandon(call, error or Cancelled("the caller gave up", maybe_executed=call.sent))
+            reason = "the caller cancelled the call"
+            self._abandon(call, error or Cancelled(reason, maybe_executed=call.sent))
             self._settle(now)
             self.version += 1
 
@@ -259,11 +260,11 @@ class ClientConnection(Connection):
             ) from error
 
     def _send_request(self, call: OutboundCall, now: float) -> None:
-        """Send a call whose turn has come; CallError if it cannot be or the server would refuse."""
+        """Send a call whose turn has come; CallError if the server would refuse it."""
         timeout = None
         if call.deadline is not None:
             left = call.deadline - now
-            # At least one: the server refuses what comes without any time left.
+            # At least one millisecond: the server refuses calls without any time left.
             timeout = int((left if left < MAX_TIMEOUT else MAX_TIMEOUT) * 1000 + 0.5) or 1
         try:
             if call.metadata:
@@ -311,7 +312,7 @@ class ClientConnection(Connection):
                 self._complete(call, None, NO_METADATA, 0)
         self._watch_writing(now)
         if self.state is State.DRAINING:
-            while queue:  # the server takes no more calls behind our GOAWAY
+            while queue:  # the server accepts no calls after our GOAWAY
                 call = self._next_queued()
                 self.calls.remove(call)
                 self._abandon(call, Cancelled("the client is shutting down", maybe_executed=False))
@@ -319,7 +320,7 @@ class ClientConnection(Connection):
                 self._end(Trigger.DRAINED, None, now)
 
     def _check_queue(self, size: int) -> ResourceExhausted | None:
-        """Return why no call with a body of that size can wait, if so."""
+        """Return the reason why a call with a body of this size cannot wait; None if it can."""
         queue, config = self._queue, self._config
         if len(queue) < config.max_queued_calls and (
             not queue or self._queued + size <= config.max_queued_bytes
@@ -342,7 +343,7 @@ class ClientConnection(Connection):
             self._queued -= len(call.body)
 
     def _announce(self, call: OutboundCall, now: float) -> None:
-        """Tell observers of a call that is about to be sent; take what they send along."""
+        """Notify observers of a call about to be sent; return the metadata with theirs added."""
         self._now = now
         self._tell(self._observers.started, call)
         for carry in self._observers.carry:
@@ -371,7 +372,7 @@ class ClientConnection(Connection):
             self._tell(self._observers.failed, call, error, size)
 
     def _abandon(self, call: OutboundCall, error: CallError) -> None:
-        """Report the end of a call that has been taken from the table; tell the server."""
+        """Report the end of a call that was removed from the table, and tell the server."""
         if call.sent:
             self._send(FrameType.CANCEL, 0, call.id)
         else:
@@ -407,7 +408,7 @@ class ClientConnection(Connection):
     # Receiving
 
     def receive_eof(self, now: float) -> None:
-        """Record that the server sends nothing more."""
+        """Record that the server sends nothing more (EOF)."""
         if self._tunnel is None or self.state is not State.HANDSHAKE:
             super().receive_eof(now)
             return
@@ -418,7 +419,7 @@ class ClientConnection(Connection):
         tunnel = self._tunnel
         if tunnel is not None and self.state is State.HANDSHAKE:
             if not tunnel.answering and data[:1] == b"{":
-                self._tunnel = None  # it is turned away by a server that has not read anything
+                self._tunnel = None  # a server refused the connection without reading anything
                 super()._receive_early(data, now)
                 return
             try:
@@ -461,7 +462,7 @@ class ClientConnection(Connection):
         calls = self.calls.by_id
         call = calls.get(call_id)
         if call is None or not call.sent:
-            # What has ended here may cross its answer on the way; an id never used is a lie.
+            # A call may end here while its answer is on the way; an id never used is a violation.
             if call is None and self._was_used(call_id):
                 self.ignored += 1
             else:
@@ -517,7 +518,7 @@ class ClientConnection(Connection):
         return CallError.of(clip(code)[:64], clip(message), details, maybe_executed=maybe_executed)
 
     def _receive_half_close(self, now: float) -> None:
-        # A server that will send no more will not answer either.
+        # A server that sends nothing more will not answer either.
         why = f" ({self._reason})" if self._reason else ""  # what its GOAWAY said
         self._end(Trigger.LOST, Unavailable(f"the server closed the connection{why}"), now)
 
@@ -527,7 +528,7 @@ class ClientConnection(Connection):
             return
         last = self._serial - (self._serial - call_id) % IDS
         for call in self.calls:
-            # The queue will not move any more, whatever the server says of calls it never saw.
+            # Calls in the queue will never be sent; the server never saw them.
             if call.serial > last or not call.sent:
                 self.calls.remove(call)
                 self._unqueue(call)
@@ -546,4 +547,4 @@ class ClientConnection(Connection):
         self._end(Trigger.SHUTDOWN, None, now)
 
     def _check_idle(self, now: float) -> None:
-        """Do nothing: it is the server that asks idle connections to leave."""
+        """Do nothing: only servers close idle connections."""

@@ -1,4 +1,4 @@
-"""One end of a connection, whatever is spoken over it: bytes in and out, time, and how it ends."""
+"""One end of a connection, whatever the protocol: bytes in and out, time, and closing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,42 +15,43 @@ from .timers import Timer, TimerTable
 
 __all__ = ["Endpoint"]
 
-# Buffers are joined up to this size, in bytes; a larger one is handed out as it is.
+# Buffers up to this size, in bytes, are joined; a larger one is returned as it is.
 _JOINED = 64 * 1024
 
-# What is larger is handed out in pieces of this size: what the transport does not take of a buffer
-# is copied by some, so each peer that does not read would cost a copy of all that waits for it.
+# Larger buffers are returned in pieces of this size: some transports copy the part of a buffer that
+# they could not send, so each peer that does not read would cost a copy of everything unsent.
 _LARGEST_PIECE = 256 * 1024
 
-# Closing while the peer still sends makes a kernel reset the connection, and the last words are
-# lost with it: whoever lingers reads on until the peer has sent nothing for so many seconds.
+# If a socket is closed while the peer still sends, the kernel resets the connection and our last
+# bytes are lost. A lingering end reads until the peer has been silent for so many seconds.
 _SILENCE = 0.2
 
 # An attribute of an enum takes longer to look up than a name.
 _OPEN = State.OPEN
 _READ = Wish.READ
 
-_SLOWEST_READER = 16 * 1024  # bytes a second, at which what waits has to leave
+_SLOWEST_READER = 16 * 1024  # bytes a second, the slowest acceptable rate of sending
 
 
 class Endpoint(ABC):
-    """One end of a connection, without any I/O, whatever is spoken over it.
+    """One end of a connection, without any I/O, whatever the protocol on it.
 
     Times are absolute seconds of one monotonic clock, which the embedder reads and passes in as
-    `now`. The kinds of method, and the order of calling them:
+    `now`. There are five kinds of attribute, used in this order:
 
     - inputs: `receive_data`, `receive_eof`, `connection_lost`, `handle_timeout`. They return
       nothing and never raise, whatever the peer sent.
-    - commands: `shutdown` and those of the subclass. They return what they create, if anything,
-      and raise LocalProtocolError before anything is changed when they are used wrongly.
-    - outputs: after any input or command, act on `events()`, write what `data_to_send` or
-      `next_buffer` returns, do what `wish` says and arrange to be woken at `next_timeout`.
-    - getters: `state`, `outbound`, `high_water`, `agreed`, `ignored`, `received`, `sent`; and
-      `version`, a number: as long as it stays the same, no events wait but for those of an input,
-      `state` and `wish` are what they were, and `next_timeout` has not come nearer.
-    - `unsent`, for the embedder to set: bytes that it took and could not write yet.
+    - commands: `shutdown` and those of the subclass. They return only what they create. Misuse
+      raises LocalProtocolError before anything is changed.
+    - outputs: after any input or command, handle `events()`, write what `data_to_send` or
+      `next_buffer` returns, do what `wish` says, and call `handle_timeout` at `next_timeout`.
+    - getters: `state`, `outbound`, `high_water`, `agreed`, `ignored`, `received`, `sent`, and
+      `version`, a number. While it stays the same, there are no events except those of the last
+      input, `state` and `wish` have not changed, and `next_timeout` is not earlier.
+    - `unsent`, to be set by the embedder: the bytes that it took but could not write yet.
 
-    `now` comes first in every input and command. Calling `handle_timeout` too early is harmless.
+    `now` is the first argument of every input and command. Calling `handle_timeout` too early does
+    nothing.
     """
 
     __slots__ = (
@@ -76,9 +77,9 @@ class Endpoint(ABC):
         "version",
     )
 
-    _account: Account  # of a server's end, which holds no more than its share of memory
+    _account: Account  # for a server's end, which is limited to its share of the memory budget
     _config: Config
-    _lingers = False  # whether to hear the peer out before the transport is closed
+    _lingers = False  # whether to read until the peer is silent before closing
 
     def __init__(
         self, config: Config, now: float, observers: Iterable[Observer] | Observers
@@ -98,16 +99,16 @@ class Endpoint(ABC):
         self._watched = 0  # what `sent` was when Timer.WRITE was set
         self._timers = TimerTable()
         self._eof = False  # the peer sends nothing more
-        self._silent = False  # nor does it seem to, after our last words
+        self._silent = False  # or seems to, after our last bytes
         self._terminated = False
-        self.received = 0  # bytes, in all; `sent` are those that were taken to be written
+        self.received = 0  # bytes in total; `sent` counts those taken to be written
         self.sent = 0
 
     # Getters
 
     @property
     def wish(self) -> Wish:
-        """What the transport is to do now."""
+        """What the transport should do now."""
         state = self.state
         if state is _OPEN or (state is not State.CLOSING and state is not State.CLOSED):
             return _READ if self._wants_data() else Wish.PAUSE
@@ -119,22 +120,22 @@ class Endpoint(ABC):
 
     @property
     def missing(self) -> int:
-        """Bytes still to come of what is arriving: a hint for the size of a read."""
+        """Bytes still missing of what is arriving: a hint for the size of the next read."""
         return 0
 
     # Inputs
 
     @abstractmethod
     def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes from the peer; the buffer may be reused when this returns."""
+        """Take bytes from the peer; the caller may reuse the buffer afterwards."""
 
     @abstractmethod
     def receive_eof(self, now: float) -> None:
-        """Record that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more (EOF); it may still read."""
 
     @abstractmethod
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Record that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is closed in both directions; nothing more can be sent."""
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due; afterwards `next_timeout()` is None or later than `now`."""
@@ -150,25 +151,26 @@ class Endpoint(ABC):
 
     @abstractmethod
     def shutdown(self, now: float, grace: float = 0.0) -> None:
-        """End the connection in order: nothing new; what is under way gets `grace` seconds."""
+        """Close the connection gracefully: nothing new, and `grace` seconds for the rest."""
 
     # Outputs
 
     def events(self) -> list[Event]:
-        """Return what has happened since the last call of this, in order."""
+        """Return the events since the last call, in order."""
         events = self._events
         if events:
             self._events = []
         return events
 
     def data_to_send(self) -> bytes:
-        """Return all that is to be written now; b"" when there is nothing."""
+        """Return all bytes to write now; b"" if there are none."""
         return bytes(self._take_out(len(self._out)))
 
     def next_buffer(self) -> bytes | memoryview:
-        """Return what to write next: up to 256 KiB of a large body uncopied, or what fits in 64.
+        """Return the next bytes to write: up to 256 KiB of a large body, or 64 KiB of small ones.
 
-        For a driver that stops when the transport is full: `outbound` tells whether there is more.
+        Large bodies are not copied. `outbound` is not 0 while there is more: stop when the
+        transport is full.
         """
         out = self._out
         if self.outbound <= _JOINED and self.outbound < self._room:
@@ -188,14 +190,14 @@ class Endpoint(ABC):
         return self._take_out(len(out))
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds, or None for never.
+        """Return when to call `handle_timeout`, in absolute seconds; None for never.
 
-        It is never before the `now` of the last input or command.
+        It is never earlier than the `now` of the last input or command.
         """
         at = self._timers.earliest
         return at if at is None or at > self._now else self._now
 
-    # What is spoken makes the difference
+    # Differs by protocol
 
     @abstractmethod
     def _settle(self, now: float) -> None:
@@ -207,7 +209,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def _stop(self, error: RpcError | None, now: float) -> None:
-        """End what is under way: the connection has ended, for that reason if there is one."""
+        """End what is in progress: the connection has ended, for this reason if there is one."""
 
     def _wants_data(self) -> bool:
         return True
@@ -215,7 +217,7 @@ class Endpoint(ABC):
     # Shared inner workings
 
     def _tell(self, methods: tuple[Any, ...], *what: Any) -> None:
-        """Tell observers something; what one raises is an event."""
+        """Notify observers; what one raises becomes an event."""
         before = len(self._events)
         tell(self._events, methods, self._now, *what)
         if len(self._events) != before:
@@ -258,7 +260,7 @@ class Endpoint(ABC):
         self.outbound += len(line)
 
     def _drained(self) -> None:
-        """Let what waited for the outbound bytes to sink below the high-water mark go on."""
+        """Continue what waited for the outbound bytes to fall below the high-water mark."""
         self._timers.clear(Timer.WRITE)
         self.version += 1
 
@@ -281,7 +283,7 @@ class Endpoint(ABC):
         self._timers.clear_all()
         if self.state is State.CLOSING:
             self._set_timer(Timer.CLOSE, now + self._config.close_timeout)
-            self._room = 0  # so that the last byte that is taken does not go unnoticed
+            self._room = 0  # so that the driver notices when the last byte is taken
             if not self.outbound:
                 self._linger(now)
         else:
@@ -290,7 +292,8 @@ class Endpoint(ABC):
         if not self._terminated:
             self._terminated = True
             if error is not None:
-                # Its frames hold this connection: what keeps the error would keep all of it.
+                # Its frames refer to this connection, so keeping the error would keep everything
+                # alive.
                 error.__traceback__ = None
                 if error.__cause__ is None:
                     error.__context__ = None
@@ -298,7 +301,7 @@ class Endpoint(ABC):
             self._events.append(ConnectionTerminated(error))
 
     def _linger(self, now: float) -> None:
-        """All that was to be sent is taken: read on until the peer is silent, if we linger."""
+        """All bytes were taken: read until the peer is silent, if we linger."""
         self.version += 1
         if self._lingers and not self._eof:
             # What the transport has not written yet, the peer cannot have answered.

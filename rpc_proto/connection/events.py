@@ -1,4 +1,4 @@
-"""What may happen in a connection; its `events()` returns these in order."""
+"""The events of a connection, which `events()` returns in order."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class Event:
 
 
 class HandshakeCompleted(Event):
-    """The server accepted: codec, limits and ping interval are in force."""
+    """The server accepted the options: codec, limits and ping interval are in force."""
 
     __slots__ = ("agreed",)
 
@@ -58,9 +58,9 @@ class RequestReceived(Event):
 
 
 class CallCancelled(Event):
-    """Server: the caller has the outcome `error` or is gone; stop the handler.
+    """Server: the caller has the outcome `error`, or is gone; stop the handler.
 
-    The call holds its slot until it is answered nevertheless, or given up with `conclude`.
+    The call still holds its slot until it is answered, or given up with `conclude`.
     """
 
     __slots__ = ("call", "error")
@@ -71,7 +71,7 @@ class CallCancelled(Event):
 
 
 class CallCompleted(Event):
-    """Client: the answer of a call. The last event about it."""
+    """Client: a call was answered. The last event of the call."""
 
     __slots__ = ("call", "metadata", "value")
 
@@ -82,7 +82,7 @@ class CallCompleted(Event):
 
 
 class CallFailed(Event):
-    """Client: a call ended without an answer, and why. The last event about it."""
+    """Client: a call failed with `error`. The last event of the call."""
 
     __slots__ = ("call", "error")
 
@@ -92,7 +92,7 @@ class CallFailed(Event):
 
 
 class GoAwayReceived(Event):
-    """The peer will take no more calls on this connection; those in flight go on."""
+    """The peer accepts no more calls on this connection; calls in flight continue."""
 
     __slots__ = ("code", "message")
 
@@ -102,10 +102,10 @@ class GoAwayReceived(Event):
 
 
 class HttpServed(Event):
-    """Server: an HTTP request has its response. `size` is the body's in bytes.
+    """Server: an HTTP request was answered. `size` is that of the body, in bytes.
 
     `request` is the method and the target; `error` is what the application raised, or None;
-    `seconds` is how long it took since the head of the request was complete.
+    `seconds` is the time since the head of the request was complete.
     """
 
     __slots__ = ("error", "request", "seconds", "size", "status")
@@ -133,16 +133,16 @@ class ResponsePromised(Event):
 
 
 class SendBufferDrained(Event):
-    """Server: the peer has read so much that `outbound` is below `high_water` again.
+    """Server: the peer has read enough that `outbound` is below `high_water` again.
 
-    Calls that a Dispatcher held back for that may begin.
+    Calls that a Dispatcher held back may now start.
     """
 
     __slots__ = ()
 
 
 class ObserverFailed(Event):
-    """An observer raised `error`; the call that it was told of goes on."""
+    """An observer raised `error`; the call is not affected."""
 
     __slots__ = ("error",)
 
@@ -151,7 +151,7 @@ class ObserverFailed(Event):
 
 
 class ConnectionTerminated(Event):
-    """The last event of a connection; `error` is None after an orderly end."""
+    """The last event of a connection; `error` is None after a graceful close."""
 
     __slots__ = ("error",)
 

@@ -1,4 +1,4 @@
-"""The server's end of a connection over which HTTP/1.1 is spoken (RFC 9112)."""
+"""The server's end of an HTTP/1.1 connection (RFC 9112)."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -24,16 +24,16 @@ _LARGE = 8 * 1024  # bytes of a response from which on it is counted once, whoev
 
 
 class HttpConnection(Budgeted):
-    """The server's end of a connection over which HTTP/1.1 is spoken (RFC 9112).
+    """The server's end of an HTTP/1.1 connection (RFC 9112).
 
-    It is driven as an `Endpoint` is. Requests are answered by `application`, one after the other.
-    When the peer has asked for CONNECT and that was accepted, `tunnel` has the bytes behind it, and
-    all that is left to do here is to send what there is to be sent.
+    It is driven like any `Endpoint`. `application` answers the requests, one after the other. Once
+    a CONNECT has been accepted, `tunnel` holds the bytes after it, and all that is left to do here
+    is to send the rest.
 
-    Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, together do not keep their
-    server from its calls for long; those that share `memory` together hold no more than that.
-    `observers` see each exchange. `unavailable` is why every request but CONNECT is answered with
-    503, or None.
+    Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, never keep their server from
+    its calls for long; those that share `memory` stay within one budget. `observers` are notified
+    of each exchange. If `unavailable` is not None, it is the reason why every request except
+    CONNECT is answered with 503.
     """
 
     __slots__ = ("_http", "_response", "_turns", "peer")
@@ -65,7 +65,7 @@ class HttpConnection(Budgeted):
 
     @property
     def tunnel(self) -> bytes | None:
-        """What came behind a CONNECT that was accepted; None if there was none."""
+        """The bytes after an accepted CONNECT; None if there was none."""
         return self._http.tunnel
 
     @property
@@ -87,7 +87,7 @@ class HttpConnection(Budgeted):
         """Record that the peer sends nothing more; it may still read."""
         self._note_eof(now)
         if self.state is State.OPEN:
-            self._note(self._http.abandon(), now)  # whoever asked has probably gone
+            self._note(self._http.abandon(), now)  # the client has probably gone
             self._settle(now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
@@ -98,11 +98,11 @@ class HttpConnection(Budgeted):
     # Commands
 
     def shutdown(self, now: float, grace: float = 0.0) -> None:
-        """Answer what is under way with 503, and end."""
+        """Answer the current request with 503, and close."""
         self.turn_away(now, "unavailable", "the server is shutting down")
 
     def turn_away(self, now: float, code: str, message: str) -> None:
-        """Answer what is under way with 503 and this message, and end."""
+        """Answer the current request with 503 and this message, and close."""
         self._now = now
         if self.state is State.OPEN:
             self._give_up(503, message, now)
@@ -128,7 +128,7 @@ class HttpConnection(Budgeted):
     def _cover(self, more: int = 0) -> bool:
         covered = super()._cover(more)
         if self._response is not None and self._room:
-            self._room = 1  # the next request waits until it has left
+            self._room = 1  # the next request waits until it has been sent
         return covered
 
     def _balance(self, now: float) -> None:
@@ -211,7 +211,7 @@ class HttpConnection(Budgeted):
         else:
             del self._out[-1]
             self.outbound -= len(body)
-            self._http.closing = True  # before its end, so that nobody takes it for whole
+            self._http.closing = True  # before its end, so that nobody takes it for complete
 
     def _note(self, exchange: Exchange | None, now: float) -> None:
         if exchange is not None:

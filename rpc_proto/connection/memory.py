@@ -1,21 +1,21 @@
-"""The bytes that the connections of a server may hold together (docs/limits.md, "Memory")."""
+"""The memory budget that a server's connections share (docs/limits.md, "Memory")."""
 
 from contextlib import nullcontext
 from typing import Any
 
 __all__ = ["FREE", "Account", "Memory"]
 
-# Bytes that each connection may hold without asking: those of a peer that sends small calls one
-# after the other, so that its calls go on whatever others hold.
+# Bytes that each connection may hold without asking. This is enough for small calls, one at a time,
+# so these go on working whatever other connections hold.
 FREE = 16 * 1024
 
 _QUANTUM = 64 * 1024  # bytes that are leased at a time
 
 
 class Memory:
-    """A budget of bytes that connections share: `ServerConfig.memory` of one server.
+    """A budget in bytes that connections share: `ServerConfig.memory` of one server.
 
-    The last quarter is for connections that hold little: those that hold much stop before it.
+    The last quarter is reserved for connections that hold little.
     `lock` is for servers whose connections have threads.
     """
 
@@ -25,11 +25,11 @@ class Memory:
         self.limit = limit
         self.used = 0
         self._lock: Any = lock or nullcontext()
-        # What several connections hold at the same time is counted once: id, holders.
+        # Objects that several connections hold are counted once: id, holders.
         self._shared: dict[int, int] = {}
 
     def take(self, size: int, held: int) -> bool:
-        """Lease bytes to a connection that then has `held`; whether there are so many."""
+        """Lease bytes to a connection that then has `held`; return whether there are enough."""
         limit = self.limit if held <= _QUANTUM else self.limit - self.limit // 4
         with self._lock:
             if self.used + size > limit:
@@ -38,16 +38,16 @@ class Memory:
             return True
 
     def give(self, size: int) -> None:
-        """Return what was leased."""
+        """Give back leased bytes."""
         with self._lock:
             self.used -= size
 
     def has_plenty(self, size: int) -> bool:
-        """Whether half of the budget would not be reached with so many bytes more."""
+        """Whether less than half of the budget would be used with so many bytes more."""
         return 2 * (self.used + size) <= self.limit
 
     def share(self, data: bytes) -> bool:
-        """Hold what others may hold, too, until `unshare`; whether there is room for it."""
+        """Hold an object that others may hold too, until `unshare`; return whether it fits."""
         with self._lock:
             holders = self._shared.get(id(data), 0)
             if not holders:
@@ -68,7 +68,7 @@ class Memory:
 
 
 class Account:
-    """What one connection holds of its server's memory: at most a quarter of it, `most` bytes."""
+    """One connection's share of its server's budget: at most a quarter of it, `most` bytes."""
 
     __slots__ = ("calls", "leased", "memory", "most", "tight_since", "waits")
 
@@ -81,9 +81,9 @@ class Account:
         self.leased = FREE
 
     def cover(self, held: int) -> bool:
-        """Lease what it takes to hold so many bytes; whether that could be had.
+        """Lease enough to hold so many bytes; return whether that was possible.
 
-        What is leased and not needed any more is given back.
+        Leased bytes that are no longer needed are given back.
         """
         wanted = FREE
         if held > FREE:

@@ -1,4 +1,4 @@
-"""Seeing the calls of connections: for statistics, access logs, spans and the like."""
+"""Observing the calls of connections: for statistics, access logs, tracing and the like."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ __all__ = ["NOBODY", "Observer", "Observers", "tell"]
 
 
 class Observer:
-    """Sees the calls of one or many connections, and changes nothing.
+    """Is notified of the calls of one or many connections; it cannot change them.
 
-    Inherit, and override the methods you need: the others cost nothing. `now` is the time that the
-    embedder passed in, in seconds; sizes are bytes on the wire. Each call that has `started` ends
-    with one of `answered` and `failed`; a call that is refused on arrival only fails. What a method
-    raises becomes an `ObserverFailed` event and disturbs nothing else.
+    Inherit from it and override the methods you need; the others cost nothing. `now` is the time
+    that the embedder passed in, in seconds; sizes are bytes on the wire. Each call that `started`
+    ends with either `answered` or `failed`; a call that is refused on arrival only has `failed`. If
+    a method raises, the result is an `ObserverFailed` event and nothing else is affected.
     """
 
     __slots__ = ()
@@ -30,18 +30,18 @@ class Observer:
         """A client is about to send the call, or a server has accepted it."""
 
     def carry(self, call: "OutboundCall") -> Mapping[str, str] | None:
-        """Return metadata to send with the call, so that its trace continues at the server.
+        """Return metadata to send with the call, for example to continue a trace at the server.
 
-        Called after `started`, by clients only.
+        Called after `started`, on clients only.
         """
 
     def answered(self, now: float, call: "InboundCall | OutboundCall", size: int) -> None:
-        """The call has its result; `size` is that of the answer."""
+        """The call has its result; `size` is the size of the answer."""
 
     def failed(
         self, now: float, call: "InboundCall | OutboundCall", error: "CallError", size: int
     ) -> None:
-        """The call has ended with an error; `size` is that of the answer, 0 without one.
+        """The call failed with `error`; `size` is the size of the answer, 0 without one.
 
         A server's handler may still be running.
         """
@@ -51,7 +51,7 @@ class Observer:
 
 
 class Observers:
-    """Several observers as a connection uses them: by what each of them wants to see."""
+    """Several observers, as a connection uses them: by the methods they override."""
 
     __slots__ = ("answered", "carry", "failed", "served", "started")
 
@@ -68,7 +68,7 @@ class Observers:
 
     @classmethod
     def of(cls, observers: "Iterable[Observer] | Observers") -> "Observers":
-        """Return the observers in this form; what has it already is shared."""
+        """Return the observers in this form; an Observers is returned as it is."""
         return observers if isinstance(observers, Observers) else cls(observers)
 
 
@@ -81,7 +81,7 @@ def _overriding(observers: Iterable[Observer], name: str) -> tuple[Any, ...]:
 
 
 def tell(events: "list[Event]", methods: tuple[Any, ...], *what: Any) -> None:
-    """Call the methods of observers; what one raises becomes an event."""
+    """Call these methods of observers; what one raises becomes an event."""
     for method in methods:
         try:
             method(*what)

@@ -1,4 +1,4 @@
-"""What a server puts behind each connection that it accepts: calls, or HTTP, as the peer begins."""
+"""The server's end of a new connection: calls or HTTP, depending on the first byte."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -22,15 +22,15 @@ __all__ = ["ServerPort"]
 
 
 class ServerPort:
-    """A server's end of a connection that looks at its first byte (docs/protocol.md, "HTTP").
+    """The server's end of a connection, which looks at its first byte (docs/protocol.md, "HTTP").
 
-    It is driven as an `Endpoint` is. A peer that begins with HTTP is served by an `HttpConnection`,
-    whose requests `application` answers; any other has a `ServerConnection`, and so has who asks
-    for CONNECT, with all that came behind it. `connection` is the one that it has now.
+    It is driven like any `Endpoint`. A peer that starts with HTTP gets an `HttpConnection`, whose
+    requests `application` answers. Any other peer gets a `ServerConnection`; so does one whose
+    CONNECT was accepted, with the bytes after it. `connection` is the current one.
 
-    Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, together do not keep their
-    server from its calls for long; those that share a `memory` together hold no more than that.
-    `observers` see calls and HTTP. `make` makes the ServerConnection.
+    Connections that share `turns`, a rpc_proto.http.turns.HttpTurns, never keep their server from
+    its calls for long; those that share `memory` stay within one budget. `observers` are notified
+    of calls and of HTTP. `make` creates the ServerConnection.
     """
 
     __slots__ = (
@@ -81,7 +81,7 @@ class ServerPort:
 
     @property
     def peer(self) -> Peer:
-        """Who is at the other end."""
+        """The other end."""
         return self.connection.peer
 
     @peer.setter
@@ -90,12 +90,12 @@ class ServerPort:
 
     @property
     def state(self) -> State:
-        """Where the connection is."""
+        """The state of the connection."""
         return self.connection.state
 
     @property
     def wish(self) -> Wish:
-        """What the transport is to do now."""
+        """What the transport should do now."""
         return self.connection.wish
 
     @property
@@ -110,12 +110,12 @@ class ServerPort:
 
     @property
     def high_water(self) -> int:
-        """Outbound bytes from which on nothing is read."""
+        """Unsent bytes at which reading stops."""
         return self.connection.high_water
 
     @property
     def unsent(self) -> int:
-        """Bytes that the embedder took and could not write yet."""
+        """Bytes that the embedder took but could not write yet."""
         return self.connection.unsent
 
     @unsent.setter
@@ -124,17 +124,17 @@ class ServerPort:
 
     @property
     def missing(self) -> int:
-        """Bytes still to come of the frame that is arriving: a hint for the size of a read."""
+        """Bytes still missing of the incomplete frame: a hint for the size of the next read."""
         return self.connection.missing
 
     @property
     def received(self) -> int:
-        """Bytes that came, in all."""
+        """Bytes received in total."""
         return self.connection.received
 
     @property
     def sent(self) -> int:
-        """Bytes that were taken to be written, in all."""
+        """Bytes taken to be written, in total."""
         return self.connection.sent
 
     @property
@@ -145,7 +145,7 @@ class ServerPort:
     # Inputs
 
     def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes from the peer; the buffer may be reused when this returns."""
+        """Take bytes from the peer; the caller may reuse the buffer afterwards."""
         if self._opened is not None and len(data):
             if 0x41 <= data[0] <= 0x5A and self.state is State.HANDSHAKE:  # a method begins so
                 self._begin_http(self._opened)
@@ -154,12 +154,12 @@ class ServerPort:
         self._look_for_tunnel(now)
 
     def receive_eof(self, now: float) -> None:
-        """Record that the peer sends nothing more; it may still read."""
+        """Record that the peer sends nothing more (EOF); it may still read."""
         self.connection.receive_eof(now)
         self._look_for_tunnel(now)
 
     def connection_lost(self, now: float, reason: str = "the connection was lost") -> None:
-        """Record that the transport is gone in both directions; nothing more can be sent."""
+        """Record that the transport is closed in both directions; nothing more can be sent."""
         self.connection.connection_lost(now, reason)
 
     def handle_timeout(self, now: float) -> None:
@@ -170,21 +170,22 @@ class ServerPort:
     # Commands
 
     def turn_away(self, now: float, code: str, message: str) -> None:
-        """Refuse the peer before it makes calls: when there are too many, say.
+        """Refuse the peer before it makes calls, for example because there are too many.
 
-        What it says tells whether it hears so in JSON or as a 503; it has a second for that.
+        The first bytes it sends decide whether the refusal is JSON or a 503; it has a second for
+        it.
         """
         self.connection.turn_away(now, code, message)
         self._refusal = code, message
 
     def shutdown(self, now: float, grace: float = 0.0) -> None:
-        """End the connection in order: nothing new; calls in flight get `grace` seconds."""
+        """Close the connection gracefully: accept nothing new; calls get `grace` seconds."""
         self.connection.shutdown(now, grace)
 
     # Outputs
 
     def events(self) -> list[Event]:
-        """Return what has happened since the last call of this, in order."""
+        """Return the events since the last call, in order."""
         events = self.connection.events()
         if self._events:
             events = self._events + events
@@ -192,15 +193,15 @@ class ServerPort:
         return events
 
     def data_to_send(self) -> bytes:
-        """Return all that is to be written now; b"" when there is nothing."""
+        """Return all bytes to write now; b"" if there are none."""
         return self.connection.data_to_send()
 
     def next_buffer(self) -> bytes | memoryview:
-        """Return what to write next, as `Endpoint.next_buffer` does."""
+        """Return the next bytes to write, like `Endpoint.next_buffer`."""
         return self.connection.next_buffer()
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds, or None for never."""
+        """Return when to call `handle_timeout`, in absolute seconds; None for never."""
         return self.connection.next_timeout()
 
     # From one to the other

@@ -52,17 +52,17 @@ _METADATA = 8 * 1024  # bytes that the entries take, apart from their texts
 
 
 class ServerConnection(Budgeted, Connection):
-    """The end that is called. A ServerPort has one, and serves those who speak HTTP, too.
+    """The server's end of a connection for calls. Use a ServerPort to serve HTTP as well.
 
-    Connections that share `memory`, a rpc_proto.connection.memory.Memory, together hold no more
-    than that; without one a connection has a budget of its own, of `ServerConfig.memory`. `preface`
-    is sent before anything else.
+    Connections that share `memory`, a rpc_proto.connection.memory.Memory, stay within one budget;
+    without it a connection has a budget of its own, `ServerConfig.memory`. `preface` is sent before
+    anything else.
 
-    Each `RequestReceived` is answered with `send_response` or `send_error`, or given up with
-    `conclude`; until then it holds one of the connection's slots, even when a `CallCancelled`
-    told that nobody waits for the answer any more.
+    Answer each `RequestReceived` with `send_response` or `send_error`, or give it up with
+    `conclude`. Until then the call holds one of the connection's slots, even after a
+    `CallCancelled`.
 
-    `observers` see the calls: see `rpc_proto.Observer`.
+    `observers` are notified of the calls: see `rpc_proto.Observer`.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class ServerConnection(Budgeted, Connection):
         self.calls: CallTable[InboundCall] = CallTable()
         self._handling_timeout = config.handling_timeout
         self._max_calls = config.max_calls
-        self._given_up = 0  # calls in the table for whose answer nobody waits any more
+        self._given_up = 0  # calls in the table that nobody waits for any more
         self._one_way = 0  # one-way calls whose handler has not ended
         self._last_id = 0
         self._refusals = 0.0
@@ -109,18 +109,19 @@ class ServerConnection(Budgeted, Connection):
 
     @property
     def calls_in_flight(self) -> int:
-        """Calls whose handler has not ended."""
+        """Number of calls whose handlers have not ended."""
         return len(self.calls)
 
     # Commands
 
     def turn_away(self, now: float, code: str, message: str) -> None:
-        """Refuse the peer before it has shown its options: when there are too many, say.
+        """Refuse the peer before it has sent its options, for example because there are too many.
 
-        What it says tells whether it hears so in JSON or as a 503; it has a second for that.
+        The first bytes it sends decide whether the refusal is JSON or a 503; it has a second for
+        it.
         """
         if self.state is not State.HANDSHAKE:
-            raise LocalProtocolError("only a peer in the option handshake can be turned away")
+            raise LocalProtocolError("a peer can be turned away only during the option handshake")
         self._now = now
         self._refusal = HandshakeError(code, message)
         if self.outbound or (self._line is not None and self._line.started):  # it has spoken
@@ -129,10 +130,10 @@ class ServerConnection(Budgeted, Connection):
             self._set_timer(Timer.HANDSHAKE, now + PATIENCE)
 
     def send_response(self, now: float, call: InboundCall, value: Any) -> None:
-        """Answer a call; one that has ended already is no error, and nothing is sent.
+        """Answer a call; if it has ended already, nothing is sent.
 
-        A value that cannot be encoded, or is larger than the caller accepts, becomes an error.
-        What a codec raises that is no Exception is raised again, after that answer.
+        A value that cannot be encoded, or is larger than the caller accepts, becomes an error. If a
+        codec raises a BaseException that is not an Exception, it is raised after that answer.
         """
         if call.ended or call.one_way:
             if self._conclude(call, now):
@@ -201,28 +202,29 @@ class ServerConnection(Budgeted, Connection):
             self._settle(now)
 
     def send_error(self, now: float, call: InboundCall, error: CallError) -> None:
-        """Answer a call with an error, as `send_response` does with a value.
+        """Answer a call with an error; if it has ended already, nothing is sent.
 
-        The caller gets code, message (1 KiB) and details, and `maybe_executed` if it is False.
+        The caller gets the code, the message (at most 1 KiB), the details, and `maybe_executed` if
+        it is False.
         """
         if self._conclude(call, now):
             self._fail(call, error)
             self._settle(now)
 
     def refuse(self, now: float, call: InboundCall, error: CallError) -> None:
-        """Answer with an error a call that no handler will see; too many end the connection."""
+        """Answer a call that no handler gets with an error; too many end the connection."""
         error.maybe_executed = False
         self.send_error(now, call, error)
         self._count_refusal(call, now)
 
     def conclude(self, now: float, call: InboundCall) -> None:
-        """Free the slot of a call whose handler has ended; one without an answer gets an error."""
-        self.send_error(now, call, Internal("the handler ended without an answer"))
+        """Free the slot of a call whose handler has ended; if it has no answer, send an error."""
+        self.send_error(now, call, Internal("the handler ended without answering"))
 
     def reserve(self, call: InboundCall, decoded: int) -> None:
-        """Count a call at what its arguments take when they are decoded, in bytes.
+        """Count a call at the size of its decoded arguments, in bytes.
 
-        `decoded` is what `check_encoded` returned. ResourceExhausted if there is no room for it.
+        `decoded` is the result of `check_encoded`. ResourceExhausted if there is not enough memory.
         """
         body = call.body
         account = self._account
@@ -231,7 +233,7 @@ class ServerConnection(Budgeted, Connection):
         more = max(0, decoded - len(body))
         if not self._count(more):
             raise ResourceExhausted(
-                f"a body of {len(body)} bytes may take {decoded} bytes when it is decoded; "
+                f"a body of {len(body)} bytes may take {decoded} bytes when decoded; "
                 "the server has no memory for that now"
             )
         call.cost += more
@@ -239,7 +241,7 @@ class ServerConnection(Budgeted, Connection):
     # Memory
 
     def _held(self) -> int:
-        """Return the bytes that are held for the peer."""
+        """Return how many bytes are held for the peer."""
         held = self._account.calls + self.outbound + self.unsent
         if self._reader is not None:
             held += self._reader.arrived
@@ -253,7 +255,7 @@ class ServerConnection(Budgeted, Connection):
         )
 
     def _count(self, size: int) -> bool:
-        """Count bytes of a call, if there is memory for them."""
+        """Count the bytes of a call, if there is memory for them."""
         self._account.calls += size
         if self._cover():
             return True
@@ -262,18 +264,18 @@ class ServerConnection(Budgeted, Connection):
         return False
 
     def _uncount(self, call: InboundCall) -> None:
-        """Count the bytes of a call no longer: its handler has ended."""
+        """Stop counting the bytes of a call: its handler has ended."""
         self._account.calls -= call.cost
         call.cost = 0
         if self.state is State.CLOSED:  # no timer will look
             self._cover()
 
     def _afford(self, size: int) -> bool:
-        """Whether so many more bytes may wait to be sent."""
+        """Whether so many more bytes may be queued for sending."""
         return self.state is not State.CLOSED and self._cover(size)
 
     def _give_something_up(self, now: float) -> bool:
-        """Hold less; whether it is little enough to go on reading."""
+        """Drop something; return whether reading may go on."""
         reader = self._reader
         if reader is None or not reader.arrived:
             return False  # what waits to be sent has a time of its own
@@ -299,7 +301,7 @@ class ServerConnection(Budgeted, Connection):
     # Answers
 
     def _conclude(self, call: InboundCall, now: float) -> bool:
-        """Take the call from the table; whether its caller still waits."""
+        """Remove the call from the table; return whether its caller is still waiting."""
         calls = self.calls.by_id
         if call.cost:
             self._uncount(call)
@@ -329,7 +331,7 @@ class ServerConnection(Budgeted, Connection):
             if call.reply_metadata:
                 try:
                     header = self._headers.answer(call.reply_metadata)
-                except BaseException:  # the error matters more than what was to go with it
+                except BaseException:  # the error matters more than its metadata
                     header = b""
             self._send_error(call.id, error, header)
 
@@ -339,7 +341,7 @@ class ServerConnection(Budgeted, Connection):
         fields = [clip(str(error.code))[:64], clip(str(error.message)), error.details]
         try:
             body = self.codec.encode(fields)
-        except BaseException:  # details that cannot travel must not cost the caller the code
+        except BaseException:  # details that cannot be encoded must not cost the caller the code
             body = b""
         if not body or len(body) > max_body:
             body = self.codec.encode([*fields[:2], None])
@@ -348,7 +350,7 @@ class ServerConnection(Budgeted, Connection):
         )
 
     def _end_call(self, call: InboundCall, error: CallError, size: int = 0) -> None:
-        """Tell the driver that nobody waits for this call any more; `size`: that of an answer."""
+        """Tell the driver that nobody waits for this call any more; `size` is the answer's."""
         call.ended = True
         self._given_up += 1
         if self._observers.failed:
@@ -399,10 +401,10 @@ class ServerConnection(Budgeted, Connection):
         if config.authenticate is not None:
             try:
                 identity = config.authenticate(token, self.peer)
-                if hasattr(identity, "__await__"):  # it would let everybody in
-                    raise TypeError("authenticate must be a plain function, not a coroutine one")
+                if hasattr(identity, "__await__"):  # a coroutine is true and would let everybody in
+                    raise TypeError("authenticate must be a plain function, not a coroutine")
             except BaseException as error:
-                # The text of a failure inside the check is nothing for a stranger to read.
+                # The text of the exception is not for strangers.
                 raise HandshakeError("internal", "the token could not be checked") from error
             if not identity:
                 raise HandshakeError("unauthenticated", "the token was refused")
@@ -472,7 +474,7 @@ class ServerConnection(Budgeted, Connection):
         self._events.append(event)
 
     def _is_taken(self, call_id: int, now: float) -> bool:
-        """Whether no call may have this id: a violation."""
+        """Whether no new call may have this id, which is a violation."""
         if call_id and call_id not in self.calls:
             return False
         why = f"call {call_id} is in flight already" if call_id else "0 is not a call id"
@@ -480,7 +482,7 @@ class ServerConnection(Budgeted, Connection):
         return True
 
     def _refuse_arrival(self, call: InboundCall, now: float) -> None:
-        """Answer a call that is not even taken on."""
+        """Answer a call that was not accepted."""
         if self.state is not State.OPEN:
             error: CallError = Unavailable("the server is shutting down", maybe_executed=False)
         elif call.deadline is not None and call.deadline <= now:
@@ -505,17 +507,17 @@ class ServerConnection(Budgeted, Connection):
         if call is None or call.ended:
             self.ignored += 1  # its answer is on the way
         else:
-            self._end_call(call, Cancelled("the caller cancelled"))
+            self._end_call(call, Cancelled("the caller cancelled the call"))
 
     def _receive_half_close(self, now: float) -> None:
         self._move(Trigger.HALF_CLOSED)
         if self._has_callers():
-            # Ping even if liveness is off: only a write can tell whether the caller still reads.
+            # Ping even if pings are off: only a write can tell whether the caller still reads.
             self._ping = self._ping or 1.0
             self._check_liveness(now)
 
     def _handle_goaway(self, call_id: int, now: float) -> None:
-        """Do nothing more: the client promised to start no call, and the state says so."""
+        """Do nothing more: the client will start no more calls, which the state shows already."""
 
     def _last_call_id(self) -> int:
         return self._last_id
@@ -536,7 +538,7 @@ class ServerConnection(Budgeted, Connection):
     # Ends
 
     def _has_callers(self) -> bool:
-        """Whether anybody waits for an answer; or, to a one-way call, for its end."""
+        """Whether anybody waits for an answer, or for the end of a one-way call."""
         return len(self.calls) > self._given_up
 
     def _settle(self, now: float) -> None:

@@ -9,27 +9,27 @@ __all__ = ["TRANSITIONS", "State", "Trigger", "Wish", "mermaid"]
 
 
 class State(Enum):
-    """Where a connection is; the same for both ends."""
+    """The state of a connection; the same at both ends."""
 
-    HANDSHAKE = "handshake"  # options are on their way
+    HANDSHAKE = "handshake"  # options are being exchanged
     OPEN = "open"  # calls begin and end, or HTTP is spoken
     DRAINING = "draining"  # no new calls; those in flight end
-    CLOSING = "closing"  # the last bytes leave; what arrives is dropped
-    CLOSED = "closed"  # nothing more to do but to close the transport
+    CLOSING = "closing"  # the last bytes are being sent; what arrives is dropped
+    CLOSED = "closed"  # only the transport is left to close
 
 
 class Wish(Enum):
-    """What a connection wants its transport to do, apart from writing what it has to say."""
+    """What a connection wants its transport to do, apart from writing."""
 
     READ = "read"
-    PAUSE = "pause"  # do not read: that slows the peer down
-    HALF_CLOSE = "half-close"  # when all is written say that no more comes, and read on
-    CLOSE = "close"  # when all is written
-    ABORT = "abort"  # close at once, whatever is not written yet
+    PAUSE = "pause"  # stop reading, which slows the peer down
+    HALF_CLOSE = "half-close"  # half-close once everything is written, and go on reading
+    CLOSE = "close"  # close once everything is written
+    ABORT = "abort"  # close immediately and drop what is unwritten
 
 
 class Trigger(Enum):
-    """What moves a connection on."""
+    """What makes a connection change its state."""
 
     ACCEPTED = "options accepted"
     REFUSED = "options refused or late"

@@ -1,4 +1,4 @@
-"""The timers of one connection: a table with one entry for each purpose."""
+"""A connection's timers: a table with one entry per purpose."""
 
 from enum import Enum, auto
 
@@ -6,7 +6,7 @@ __all__ = ["Timer", "TimerTable"]
 
 
 class Timer(Enum):
-    """What a connection waits for, apart from the deadlines of its calls."""
+    """The purposes of timers; deadlines of calls are separate."""
 
     __hash__ = object.__hash__  # an Enum's own is written in Python
 
@@ -41,17 +41,17 @@ class TimerTable:
         self.earliest = min(self._at.values())
 
     def clear(self, timer: Timer) -> None:
-        """Take a timer away; one that is not set is no error."""
+        """Remove a timer, if it is set."""
         if self._at.pop(timer, None) is not None:
             self.earliest = min(self._at.values(), default=None)
 
     def clear_all(self) -> None:
-        """Take every timer away."""
+        """Remove all timers."""
         self._at.clear()
         self.earliest = None
 
     def pop_due(self, now: float) -> list[Timer]:
-        """Take the timers away whose time has come, and return them."""
+        """Remove and return the timers that are due."""
         due = [timer for timer, at in self._at.items() if at <= now]
         for timer in due:
             self.clear(timer)

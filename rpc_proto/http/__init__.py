@@ -1,7 +1,7 @@
 """HTTP/1.1 on the port of the calls: CONNECT, and applications as pure functions.
 
-An application takes a `Request` and the time and returns a `Response`, or a `Promise` of one that
-a later event or moment settles. It must not wait.
+An application takes a `Request` and the time, and returns a `Response` or a `Promise`, which is
+settled later. It must not block.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The body of a request: so many bytes, or chunks (RFC 9112, sections 6 and 7)."""
+"""Request bodies, with a length or chunked (RFC 9112, sections 6 and 7)."""
 
 import re
 
@@ -10,18 +10,18 @@ __all__ = ["BodyReader"]
 # They may be tiny, and other connections wait.
 _LINES_AT_ONCE = 100
 
-_MAX_EXTRAS = MAX_LINE  # bytes of all extensions and trailers, which are of no use here
+_MAX_EXTRAS = MAX_LINE  # bytes of all extensions and trailers, which are ignored
 
-# What may stand in a chunked body apart from data: how it looks, and how long it may be.
+# What a chunked body may contain besides data: its pattern and its greatest length.
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n"), 256
 _END = re.compile(rb"\r\n"), 2
 _TRAILER = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n"), MAX_LINE
 
 
 class BodyReader:
-    """Takes one body out of a buffer; without a length it is chunked.
+    """Reads one body from a buffer; without a length it is chunked.
 
-    Stricter than h11, where a line of a chunk may hold anything, and the last ones end with LF.
+    Stricter than h11, which accepts any bytes in a chunk's line, and trailers that end with LF.
     """
 
     __slots__ = (
@@ -49,7 +49,7 @@ class BodyReader:
         self._check_size()
 
     def read(self) -> bool:
-        """Take what is there; whether more bytes are needed. HttpError if it is not acceptable."""
+        """Read what is there; return whether more bytes are needed. HttpError if it is invalid."""
         stuck = False
         for _ in range(_LINES_AT_ONCE):
             stuck = not self._take_data() or not self._take_line()
@@ -84,7 +84,7 @@ class BodyReader:
         found = pattern.fullmatch(self._buffer, start, end)
         if found is None:
             shown = bytes(self._buffer[start : min(end, start + 40)])
-            raise HttpError(400, f"a chunked body goes on with {shown!r}")
+            raise HttpError(400, f"the chunked body is malformed at {shown!r}")
         self._at = end
         if line is _END:
             self._line = _SIZE
@@ -101,9 +101,9 @@ class BodyReader:
 
     def _check_size(self) -> None:
         if self._left + len(self.data) > self._limit:
-            raise HttpError(413, f"a body may have {self._limit} bytes")
+            raise HttpError(413, f"the body is longer than {self._limit} bytes")
 
     def _count_extras(self, text: bytes | None) -> None:
         self._extras += len(text or b"")
         if self._extras > _MAX_EXTRAS:
-            raise HttpError(400, f"extensions and trailers have more than {_MAX_EXTRAS} bytes")
+            raise HttpError(400, f"chunk extensions and trailers exceed {_MAX_EXTRAS} bytes")

@@ -1,4 +1,4 @@
-"""The client's side of HTTP/1.1 (RFC 9112): one request and its answer."""
+"""The client's side of HTTP/1.1 (RFC 9112): one request and its response."""
 
 from collections.abc import Iterable
 
@@ -12,10 +12,10 @@ _MAX_HEAD = 32 * 1024
 
 
 class Fetch:
-    """One request, without any I/O: dial `where`, write `data`, give what arrives to `receive`.
+    """One request, without any I/O: dial `where`, write `data`, pass what arrives to `receive`.
 
-    Then `status` and `body` are the answer. With `keep`, any connection to `origin` will do that
-    served another request before, and this one leaves it as good if `reusable`.
+    Then `status` and `body` are the response. With `keep`, a connection to `origin` that served
+    another request can be used, and can be used again afterwards if `reusable`.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class Fetch:
         max_answer: int = 1024 * 1024,
         keep: bool = False,
     ) -> None:
-        """ValueError for a URL that is not http(s)://host[:port]/path, or what HTTP cannot say.
+        """ValueError for a URL that is not http(s)://host[:port]/path, or cannot be sent.
 
-        `max_answer` limits the body of the answer, in bytes; its head may have 32 KiB.
+        `max_answer` limits the body of the response, in bytes; its head may have 32 KiB.
         """
         scheme, separator, rest = url.partition("://")
         authority, slash, path = rest.partition("/")
@@ -57,25 +57,25 @@ class Fetch:
 
     @property
     def body(self) -> bytes:
-        """What has come of the body."""
+        """The body, as far as it has arrived."""
         return b"".join(self._parts)
 
     @property
     def reusable(self) -> bool:
-        """Whether the connection may serve another request: the answer is over, and no more."""
+        """Whether the connection may serve another request: nothing followed the response."""
         states = self._http.our_state, self._http.their_state
         return states == (h11.DONE, h11.DONE) and self._http.trailing_data == (b"", False)
 
     def take(self) -> bytes:
-        """Return what has come of the body, and forget it: for bodies that are streams."""
+        """Return the part of the body that has arrived and forget it: for streamed bodies."""
         body = self.body
         self._parts, self._size = [], 0
         return body
 
     def receive(self, data: bytes) -> bool:
-        """Take bytes, b"" at their end; whether that is all. ValueError if the answer is bad.
+        """Take bytes, b"" at EOF; return whether the response is complete. ValueError if malformed.
 
-        What the server says behind its answer is of no interest.
+        Bytes after the response are ignored.
         """
         http = self._http
         try:
@@ -92,13 +92,13 @@ class Fetch:
                     break  # NEED_DATA, or PAUSED behind an upgrade that nobody asked for
         except h11.RemoteProtocolError as error:
             if data:
-                raise ValueError(f"the answer breaks the rules of HTTP: {error}") from None
+                raise ValueError(f"the response is not valid HTTP: {error}") from None
         if not data:
-            raise ValueError("the server closed the connection before its answer was complete")
+            raise ValueError("the server closed the connection before the response was complete")
         return False
 
     def _take(self, data: bytes) -> None:
         self._parts.append(data)
         self._size += len(data)
         if self._size > self._max_answer:
-            raise ValueError(f"the answer is longer than {self._max_answer} bytes")
+            raise ValueError(f"the response is longer than {self._max_answer} bytes")

@@ -1,7 +1,7 @@
-"""The head of a request, before a parser believes it: limits, and what smuggles requests.
+"""The head of a request, checked before it is parsed: limits, and request smuggling.
 
-Whatever two readers of the same bytes may understand differently is refused here (RFC 9112,
-section 11); the rest is left to h11.
+Anything that two parsers might understand differently is refused here (RFC 9112, section 11); the
+rest is left to h11.
 """
 
 import re
@@ -25,7 +25,7 @@ _HOST_FIELD = re.compile(rf"{HOST}(?::[0-9]*)?".encode())
 
 
 class HeadReader:
-    """Takes one head after the other out of a buffer; whoever feeds it appends to `buffer`."""
+    """Takes one head after the other from `buffer`, to which the caller appends."""
 
     __slots__ = ("_seen", "buffer")
 
@@ -34,9 +34,9 @@ class HeadReader:
         self._seen = 0
 
     def take(self) -> bytes | None:
-        """Return the head with its empty line once it is there; HttpError if it is not acceptable.
+        """Return the head with its empty line, once complete; HttpError if it is invalid.
 
-        What comes behind it stays in the buffer.
+        Bytes after it stay in the buffer.
         """
         buffer = self.buffer
         empty = _EMPTY_LINES.match(buffer)  # RFC 9112, 2.2: they may come before a request
@@ -55,12 +55,12 @@ class HeadReader:
         del buffer[:end]
         self._seen = 0
         if head.startswith(b"CONNECT ") and b"\r" not in head:
-            head = head.replace(b"\n", b"\r\n")  # as old programs send it; there is no body
+            head = head.replace(b"\n", b"\r\n")  # as sent by old programs; there is no body
         _check(head)
         return head
 
     def _find_end(self) -> int:
-        """Return where the head ends, behind its empty line; -1 if that has not come."""
+        """Return where the head ends, after its empty line; -1 if incomplete."""
         buffer = self.buffer
         start = max(0, self._seen - 3)
         self._seen = len(buffer)
@@ -75,15 +75,15 @@ class HeadReader:
 def _check(head: bytes) -> None:
     control = _CONTROL.search(head.replace(b"\r\n", b""))
     if control is not None:
-        raise HttpError(400, f"the head holds the control character 0x{control[0].hex()}")
+        raise HttpError(400, f"the head contains the control character 0x{control[0].hex()}")
     request, *fields = head.split(b"\r\n")[:-2]
     if len(fields) > MAX_FIELDS:
         raise HttpError(431, f"the head has {len(fields)} fields, the limit is {MAX_FIELDS}")
     if any(field.startswith((b" ", b"\t")) for field in fields):
-        raise HttpError(400, "a field goes on in the next line (obs-fold)")
+        raise HttpError(400, "a header field continues on the next line (obs-fold)")
     pairs = [field.partition(b":") for field in fields]
     values = {name.lower(): value.strip(b" \t") for name, _, value in pairs}
-    # Behind some servers "_" is as good as "-".
+    # Some servers treat "_" like "-".
     names = Counter(name.lower().replace(b"_", b"-") for name, _, _ in pairs)
     for name in _ONCE:
         if names[name] > 1:
@@ -101,9 +101,9 @@ def _check(head: bytes) -> None:
     version = request.rpartition(b" ")[2]
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         if version.startswith(b"HTTP/") and len(version) == 8:
-            raise HttpError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+            raise HttpError(505, "only HTTP/1.1 and HTTP/1.0 are supported")
         raise HttpError(400, "the request line must be a method, a target and a version")
     if version == b"HTTP/1.0" and names[b"transfer-encoding"]:
-        raise HttpError(400, "HTTP/1.0 knows no transfer-encoding")
+        raise HttpError(400, "HTTP/1.0 does not have transfer-encoding")
     if values.get(b"expect", b"100-continue").lower() != b"100-continue":
-        raise HttpError(417, "only 100-continue can be expected")
+        raise HttpError(417, "the only supported expectation is 100-continue")

@@ -1,4 +1,4 @@
-"""Large responses: made in pieces, once for all who ask at about the same time."""
+"""Large responses: built in pieces, and shared by requests at about the same time."""
 
 from collections.abc import Callable, Generator, Hashable
 
@@ -8,7 +8,7 @@ __all__ = ["FRESH", "Making", "Pieces", "Shared"]
 
 FRESH = 0.25  # seconds that a response is shared
 _MOST_KEPT = 16
-_LONGEST = 2.0  # seconds after which nobody new waits for what is not ready
+_LONGEST = 2.0  # seconds after which no new request waits for an unfinished response
 
 Pieces = Generator[None, None, Response]
 """What stops after each millisecond or so of work, and returns the response.
@@ -18,7 +18,7 @@ All that can change has to be looked at before it stops for the first time.
 
 
 class Making:
-    """A response that is being made; `advance` makes a piece of it."""
+    """A response that is being built; `advance` builds a piece of it."""
 
     __slots__ = ("_pieces", "began", "error", "made_at", "response")
 
@@ -31,11 +31,11 @@ class Making:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a response, or an error in its place."""
+        """Whether there is a response, or an error."""
         return self.response is not None or self.error is not None
 
     def advance(self, now: float) -> None:
-        """Make a piece, unless all is made."""
+        """Build a piece, unless it is complete."""
         if self.ready:
             return
         try:
@@ -48,17 +48,17 @@ class Making:
 
 
 class Shared:
-    """Keeps what was made a moment ago for others who want the same.
+    """Keeps recent responses for other requests of the same.
 
-    The key holds all that the response depends on besides the time. Whoever asks must have been
-    let in before.
+    The key must contain everything that the response depends on, except the time. Check access
+    before asking.
     """
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Making] = {}
 
     def ask(self, key: Hashable, now: float, make: Callable[[], Pieces]) -> Response | Making:
-        """Return what there is for this key, or begin to make it; raises what `make` raises."""
+        """Return the response for this key, or start to build it; raises what `make` raises."""
         kept = self._kept
         making = kept.get(key)
         if making is None or not self._is_good(making, now):

@@ -1,4 +1,4 @@
-"""What an HTTP application takes and returns (RFC 9110)."""
+"""The requests and responses of HTTP applications (RFC 9110)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ _LONGEST_QUERY_FIELDS = 100
 
 
 class HttpError(Exception):
-    """An application, or the head of a request, that ends in this status."""
+    """Ends a request with this status; raised by applications and for invalid requests."""
 
     def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class HttpError(Exception):
 
 
 class Request:
-    """One request.
+    """An HTTP request.
 
     `path` is decoded and has no query; `query` maps each name to its last value; `headers` maps
     names in lower case to values, several of one name joined by ", " (RFC 9110, 5.3).
@@ -50,7 +50,7 @@ class Request:
             fields = parse_qsl(query, keep_blank_values=True, max_num_fields=_LONGEST_QUERY_FIELDS)
         except ValueError:
             raise HttpError(
-                400, f"a query may have {_LONGEST_QUERY_FIELDS} fields, not more"
+                400, f"a query may have at most {_LONGEST_QUERY_FIELDS} fields"
             ) from None
         self.query = dict(fields)
         self.headers = headers or {}
@@ -62,10 +62,11 @@ class Request:
 
 
 class Response:
-    """One response: status, body as bytes, and headers besides Content-Length and Date.
+    """An HTTP response: status, body as bytes, and headers except Content-Length and Date.
 
-    Without an `ETag` or `Cache-Control` of its own it is sent with `Cache-Control: no-store`. With
-    an ETag it becomes a 304 for who has it already. All get `X-Content-Type-Options: nosniff`.
+    Without an `ETag` or a `Cache-Control` of its own it is sent with `Cache-Control: no-store`.
+    With an ETag it becomes a 304 if the client has it already. `X-Content-Type-Options: nosniff` is
+    always added.
     """
 
     __slots__ = ("body", "headers", "status")
@@ -87,7 +88,7 @@ class Response:
     def text(
         cls, text: str, status: int = 200, headers: Sequence[tuple[str, str]] = ()
     ) -> "Response":
-        """Return plain text; a line end is added."""
+        """Return plain text; a newline is added."""
         kind = ("Content-Type", "text/plain; charset=utf-8")
         return cls(status, text.encode("utf-8", "replace") + b"\n", [kind, *headers])
 
@@ -95,7 +96,7 @@ class Response:
     def html(
         cls, text: str, status: int = 200, headers: Sequence[tuple[str, str]] = ()
     ) -> "Response":
-        """Return a page."""
+        """Return an HTML page."""
         kind = ("Content-Type", "text/html; charset=utf-8")
         return cls(status, text.encode("utf-8", "replace"), [kind, *headers])
 
@@ -103,16 +104,16 @@ class Response:
     def json(
         cls, value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()
     ) -> "Response":
-        """Return a value as JSON; ValueError or TypeError if it cannot be said in JSON."""
+        """Return a value as JSON; ValueError or TypeError if it cannot be encoded."""
         body = json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         return cls(status, body, [("Content-Type", "application/json"), *headers])
 
 
 class Promise:
-    """A response that is still to come, at the latest at `deadline` (absolute seconds).
+    """A response that will be available later, at the latest at `deadline` (absolute seconds).
 
-    Whoever gave it away calls `settle` once; if nobody has by the deadline, `late(now)` makes the
-    response. `on_abandoned` is called if the client went away before.
+    Its creator calls `settle` once; if it has not by the deadline, `late(now)` returns the
+    response. `on_abandoned` is called if the client disconnects before.
     """
 
     __slots__ = ("_late", "_on_settled", "abandoned", "deadline", "on_abandoned", "response")
@@ -131,7 +132,7 @@ class Promise:
         self._on_settled: Callable[[], None] | None = None
 
     def settle(self, response: Response) -> None:
-        """Give the response; nothing happens if there is one already, or nobody waits any more."""
+        """Set the response; does nothing if there is one already, or nobody waits any more."""
         if self.response is None and not self.abandoned:
             self.response = response
             wake, self._on_settled = self._on_settled, None
@@ -139,7 +140,7 @@ class Promise:
                 wake()
 
     def settle_late(self, now: float) -> None:
-        """Let the deadline's response stand, if the time has come."""
+        """Use the response of `late`, if the deadline has passed."""
         if self.response is None and now >= self.deadline:
             self._on_settled = None
             self.response = self._late(now)
@@ -153,7 +154,7 @@ class Promise:
                 self.on_abandoned()
 
     def on_settled(self, wake: Callable[[], None]) -> None:
-        """Call `wake()` from wherever it is settled, now if it is; the connection is then due."""
+        """Call `wake()` where the promise is settled, or now; the connection is then due."""
         self._on_settled = wake
         if self.response is not None and self._on_settled is not None:
             self._on_settled = None

@@ -1,4 +1,4 @@
-"""Which application answers a request: a small router, an application itself."""
+"""A small router, which is itself an application."""
 
 from collections.abc import Sequence
 
@@ -15,30 +15,30 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 class Router:
     """Finds an application by path and method: 404 for an unknown path, 405 for another method.
 
-    A path that ends with "/" takes everything below it; of several the longest wins. HEAD comes
-    with GET.
+    A path that ends with "/" includes everything below it; the longest match wins. GET includes
+    HEAD.
     """
 
     def __init__(self) -> None:
         self._routes: dict[str, dict[str, Application]] = {}
 
     def add(self, path: str, application: Application, methods: Sequence[str] = ("GET",)) -> None:
-        """Let an application answer; ValueError for what is taken or cannot be asked for."""
+        """Add an application; ValueError if the path is taken, or the path or method is invalid."""
         if not path.startswith("/"):
             raise ValueError(f"a path must begin with /, not {path!r}")
         for method in methods:
             if method not in _METHODS:
                 raise ValueError(f"methods are {', '.join(_METHODS)}, not {method!r}")
             if method in self._routes.get(path, ()):
-                raise ValueError(f"{method} {path} has an application already")
-        # A new table each time, so that whoever reads the old one meanwhile is not disturbed.
+                raise ValueError(f"{method} {path} already has an application")
+        # A new table each time, so that concurrent readers of the old one are not disturbed.
         found = {**self._routes.get(path, {}), **dict.fromkeys(methods, application)}
         if "GET" in methods:
             found.setdefault("HEAD", application)
         self._routes = {**self._routes, path: found}
 
     def remove(self, path: str) -> None:
-        """Take a path away; ValueError if there is none."""
+        """Remove a path; ValueError if it has no application."""
         if path not in self._routes:
             raise ValueError(f"{path} has no application")
         self._routes = {known: at for known, at in self._routes.items() if known != path}
@@ -49,15 +49,15 @@ class Router:
         return sorted(self._routes)
 
     def __call__(self, request: Request, now: float) -> Response | Promise | Making:
-        """Let the application of this path and method answer; HttpError if there is none."""
+        """Call the application for this path and method; HttpError if there is none."""
         found = self._find(request.path)
         if found is None:
-            raise HttpError(404, f"there is nothing at {printable(request.path[:200])}")
+            raise HttpError(404, f"nothing found at {printable(request.path[:200])}")
         application = found.get(request.method)
         if application is None:
             raise HttpError(
                 405,
-                f"{request.method} is not for {printable(request.path[:200])}",
+                f"{request.method} is not allowed for {printable(request.path[:200])}",
                 [("Allow", ", ".join(sorted(found)))],
             )
         return application(request, now)

@@ -16,9 +16,9 @@ from .messages import Application, HttpError, Promise, Request, Response
 
 __all__ = ["RPC_PATH", "Exchange", "HttpServer"]
 
-RPC_PATH = "/rpc"  # of a CONNECT that names a path, not a host and a port
+RPC_PATH = "/rpc"  # the target of a CONNECT that names a path instead of a host and a port
 
-_CLIENT_CLOSED = 499  # for the log: what others write of a client that did not wait
+_CLIENT_CLOSED = 499  # for the log, as others write it when the client disconnected
 
 _AUTHORITY = re.compile(rf"(?=[^:]){HOST}:([0-9]{{1,5}})")
 _ABSOLUTE = re.compile(rf"(?i:https?)://((?=[^:/?]){HOST}(?::[0-9]*)?)(/[^?#]*)?(\?[^#]*)?")
@@ -27,7 +27,7 @@ _CONNECT_ONLY = [("Allow", "CONNECT")]
 
 
 class Exchange(NamedTuple):
-    """One request that has its response. Sizes in bytes; `error` is what the application raised."""
+    """A request with its response. Sizes in bytes; `error` is what the application raised."""
 
     request: str  # method and target, or what came in their place
     status: int
@@ -38,17 +38,17 @@ class Exchange(NamedTuple):
 class HttpServer:
     """Turns bytes into requests, and the responses of an application into bytes.
 
-    One request at a time: while `promise` is set its response is awaited, while `making` is set it
-    is being made, and what comes meanwhile is kept. `step` does the next thing there is to do.
-    When `tunnel` is not None a CONNECT has been accepted, and it holds the bytes behind it; when
-    `closing` is True nothing more is read. There is no Date in a response: a pure machine has no
-    clock (RFC 9110, 6.6.1).
+    It serves one request at a time: while `promise` is set it waits for the response, while
+    `making` is set it is building it, and bytes that arrive meanwhile are kept. `step` does the
+    next piece of work. If `tunnel` is not None, a CONNECT was accepted, and it has the bytes after
+    it; if `closing` is True, nothing more is read. Responses have no Date, because a pure machine
+    has no clock (RFC 9110, 6.6.1).
     """
 
     def __init__(self, application: Application | None, peer: Peer, max_body: int) -> None:
         self.promise: Promise | None = None
         self.making: Making | None = None
-        self.turn: float | None = None  # when it is to be this one's turn, if it waits for that
+        self.turn: float | None = None  # when its turn is, if it waits for one
         self.tunnel: bytes | None = None
         self.closing = False
         self.refusal: HttpError | None = None  # why, if that is the peer's fault
@@ -58,10 +58,10 @@ class HttpServer:
         self._peer = peer
         self._max_body = max_body
         self._head = HeadReader()
-        self._buffer = self._head.buffer  # of all that has come and is not understood yet
-        self._request: h11.Request | None = None  # whose body is arriving, or that is answered
+        self._buffer = self._head.buffer  # of everything received and not yet parsed
+        self._request: h11.Request | None = None  # being received or answered
         self._target = ""  # its path and query
-        self._host: str | None = None  # which it named in its target
+        self._host: str | None = None  # that its target named
         self._body: BodyReader | None = None
         self._connection = _make_connection()
         self._error: BaseException | None = None  # what made a promise fail
@@ -69,12 +69,12 @@ class HttpServer:
 
     @property
     def idle(self) -> bool:
-        """Whether not a byte of a request has come since the last response."""
+        """Whether no byte has arrived since the last response."""
         return self._request is None and not self._buffer
 
     @property
     def held(self) -> int:
-        """Bytes that have come and were not answered yet."""
+        """Bytes received and not answered yet."""
         return len(self._buffer) + (len(self._body.data) if self._body is not None else 0)
 
     @property
@@ -88,7 +88,7 @@ class HttpServer:
 
     @property
     def wants_data(self) -> bool:
-        """Whether to read on; False while more requests wait for their turn than there may."""
+        """Whether to read on; False while too many requests are waiting."""
         return len(self._buffer) <= MAX_HEAD or not (self.ready or self.promise is not None)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
@@ -98,7 +98,7 @@ class HttpServer:
             self._stuck = False
 
     def step(self, now: float, send: Callable[[bytes], None]) -> Exchange | None:
-        """Do the next thing; the exchange that this finished, if it did."""
+        """Do the next piece of work; return the exchange it finished, or None."""
         try:
             if self.promise is not None:
                 return self._fulfil(self.promise, send)
@@ -133,7 +133,7 @@ class HttpServer:
             self.promise.settle(_failure())
 
     def abandon(self) -> Exchange | None:
-        """Tell the application that nobody waits for what it promised, if it did."""
+        """Tell the application that nobody waits for its promise any more, if there is one."""
         promise = self.promise
         if promise is None or promise.response is not None:
             return None
@@ -147,7 +147,7 @@ class HttpServer:
         return Exchange(self._described(), _CLIENT_CLOSED, 0, error)
 
     def give_up(self, status: int, message: str, send: Callable[[bytes], None]) -> Exchange | None:
-        """End what is under way with this status, and close."""
+        """Answer the current request with this status, and close."""
         if self.promise is not None:
             self.promise.settle(Response.text(message, status))
             self.closing = True
@@ -164,7 +164,7 @@ class HttpServer:
     # Requests
 
     def _begin(self, now: float, send: Callable[[bytes], None]) -> bool:
-        """Take the head of the next request; whether it is there."""
+        """Take the head of the next request; return whether there is one."""
         self.began = now
         head = self._head.take()
         if head is None:
@@ -202,7 +202,7 @@ class HttpServer:
             field, text = name.decode(), value.decode("latin-1")
             headers[field] = f"{headers[field]}, {text}" if field in headers else text
         if self._host is not None:
-            headers["host"] = self._host  # whatever stood there: RFC 9112, 3.2.2
+            headers["host"] = self._host  # whatever Host said: RFC 9112, 3.2.2
         method = self._request.method.decode()
         return Request(method, self._target, headers, bytes(self._body.data), self._peer)
 
@@ -239,9 +239,9 @@ class HttpServer:
 
     def _apply(self, request: Request, now: float) -> Response | Promise | Making:
         if request.path == RPC_PATH:
-            raise HttpError(405, "calls begin with CONNECT", _CONNECT_ONLY)
+            raise HttpError(405, "to make calls, use CONNECT", _CONNECT_ONLY)
         if self._application is None:
-            raise HttpError(404, "there are no pages here")
+            raise HttpError(404, "this server has no pages")
         outcome = self._application(request, now)
         if not isinstance(outcome, (Response, Promise, Making)):
             raise TypeError(f"{request!r} was answered with {type(outcome).__name__}")
@@ -256,7 +256,7 @@ class HttpServer:
         return self._respond(promise.response, send, error)
 
     def _refuse(self, error: HttpError, send: Callable[[bytes], None]) -> Exchange:
-        """Answer what is no proper request; nothing behind it is read."""
+        """Answer an invalid request; nothing after it is read."""
         self.closing = True
         self.refusal = error
         return self._respond(_explain(error), send)
@@ -279,13 +279,13 @@ class HttpServer:
         return exchange
 
     def _encode(self, response: Response) -> tuple[h11.Response, bytes]:
-        """Return what to say; an exception if that cannot be said."""
+        """Return the encoded response; raises if it cannot be encoded."""
         status, body, headers = response.status, response.body, list(response.headers)
         if not isinstance(body, bytes):
             raise TypeError(f"the body of a response must be bytes, not {type(body).__name__}")
         known = {name.lower(): value for name, value in headers}
         if known.keys() & {"content-length", "transfer-encoding"}:
-            raise ValueError("how a response is framed is not for an application to say")
+            raise ValueError("an application must not set Content-Length or Transfer-Encoding")
         request = self._request
         if status == 200 and request is not None and _is_fresh(request, known.get("etag")):
             status, body = 304, b""
@@ -308,7 +308,7 @@ class HttpServer:
     def _say(self, event: h11.Event, send: Callable[[bytes], None]) -> None:
         for data in self._connection.send_with_data_passthrough(event) or ():
             if data:
-                send(data)  # a body is not copied: many may be sent the same one
+                send(data)  # a body is not copied, since many connections may share it
 
     def _next(self) -> None:
         """Get ready for the next request, if there can be one."""
@@ -321,23 +321,23 @@ class HttpServer:
 
 
 def _make_connection() -> h11.Connection:
-    # One for each request, so that each head is looked at before this sees it.
+    # One parser per request, so that each head is checked before it.
     return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
 
 
 def _check_authority(target: str) -> None:
-    """Refuse the target of a CONNECT that leads to no calls (RFC 9110, 9.3.6)."""
+    """Refuse a CONNECT to anything but the calls (RFC 9110, 9.3.6)."""
     if target.startswith("/"):
         if target != RPC_PATH:
             raise HttpError(404, f"calls are at {RPC_PATH}, not at {target[:80]}")
         return
     authority = _AUTHORITY.fullmatch(target)
     if authority is None or not 0 < int(authority[1]) < 65536:
-        raise HttpError(400, f"CONNECT is to host:port or to {RPC_PATH}, not to {target[:80]!r}")
+        raise HttpError(400, f"CONNECT needs host:port or {RPC_PATH}, not {target[:80]!r}")
 
 
 def _read_target(target: str, method: bytes) -> tuple[str, str | None]:
-    """Return path and query, and the host if it is there, in any form of RFC 9112, 3.2."""
+    """Return path and query, and the host if there is one, of any form in RFC 9112, 3.2."""
     if (target.startswith("/") and "#" not in target) or (target == "*" and method == b"OPTIONS"):
         return target, None
     absolute = _ABSOLUTE.fullmatch(target)
@@ -351,7 +351,7 @@ def _explain(error: HttpError) -> Response:
 
 
 def _failure() -> Response:
-    return Response.text("the server failed to answer; its log says more", 500)
+    return Response.text("internal error; see the server's log", 500)
 
 
 def _reason(status: int) -> bytes:
@@ -362,7 +362,7 @@ def _reason(status: int) -> bytes:
 
 
 def _is_fresh(request: h11.Request, etag: str | None) -> bool:
-    """Whether the client has this already (RFC 9110, 13.1.2)."""
+    """Whether the client already has this (RFC 9110, 13.1.2)."""
     if etag is None or request.method not in (b"GET", b"HEAD"):
         return False
     for name, value in request.headers:

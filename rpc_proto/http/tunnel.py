@@ -27,8 +27,8 @@ _CODES = {
 class Tunnel:
     """Asks for a tunnel, and reads the answer.
 
-    Write `request`, and nothing else; then give what arrives to `receive_data`, until that returns
-    what came through the tunnel already.
+    Write `request` and nothing else; then pass what arrives to `receive_data`, until it returns the
+    first bytes from the tunnel.
     """
 
     __slots__ = ("_has_credentials", "_http", "_peer", "_size", "_start", "_target", "request")
@@ -44,7 +44,7 @@ class Tunnel:
         self._peer = peer
         self._has_credentials = credentials is not None
         self._size = 0
-        self._start = bytearray()  # of the answer that is arriving, for telling what it is
+        self._start = bytearray()  # of the answer, to quote in errors
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
         headers = [(b"Host", self._target.encode())]
         if credentials is not None:
@@ -54,13 +54,13 @@ class Tunnel:
 
     @property
     def answering(self) -> bool:
-        """Whether any byte of an answer has come."""
+        """Whether any byte of an answer has arrived."""
         return self._size > 0
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> bytes | None:
-        """Return the bytes behind the answer when there is a tunnel, None as long as it is open.
+        """Return the bytes after the answer once there is a tunnel; None until then.
 
-        Raises HandshakeError, which quotes the answer, when there will be no tunnel.
+        Raises HandshakeError, which quotes the answer, if the tunnel is refused.
         """
         data = bytes(data)
         if not data:  # to h11 this would be the end
@@ -71,7 +71,8 @@ class Tunnel:
         self._http.receive_data(data[:room])
         try:
             while (event := self._http.next_event()) is not h11.NEED_DATA:
-                # Content-Length and Transfer-Encoding of a success mean nothing, and h11 knows.
+                # Content-Length and Transfer-Encoding of a success have no meaning; h11 ignores
+                # them.
                 arrived = self._http.trailing_data[0]
                 if isinstance(event, h11.Response):
                     self._check_status(event)
@@ -79,13 +80,13 @@ class Tunnel:
                 self._start.clear()  # that was an informational one
                 self._look_at(arrived)
         except h11.RemoteProtocolError as error:
-            raise self._fail(f"breaks the rules of HTTP ({error}): {self._quote()}") from None
+            raise self._fail(f"is not valid HTTP ({error}): {self._quote()}") from None
         if self._size == MAX_ANSWER:
             raise self._fail(f"is longer than {MAX_ANSWER} bytes: {self._quote()}")
         return None
 
     def receive_eof(self) -> HandshakeError:
-        """Return what is wrong if the peer sends nothing more now."""
+        """Return the error if the peer sends nothing more now."""
         when = f"within its answer, {self._quote()}," if self._start else "without an answer"
         message = f"{self._peer} closed the connection {when} to CONNECT {self._target}"
         if not self._start and self._peer == "the server":
@@ -93,11 +94,11 @@ class Tunnel:
         return HandshakeError("unavailable", message)
 
     def _look_at(self, data: bytes) -> None:
-        """Keep the beginning of an answer; HandshakeError as soon as that is no HTTP."""
+        """Keep the start of an answer; HandshakeError as soon as it cannot be HTTP."""
         self._start += data[: _QUOTED - len(self._start)]
         if not _BEGINNING.startswith(self._start[: len(_BEGINNING)]):
             tls = " but TLS (use https://)" if self._start[0] == 0x15 else ""
-            raise self._fail(f"is no HTTP{tls}: {bytes(self._start)!r}")
+            raise self._fail(f"is not HTTP{tls}: {bytes(self._start)!r}")
 
     def _check_status(self, answer: h11.Response) -> None:
         status = answer.status_code

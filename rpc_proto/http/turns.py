@@ -1,4 +1,4 @@
-"""Whose turn it is: the time that all HTTP connections of a server may take together."""
+"""Turns: limiting the time that all HTTP connections of a server take together."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -6,38 +6,38 @@ from typing import Any
 
 __all__ = ["HttpTurns"]
 
-_LENGTH = 0.002  # seconds at a stretch, of all connections together
+_LENGTH = 0.002  # seconds of continuous work, all connections together
 _REST = 0.5  # seconds of rest for each second of work
-_REQUESTS = 16  # how many take as long, for who has no clock
-_SENDING = 1e-9  # seconds for each byte that is sent: copied, encrypted and given away
-_SHORTEST = 0.0001  # seconds between the turns of two connections that wait
+_REQUESTS = 16  # requests that count as one stretch, without a clock
+_SENDING = 1e-9  # seconds per byte sent: copied, encrypted and written
+_SHORTEST = 0.0001  # seconds between the turns of two waiting connections
 
 
 class HttpTurns:
-    """Lets the HTTP connections of a server work one after the other, with rests between.
+    """Lets the HTTP connections of a server work in turns, with pauses between.
 
-    Whatever they are asked for, they take about 2 ms at a stretch, or as long as one step takes.
-    Then they rest for half as long as they worked, and the others are served. Who comes meanwhile
-    gets a time to come again, one after the other, and goes before who came later.
+    Whatever the requests, they take about 2 ms at a time, or as long as one step takes. Then they
+    pause for half as long as they worked, while calls are served. A connection that has to wait
+    gets a time at which to ask again, first come, first served.
 
-    `clock()` returns the time in seconds; without one each request counts as an eighth of a
+    `clock()` returns the time in seconds; without one, each request counts as an eighth of a
     millisecond. `lock` is for servers whose connections have threads.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None, lock: Any = None) -> None:
         self._clock = clock
         self._lock: Any = lock or nullcontext()
-        self._opened = float("-inf")  # when the stretch began
+        self._opened = float("-inf")  # when the current stretch began
         self._worked = 0.0  # in it
         self._rested_at = float("-inf")  # when the next one may begin
-        self._began: float | None = None  # the turn that somebody has
+        self._began: float | None = None  # when the current turn began
         self._requests = 0  # in that turn
         self._average = _SHORTEST  # of a turn, with its rest
-        self._last = float("-inf")  # the latest time that was given to somebody new
-        self._again = float("-inf")  # and to somebody who had one before
+        self._last = float("-inf")  # the latest time given to a new connection
+        self._again = float("-inf")  # and to one that had a turn before
 
     def begin(self, now: float, given: float | None) -> float | None:
-        """Begin a turn, and return None; or return when to ask again, with that time as `given`."""
+        """Begin a turn and return None, or return when to ask again with that time as `given`."""
         with self._lock:
             if self._clock is not None:
                 now = max(now, self._clock())
@@ -60,7 +60,7 @@ class HttpTurns:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is time for one more step in the turn that was begun."""
+        """Whether there is time for one more step in this turn."""
         return self._time() - self._opened < _LENGTH
 
     def count(self) -> None:
@@ -68,7 +68,7 @@ class HttpTurns:
         self._requests += 1
 
     def end(self, size: int) -> None:
-        """End the turn, in which so many bytes were made ready to be sent."""
+        """End the turn, in which so many bytes were prepared for sending."""
         with self._lock:
             assert self._began is not None
             now = self._time()
@@ -81,7 +81,7 @@ class HttpTurns:
                 self._opened = float("-inf")
 
     def queue(self, now: float) -> float:
-        """Return when to ask again, for who has had a turn and wants one more."""
+        """Return when to ask again, after a turn that was not enough."""
         with self._lock:
             return self._queue(now)
 

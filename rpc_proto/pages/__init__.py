@@ -1,1 +1,1 @@
-"""The built-in pages of a server: health, debug, metrics, and who may see them."""
+"""A server's built-in pages: health, debug, metrics, and access to them."""

@@ -1,4 +1,4 @@
-"""Who may see the pages: nobody, this machine, whoever shows a token, or everybody."""
+"""Access to the pages: for nobody, for this machine, with a token, or for everybody."""
 
 import re
 from ipaddress import IPv6Address, ip_address
@@ -10,7 +10,7 @@ __all__ = ["ACCESS", "Pages", "check_access", "check_writer"]
 
 ACCESS = ("off", "loopback", "token", "open")
 
-# What a proxy adds; who sent the request is then not who is at the other end of the connection.
+# Headers that proxies add; the request then does not come from the other end of the connection.
 _FORWARDED = ("forwarded", "via", "x-real-ip")
 
 _HOST = re.compile(r"(?:\[([^]]*)]|([^][:]*))(?::[0-9]*)?")  # with or without a port
@@ -22,19 +22,19 @@ _ASK = [
 
 
 class Pages(Settings):
-    """Who may see the pages of a server: "off" for nobody, "loopback", "token" or "open".
+    """Access to a server's pages: "off" for nobody, "loopback", "token" or "open" for everybody.
 
-    "loopback" is for who connects from this machine: not through a proxy that says so, and not
-    with a name in `Host` that only happens to lead here. "token" is for who shows `token`, as
-    `Authorization: Bearer` or as the password of Basic, which browsers ask for.
+    "loopback" allows requests from this machine, except through a proxy that adds a header, or with
+    a name in `Host` that merely resolves to it. "token" requires `token`, as `Authorization:
+    Bearer` or as the password of Basic authentication, for which browsers ask.
     """
 
     debug: str = "loopback"
-    """Of /debug/rpc."""
+    """Access to /debug/rpc."""
     metrics: str = "open"
-    """Of /metrics."""
+    """Access to /metrics."""
     token: str | None = None
-    """What those show whom "token" asks for it; not the token of the calls."""
+    """The token for access "token"; separate from the token for calls."""
 
     def _check(self) -> None:
         for name in ("debug", "metrics"):
@@ -52,7 +52,7 @@ class Pages(Settings):
 
 
 def check_access(request: Request, access: str, token: str | None) -> None:
-    """Raise HttpError 401 or 403, which says how to be let in, if this request may not."""
+    """Raise HttpError 401 or 403 if access is denied; its text says how to get access."""
     if access == "loopback":
         why = _why_not_local(request)
         if why is not None:
@@ -71,11 +71,11 @@ def check_access(request: Request, access: str, token: str | None) -> None:
 
 
 def check_writer(request: Request, with_token: bool) -> None:
-    """Raise HttpError 403 if a stranger's page in somebody's browser may have sent this.
+    """Raise HttpError 403 if a foreign page in a browser may have sent this request.
 
-    Programs send no `Origin`. A page may write only to where it came from itself and, where no
-    token is asked for (`with_token`), only if that is named as an address or localhost: any name
-    can be made to lead here (DNS rebinding).
+    Programs send no `Origin`. A page may write only to its own origin. If no token is required
+    (`with_token`), that origin must be an IP address or localhost, because any other name can be
+    made to resolve to this machine (DNS rebinding).
     """
     headers = request.headers
     host, origin = headers.get("host", ""), headers.get("origin")
@@ -109,7 +109,7 @@ def _is_no_name(host: str) -> bool:
 
 
 def _why_not_local(request: Request) -> str | None:
-    """Tell what shows that a request may not come from this machine; None if nothing does."""
+    """Return why a request may not come from this machine; None if it does."""
     for name in request.headers:
         if name in _FORWARDED or name.startswith("x-forwarded-"):
             return f"{name} says that this came through a proxy"
@@ -122,8 +122,8 @@ def _why_not_local(request: Request) -> str | None:
 
 
 def _why_foreign_host(request: Request) -> str | None:
-    """Tell why what comes from this machine may be a stranger's page in a browser there."""
-    # Such a page can let its own name lead here (DNS rebinding); it cannot change Host.
+    """Return why a request from this machine may come from a foreign page in a browser."""
+    # A page can make its own name resolve to this machine (DNS rebinding) but cannot change Host.
     host = request.headers.get("host", "")
     name = _name_in(host)
     if name != "localhost" and not _is_loopback(name):
@@ -147,7 +147,7 @@ def _is_loopback(text: str) -> bool:
 
 
 def _shows(authorization: str, token: str) -> bool:
-    """Whether the value of an Authorization field holds the token (RFC 6750, RFC 7617)."""
+    """Whether the value of an Authorization field has the token (RFC 6750, RFC 7617)."""
     from base64 import b64decode
     from hmac import compare_digest
 

@@ -1,4 +1,4 @@
-"""The pages that every server has: what it does, its numbers, and whether it is well."""
+"""The pages that every server has: debug, metrics and health."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ READY_PATH = "/readyz"
 
 
 class BuiltIn:
-    """The pages of a server: its `snapshot`, Introspection.services and Health.check as HTTP."""
+    """A server's `snapshot`, Introspection.services and Health.check as HTTP pages."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class BuiltIn:
         self._shared = Shared()
 
     def add_to(self, router: Router, pages: Pages) -> None:
-        """Let the router answer for those that are not off."""
+        """Add the pages that are not off to the router."""
         for path, access, application in (
             (DEBUG_PATH, pages.debug, self.debug),
             (METRICS_PATH, pages.metrics, self.metrics),
@@ -44,7 +44,7 @@ class BuiltIn:
                 router.add(path, _guarded(application, access, pages.token))
 
     def debug(self, request: Request, now: float) -> Response | Making:
-        """Show what goes on, as a page or, with `?format=json`, as JSON."""
+        """Show what the server is doing, as a page or, with `?format=json`, as JSON."""
         form = request.query.get("format", "html")
         if form not in ("html", "json"):
             raise HttpError(400, f"format must be html or json, not {form[:80]!r}")
@@ -57,7 +57,7 @@ class BuiltIn:
         return Response.json(data) if form == "json" else (yield from as_page(data))
 
     def metrics(self, request: Request, now: float) -> Response | Making:
-        """Tell Prometheus the numbers."""
+        """Return the statistics in the format of Prometheus."""
         from .metrics import as_metrics, choose
 
         encode, kind = choose(request.headers.get("accept", ""))
@@ -66,11 +66,11 @@ class BuiltIn:
         )
 
     def healthz(self, request: Request, now: float) -> Response:
-        """Tell that the process answers."""
+        """Return 200: the process is alive."""
         return Response.text("ok")
 
     def readyz(self, request: Request, now: float) -> Response:
-        """Tell whether to send calls here, or to the service that `?service=` names."""
+        """Return 200 if the server, or the service in `?service=`, is ready for calls, else 503."""
         try:
             health = self._check(request.query.get("service", ""))
         except NotFound as error:

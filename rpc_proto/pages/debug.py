@@ -1,7 +1,7 @@
-"""The page that shows what a server does, and the same as JSON.
+"""The debug page, which shows what a server is doing, and its JSON form.
 
-Its size is bounded whatever is registered and whoever calls: 200 methods, those called most, with
-texts that are cut short, 50 errors and 20 slow calls make less than 1 MiB.
+Its size is bounded: the 200 most called methods with shortened texts, 50 errors and 20 slow calls
+are less than 1 MiB.
 """
 
 from collections.abc import Generator, Iterable
@@ -37,9 +37,9 @@ _SIZES = (
 def describe(
     snapshot: dict[str, Any], offered: dict[str, dict[str, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Return all that the page shows, as JSON-able values; times are seconds, sizes bytes.
+    """Return what the page shows as JSON-able values; times in seconds, sizes in bytes.
 
-    `snapshot` is what a server's method of that name returns, `offered` what Introspection tells.
+    `snapshot` is that of a server, and `offered` the result of Introspection.services.
     """
     numbers = snapshot["methods"]
     names = [f"{service}.{name}" for service, listed in offered.items() for name in listed]
@@ -106,7 +106,7 @@ def as_page(data: dict[str, Any]) -> Pieces:
         "header",
         tag("h1", "rpc-proto"),
         rate,
-        tag("p", "The server does not answer; what follows is old.", id="lost"),
+        tag("p", "The server does not respond; the data below is old.", id="lost"),
     )
     main = tag(
         "main",
@@ -123,8 +123,8 @@ def as_page(data: dict[str, Any]) -> Pieces:
     )
     footer = tag(
         "footer",
-        "Renewed every 2 seconds. ",
-        tag("a", "The same as JSON", href="?format=json"),
+        "Updates every 2 seconds. ",
+        tag("a", "View as JSON", href="?format=json"),
         class_="soft small",
     )
     return page("rpc-proto", header, main, footer)
@@ -150,8 +150,8 @@ def _tiles(data: dict[str, Any]) -> Html:
             _count(calls["ended"] + calls["refused"]),
             f"{_count(calls['refused'])} refused",
         ),
-        tile("In flight", _count(calls["in_flight"]), f"{_count(load['queued'])} of them wait"),
-        tile("Errors", _count(errors), f"{_count(calls['deadline_overruns'])} were too late"),
+        tile("In flight", _count(calls["in_flight"]), f"{_count(load['queued'])} of them queued"),
+        tile("Errors", _count(errors), f"{_count(calls['deadline_overruns'])} past their deadline"),
         tile("Connections", _count(connections["open"]), f"{_count(connections['total'])} so far"),
         tile("Received", _bytes(received), f"{_bytes(sent)} sent"),
         tile("Abandoned", _count(load["abandoned"]), "still running"),
@@ -171,7 +171,7 @@ def _methods(data: dict[str, Any]) -> Generator[None, None, Html]:
     if data["others"]:
         bodies.append((yield from _group((tag("b", "Other calls"),), data["others"])))
     if data["methods_left_out"]:
-        text = f"{_count(data['methods_left_out'])} methods that were called less are left out."
+        text = f"{_count(data['methods_left_out'])} less frequently called methods are not shown."
         bodies.append((yield from _group((text,), [])))
     return tag("table", *bodies)
 
@@ -228,7 +228,7 @@ def _slowest(calls: list[dict[str, Any]]) -> Iterable[Html]:
 
 
 def _bar(call: dict[str, Any], longest: float) -> Html:
-    """Return where a call's time went as a bar, which fills the row for the longest one."""
+    """Return the parts of a call's time as a bar; that of the slowest call fills the row."""
     at = 0.0
     parts = []
     for part in _PARTS:

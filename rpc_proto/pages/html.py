@@ -1,4 +1,4 @@
-"""Pages in HTML that look alike: escaped text, one style, and content that renews itself."""
+"""HTML pages with escaped text, one style, and content that updates itself."""
 
 import html
 from base64 import b64encode

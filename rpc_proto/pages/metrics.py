@@ -1,4 +1,4 @@
-"""The numbers of a server for Prometheus, by prometheus-client."""
+"""A server's statistics for Prometheus, by prometheus-client."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ Encode = Callable[[Any], bytes]
 
 
 def choose(accept: str) -> tuple[Encode, str]:
-    """Return how to encode, and as what: the text format, or OpenMetrics for who accepts that.
+    """Return the encoder and the content type: OpenMetrics if accepted, else the text format.
 
     HttpError 501 without the extra.
     """
@@ -32,11 +32,10 @@ def choose(accept: str) -> tuple[Encode, str]:
 
 
 def as_metrics(snapshot: dict[str, Any], encode: Encode, kind: str) -> Pieces:
-    """Return the numbers, piece by piece.
+    """Yield the page in pieces.
 
-    `snapshot` is what a server's method of that name returns. A label is a method that is
-    registered, "(unknown)" or "(removed)", or a code of the protocol: nothing that a caller made
-    up.
+    `snapshot` is that of a server. Labels are registered methods, "(unknown)", "(removed)" and
+    codes of the protocol: never anything a caller made up.
     """
     parts: list[bytes] = []
     ends = False
@@ -96,7 +95,7 @@ class _Families:
 
         calls = CounterMetricFamily(
             "rpc_server_calls",
-            "Calls that ended, by code; ok if the handler returned in time.",
+            "Calls that ended, by status code; ok if the handler returned in time.",
             labels=["method", "code"],
         )
         for name, numbers in methods.items():
@@ -106,7 +105,7 @@ class _Families:
         yield calls
         latency = HistogramMetricFamily(
             "rpc_server_call_duration_seconds",
-            "From the arrival of a request to the end of its handler.",
+            "Seconds from the arrival of a request to the end of its handler.",
             labels=["method"],
         )
         for name, numbers in methods.items():
@@ -125,10 +124,13 @@ class _Families:
 
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
         yield by_method(
-            gauge, "rpc_server_calls_in_flight", "Calls whose handlers run or wait to.", "in_flight"
+            gauge,
+            "rpc_server_calls_in_flight",
+            "Calls whose handlers are running or queued.",
+            "in_flight",
         )
         yield by_method(
-            counter, "rpc_server_calls_refused", "Calls that were not taken on.", "refused"
+            counter, "rpc_server_calls_refused", "Calls that were not accepted.", "refused"
         )
         yield by_method(
             counter,
@@ -137,41 +139,46 @@ class _Families:
             "deadline_overruns",
         )
         for kind, name, text, value in (
-            (gauge, "handlers_running", "Handlers that run.", load["running"]),
-            (gauge, "queue_length", "Calls that wait for a handler to end.", load["queued"]),
+            (gauge, "handlers_running", "Running handlers.", load["running"]),
+            (gauge, "queue_length", "Calls waiting for a handler to end.", load["queued"]),
             (
                 gauge,
                 "handlers_abandoned",
-                "Handlers for whose answer nobody waits, and that cannot be stopped.",
+                "Handlers still running after their calls ended.",
                 load["abandoned"],
             ),
             (
                 gauge,
                 "memory_bytes",
-                "Bytes that connections have taken of the budget of memory.",
+                "Bytes of the memory budget in use by connections.",
                 load["memory"],
             ),
-            (gauge, "connections", "Connections that are open.", connections["open"]),
-            (counter, "connections_accepted", "Connections so far.", connections["total"]),
+            (gauge, "connections", "Open connections.", connections["open"]),
+            (counter, "connections_accepted", "Connections accepted.", connections["total"]),
             (
                 counter,
                 "handshakes_refused",
-                "Connections that were refused in the handshake.",
+                "Connections refused in the handshake.",
                 connections["refused_handshakes"],
             ),
             (
                 counter,
                 "protocol_violations",
-                "Connections ended because the peer violated the protocol.",
+                "Connections closed because the peer violated the protocol.",
                 connections["violations"],
             ),
             (
                 counter,
                 "received_bytes",
-                "Bytes received, without what TLS adds.",
+                "Bytes received, without the overhead of TLS.",
                 connections["bytes_received"],
             ),
-            (counter, "sent_bytes", "Bytes sent, without TLS.", connections["bytes_sent"]),
-            (gauge, "uptime_seconds", "Since the server was made.", snapshot["uptime"]),
+            (
+                counter,
+                "sent_bytes",
+                "Bytes sent, without the overhead of TLS.",
+                connections["bytes_sent"],
+            ),
+            (gauge, "uptime_seconds", "Seconds since the server was created.", snapshot["uptime"]),
         ):
             yield kind(f"rpc_server_{name}", text, value=value)

@@ -1,1 +1,1 @@
-"""What a server does with calls, whatever runs it, and what a client shows of a service."""
+"""Services, independent of any driver: dispatching at servers, proxies at clients."""

@@ -1,4 +1,4 @@
-"""A call that runs, what its handler can know of it, and what flows into the calls it makes."""
+"""Calls being served, what handlers can see of them, and what nested calls inherit."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ __all__ = ["CallContext", "Job", "ambient_call", "current_call", "inherit"]
 
 
 class Job:
-    """A call that a Dispatcher has taken on, until its handler has ended.
+    """A call accepted by a Dispatcher, until its handler has ended.
 
-    `call` is as it arrived, `method` and its arguments what is to be run. `error` says why nobody
-    waits for the answer any more, if so. `owner` and `handler` belong to the driver: what it has
-    for the connection, and what it runs the handler with; `began`, too: when that was, set only if
-    it was not at once.
+    `call` is the call as it arrived; `method` and its arguments are what to run. `error` is why
+    nobody waits for the answer any more, or None. `owner`, `handler` and `began` belong to the
+    driver: its object for the connection, whatever runs the handler, and when the handler started,
+    which is set only if it did not start at once.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Job:
         self.kwargs = kwargs
         self.clock = clock
         self.owner = owner
-        self.lane: Any = method.lane  # where it waits for its turn; None if it need not
+        self.lane: Any = method.lane  # where it waits for its turn; None if it does not have to
         self.error: CallError | None
         self.flows_on: Mapping[str, str] | None  # metadata for the calls that it makes
         self.handler: Any
@@ -67,13 +67,13 @@ class Job:
         return f"<Job {self.call.id} {self.method.name}>"
 
     def run(self) -> Any:
-        """Call the handler, in a context of its own: `copy_context().run(job.run)`."""
+        """Call the handler; run this in a context of its own: `copy_context().run(job.run)`."""
         ambient_call.set(self)
         return self.method.function(*self.args, **self.kwargs)
 
     @property
     def answered(self) -> bool:
-        """Whether the call has been answered, so that what goes on in its context is on its own."""
+        """Whether the call has been answered; code still running in its context is independent."""
         return self.call.ended and self.error is None
 
     def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], Any]:
@@ -89,14 +89,14 @@ class Job:
                 return True
             return False
 
-        # Looked at behind the append: a cancellation by another thread finds the callback, or is
-        # seen here, or both; whoever takes it off the list calls it.
+        # Checked after the append: a cancellation by another thread either finds the callback or is
+        # seen here, or both; whichever removes the callback from the list calls it.
         if self.error is not None and undo():
             callback()
         return undo
 
     def cancel(self, error: CallError) -> None:
-        """Record that nobody waits any more, and why; raises what a callback does."""
+        """Record that nobody waits any more, and why; raises what a callback raises."""
         self.error = error
         callbacks = self._on_cancel
         if callbacks:
@@ -106,7 +106,7 @@ class Job:
 
 
 class CallContext:
-    """What a handler can know of the call that it serves; `current_call()` returns it."""
+    """The call that a handler serves; `current_call()` returns it."""
 
     __slots__ = ("_job",)
 
@@ -118,7 +118,7 @@ class CallContext:
 
     @property
     def deadline(self) -> float | None:
-        """When the caller stops waiting: seconds of `time.monotonic()`; None for never."""
+        """When the caller stops waiting, in seconds of `time.monotonic()`; None for never."""
         return self._job.call.deadline
 
     @property
@@ -129,12 +129,12 @@ class CallContext:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What came along with the call, read-only."""
+        """The metadata that came with the call, read-only."""
         return self._job.call.metadata
 
     @property
     def peer(self) -> Peer:
-        """Who calls: address, certificate, and what `authenticate` returned."""
+        """The caller: address, certificate, and identity (what `authenticate` returned)."""
         peer: Peer = self._job.call.connection.peer
         return peer
 
@@ -144,14 +144,14 @@ class CallContext:
         return self._job.error is not None
 
     def raise_if_cancelled(self) -> None:
-        """Raise the reason if nobody waits any more: for a `def` handler with a long loop."""
+        """Raise the reason if nobody waits any more; for long loops in `def` handlers."""
         if self._job.error is not None:
             raise self._job.error
 
     def set_reply_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Send strings along with the answer, in place of what was set before.
+        """Send this metadata with the answer; replaces what was set before.
 
-        LocalProtocolError if a name or a value is no string.
+        LocalProtocolError if a name or a value is not a string.
         """
         for name, value in metadata.items():
             if not isinstance(name, str) or not isinstance(value, str):
@@ -161,9 +161,10 @@ class CallContext:
         self._job.call.reply_metadata = dict(metadata)
 
     def on_cancel(self, callback: Callable[[], Any]) -> Callable[[], Any]:
-        """Call `callback()` when the call is cancelled, now if it is; return what undoes that.
+        """Call `callback()` when the call is cancelled; return a function that undoes that.
 
-        It runs wherever the driver learns of the cancellation and must be quick.
+        If the call is cancelled already, it is called now. It runs wherever the driver learns of
+        the cancellation, and must be quick.
         """
         return self._job.on_cancel(callback)
 
@@ -172,7 +173,7 @@ ambient_call: ContextVar[Job | None] = ContextVar("rpc_proto_call", default=None
 
 
 def current_call() -> CallContext:
-    """Return the call that the running handler serves; LocalProtocolError outside of one."""
+    """Return the call that the running handler serves; LocalProtocolError outside a handler."""
     job = ambient_call.get()
     if job is None:
         raise LocalProtocolError("current_call() works only inside a handler")
@@ -182,11 +183,11 @@ def current_call() -> CallContext:
 def inherit(
     timeout: float | None, default: float, now: float, metadata: Mapping[str, str] | None
 ) -> tuple[float | None, Mapping[str, str] | None]:
-    """Return deadline and metadata of a call that starts now.
+    """Return the deadline and the metadata of a call that starts now.
 
-    The deadline is that of the caller's timeout, or of the default. Inside a handler it is never
-    later than the deadline of the call being served, and the trace context of that goes with the
-    metadata. ValueError for a timeout that is no time.
+    The deadline follows from the caller's timeout, or the default, in seconds. Inside a handler it
+    is never later than the deadline of the call being served, whose trace context is added to the
+    metadata. ValueError for an invalid timeout.
     """
     if timeout is None:
         timeout = default

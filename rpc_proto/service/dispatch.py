@@ -1,6 +1,6 @@
-"""What a server does with calls, whatever runs it: find the method, admit, answer, count.
+"""Dispatching calls: find the method, admit the call, answer it, count it.
 
-The driver supplies the running: it gets a call that is ready and reports how its handler ended.
+Running handlers is up to the driver: it gets jobs that are ready and reports how they ended.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ _RAW = Flag.RAW
 
 
 class Lock(Protocol):
-    """What threading.Lock is."""
+    """The interface of threading.Lock."""
 
     def acquire(self) -> bool: ...
 
@@ -38,20 +38,20 @@ class Lock(Protocol):
 
 
 class Dispatcher(Observer):
-    """The services of one server and the calls that run on it, over all its connections.
+    """The services of one server, and the calls that run on it, over all its connections.
 
     At most `max_concurrency` handlers run at a time; at most `max_queued` calls wait for one, and
-    one of each connection above that. A driver that runs `def` handlers in threads says how many
-    it has: `threads` is the limit of those handlers, in place of `max_concurrency` if it is
-    smaller. Methods marked as quick wait for nothing and count nowhere. What one connection may
-    take of a limit, and who comes next, is said at `Lane`.
+    one more per connection above that. If a driver runs `def` handlers in threads, `threads` is
+    the limit for these, unless `max_concurrency` is smaller. Methods marked as quick are neither
+    queued nor limited. `Lane` describes how much of a limit one connection may use, and whose turn
+    is next.
 
-    A call leaves the queue unserved when its deadline passes or its caller gives up. `snapshot`
-    tells the numbers; errors are among them if this is an observer of each connection. A driver
-    with threads gives a `lock`: what calls of several connections share is behind it.
-    `report(error, message)` hears of what the user's code raised outside of handlers: a callback of
-    `on_cancel()`, or a codec that raises more than an Exception; without it `serve` raises that
-    when all else is done.
+    A call leaves the queue unserved when its deadline passes or its caller cancels it. `snapshot`
+    returns the statistics; errors are included if this is an observer of each connection. A driver
+    with threads passes a `lock`, which guards what calls of several connections share.
+    `report(error, message)` is called for what user code raised outside handlers: a callback of
+    `on_cancel()`, or a codec that raises a BaseException. Without it, `serve` raises that at the
+    end.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Dispatcher(Observer):
             self._threads = Lane(min(threads, max_concurrency))
             self._lanes.append(self._threads)
         self._outliving: set[InboundCall] = set()  # cancelled, but their handlers still run
-        self._lock = lock  # None rather than a context that does nothing, which takes its time
+        self._lock = lock  # None rather than a context manager without effect, which takes time
         self._clock = clock
         self._debug = debug
         self._report = report
@@ -89,12 +89,12 @@ class Dispatcher(Observer):
 
     @property
     def running(self) -> int:
-        """Handlers that run, but for quick ones."""
+        """Number of running handlers, except quick ones."""
         return sum(lane.running for lane in self._lanes)
 
     @property
     def queued(self) -> int:
-        """Calls that wait for a handler to end."""
+        """Number of calls that wait for a handler to end."""
         return sum(lane.queued for lane in self._lanes)
 
     # Services
@@ -105,10 +105,10 @@ class Dispatcher(Observer):
         name: str | None = None,
         wrap: Callable[[Method], Callable[..., Any]] | None = None,
     ) -> str:
-        """Add the methods of an object under a name and return that; ValueError if it is taken.
+        """Add the methods of an object under a name and return the name; ValueError if it is taken.
 
-        `wrap(method)` returns what runs in place of its function; if that is a coroutine function
-        and the other was not, it says so in `method.is_async`.
+        `wrap(method)` returns what to run in place of the method's function. If that turns a plain
+        function into a coroutine function, it must set `method.is_async`.
         """
         methods = reflect(service, name)
         if is_function(service):
@@ -125,14 +125,14 @@ class Dispatcher(Observer):
                 method.lane = self._handlers if method.is_async else self._threads
             if wrap is not None:
                 method.function = wrap(method)
-        # A new table each time, so that whoever reads the old one meanwhile is not disturbed.
+        # A new table each time, so that concurrent readers of the old one are not disturbed.
         self.methods = {**self.methods, **methods}
         return name
 
     def unregister(self, name: str) -> None:
-        """Remove a service, or one method by its full name; running calls go on.
+        """Remove a service, or one method by its full name; running calls continue.
 
-        ValueError if there is none of that name.
+        ValueError if no service or method has that name.
         """
         kept = {
             known: method
@@ -144,7 +144,7 @@ class Dispatcher(Observer):
         removed = [method for known, method in self.methods.items() if known not in kept]
         with self.stats.lock:
             self.methods = kept
-            for method in removed:  # their numbers stay in the totals
+            for method in removed:  # they still count in the totals
                 self.stats.removed.add(method.stats)
                 method.stats = self.stats.removed
 
@@ -155,10 +155,11 @@ class Dispatcher(Observer):
     # Numbers
 
     def snapshot(self, now: float, connections: Iterable[ServerConnection] = ()) -> dict[str, Any]:
-        """Return all numbers as JSON-able values: those of ServerStats.snapshot, and the load.
+        """Return all statistics as JSON-able values: those of ServerStats.snapshot, and the load.
 
-        `load` has `running` and `queued`: calls. `connections` are those that are not closed; calls
-        in flight are looked for there, since counting each when it begins would cost it something.
+        `load` has the numbers of `running` and `queued` calls. `connections` are the open ones;
+        calls in flight are counted there, because counting each call at its start would slow it
+        down.
         """
         connections = list(connections)
         in_flight = set(self._outliving)
@@ -175,7 +176,7 @@ class Dispatcher(Observer):
         return {"load": load, **self.stats.snapshot(methods, now, connections)}
 
     def total(self, name: str) -> int:
-        """Return a count of MethodStats, of all methods together."""
+        """Return one of the counts of MethodStats, summed over all methods."""
         return sum(getattr(stats, name) for _, stats in self._records())
 
     def failed(self, now: float, call: Any, error: CallError, size: int) -> None:
@@ -198,12 +199,12 @@ class Dispatcher(Observer):
     # Calls
 
     def receive(self, events: Iterable[Event], owner: Any = None) -> list[Job]:
-        """Take what happened on a connection, and return what is to be done about it.
+        """Take the events of a connection, and return the jobs to run or to stop.
 
-        A job without an `error` is to be run now: call its `run` in a context of its own, and then
-        `finish`. One that has an `error` runs already and is to be stopped. Other events than those
-        about calls are nothing to this; after a `SendBufferDrained` see `resume`. `owner` is what
-        the driver keeps for the connection: each job brings it back.
+        Run a job without an `error` now: call its `run` in a context of its own, then `finish`. A
+        job with an `error` is already running and must be stopped. Events that are not about calls
+        are ignored; for `SendBufferDrained` see `resume`. `owner` is the driver's object for the
+        connection, which each job carries.
         """
         jobs: list[Job] = []
         for event in events:
@@ -218,9 +219,10 @@ class Dispatcher(Observer):
         return jobs
 
     def serve(self, events: Iterable[Event]) -> None:
-        """Run the calls that have arrived here and now, by `def` handlers: enough for a small loop.
+        """Run the `def` handlers of the calls that have arrived, in place: enough for small loops.
 
-        What a handler or a codec raises that is no Exception is raised again, after the answers.
+        A BaseException of a handler or a codec that is not an Exception is raised after the
+        answers.
         """
         for job in self.receive(events):
             if job.error is None:
@@ -240,7 +242,7 @@ class Dispatcher(Observer):
             self.finish(job, result)
 
     def _begin(self, call: InboundCall, owner: Any) -> Job | None:
-        """Take a call that arrived; return it if it is to run now, else it is refused, or waits."""
+        """Take a call that arrived; return it if it may run now, else refuse or queue it."""
         connection: ServerConnection = call.connection
         if call.ended:  # cancelled, or the connection ended, by the same bytes that brought it
             connection.conclude(self._clock(), call)
@@ -284,13 +286,14 @@ class Dispatcher(Observer):
                 lock.release()
         call.job = None
         full = ResourceExhausted(
-            f"{lane.running} handlers run and {self.queued} calls wait", maybe_executed=False
+            f"{lane.running} handlers are running and {self.queued} calls are waiting",
+            maybe_executed=False,
         )
         connection.send_error(self._clock(), call, full)
         return None
 
     def _cancel(self, call: InboundCall, error: CallError) -> Job | None:
-        """Record that nobody waits for a call; return it if its handler is to be stopped."""
+        """Record that nobody waits for a call; return it if its handler must be stopped."""
         job: Job | None = call.job
         with self.stats.lock:
             self._stats_of(call).cancelled += 1
@@ -313,9 +316,9 @@ class Dispatcher(Observer):
         return None
 
     def postpone(self, job: Job) -> None:
-        """Put a job that was to run back to the head of its queue: its peer reads too slowly.
+        """Put a job back at the head of its queue, because its peer reads too slowly.
 
-        Others may run in its place: see `next_queued`.
+        Another may run in its place: see `next_queued`.
         """
         connection = job.call.connection
         with self.stats.lock:
@@ -323,17 +326,17 @@ class Dispatcher(Observer):
             job.lane.wait(job, connection, first=True)
 
     def resume(self, connection: ServerConnection) -> bool:
-        """Act on a `SendBufferDrained`; whether jobs may run now: see `next_queued`."""
+        """Handle a `SendBufferDrained`; return whether jobs may run now (see `next_queued`)."""
         with self.stats.lock:
             for lane in self._lanes:
                 lane.resume(connection)
         return self.queued > 0
 
     def finish(self, job: Job, result: Any, error: BaseException | None = None) -> bool:
-        """Answer a call whose handler has ended, with its result or with what it raised.
+        """Answer a call whose handler has ended, with its result or with the exception it raised.
 
-        Return whether calls wait for that: see `next_queued`. What a codec raises that is no
-        Exception is raised again, after all else; calls may then wait, too.
+        Returns whether other calls are waiting: see `next_queued`. A BaseException of a codec that
+        is not an Exception is raised at the end; calls may then be waiting, too.
         """
         clock = self._clock
         now = clock()
@@ -374,11 +377,11 @@ class Dispatcher(Observer):
         return lane is not None and lane.queued > 0
 
     def is_unexpected(self, error: BaseException) -> bool:
-        """Whether a handler's exception is one that the operator should hear of."""
+        """Whether a handler's exception should be reported to the operator."""
         return not isinstance(error, CallError)
 
     def next_queued(self) -> Job | None:
-        """Return the next job that may run now, if one waits; ask after an end."""
+        """Return the next waiting job that may run, or None; call it when a handler has ended."""
         with self.stats.lock:
             for lane in self._lanes:
                 job = lane.next()
@@ -396,7 +399,7 @@ class Dispatcher(Observer):
     def _to_call_error(self, error: BaseException) -> CallError:
         try:
             if isinstance(error, CallError):
-                # The handler did run, whatever a call that it made itself says of its own.
+                # The handler did run, whatever the error of a nested call says.
                 return CallError.of(str(error.code), str(error.message), error.details)
             unknown = Unknown(f"{type(error).__name__}: {error}")
             if self._debug:

@@ -1,9 +1,9 @@
 """Interceptors: functions around each call, at the server or at the client (docs/guide.md).
 
-An interceptor gets a call and `proceed`, which continues with it; what it returns is the result of
-the call. It may look, change the call (`proceed(call.replace(...))`), answer itself, raise a
-CallError, try again, or turn one error into another. Those of rpc_asyncio are coroutine functions,
-those of the other backends plain ones; the first of several is the outermost.
+An interceptor gets the call and `proceed`, which continues with it; its return value is the result
+of the call. It may observe, change the call (`proceed(call.replace(...))`), answer by itself, raise
+a CallError, retry, or map one error to another. Interceptors are coroutine functions in rpc_asyncio
+and plain functions in the other backends. The first of several is the outermost.
 """
 
 import inspect
@@ -32,13 +32,13 @@ Interceptor = Callable[["Invocation", Proceed], Any]
 class Invocation:
     """A call as an interceptor sees it.
 
-    `method` is "Service.method"; `args` and `kwargs` are its arguments, at a server as the types
-    that the method asks for. `metadata` are the strings that travel with it. `deadline` is when the
-    caller stops waiting: seconds of `time.monotonic()`, or None; only a client's interceptor may
-    change it. `peer` is who calls, at a server; at a client its `address` is the server's.
-    `one_way` tells that nobody waits for an answer; `returns`, at a client, is the type that the
-    result is to have. `reply_metadata` are the strings that travel
-    with the answer: there once `proceed` has returned, and a server's interceptor may add to them.
+    `method` is "Service.method"; `args` and `kwargs` are its arguments, at a server already decoded
+    to the method's types. `metadata` maps strings to strings. `deadline` is when the caller stops
+    waiting, in seconds of `time.monotonic()`, or None; only a client's interceptor may change it.
+    `peer` is the other end: at a server the caller, at a client the server's address. `one_way` is
+    whether the call has no answer; `returns`, at a client, is the requested type of the result.
+    `reply_metadata` is the metadata of the answer: it is complete once `proceed` has returned, and
+    a server's interceptor may add to it.
     """
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Invocation:
     def replace(self, **changes: Any) -> "Invocation":
         """Return a copy with other `args`, `kwargs`, `metadata` or `deadline`.
 
-        LocalProtocolError for anything else: who calls what is not an interceptor's to change.
+        LocalProtocolError for anything else: an interceptor cannot change the method or the caller.
         """
         for name in changes:
             if name not in ("args", "kwargs", "metadata", "deadline"):
@@ -102,7 +102,7 @@ class Invocation:
 def check_interceptors(
     interceptors: Iterable[Interceptor], *, coroutines: bool
 ) -> tuple[Interceptor, ...]:
-    """Return them as a tuple; TypeError if one is not of the backend's kind."""
+    """Return them as a tuple; TypeError if one is not the kind of function the backend needs."""
     checked = tuple(interceptors)
     for interceptor in checked:
         if not callable(interceptor):
@@ -115,7 +115,7 @@ def check_interceptors(
 
 
 def layers(interceptors: Iterable[Interceptor], innermost: Proceed) -> Proceed:
-    """Return what goes through all interceptors, the first one first, and on to `innermost`."""
+    """Return a function that goes through all interceptors, in order, and then to `innermost`."""
     proceed = innermost
     for interceptor in reversed(tuple(interceptors)):
         proceed = _layer(interceptor, proceed)
@@ -127,7 +127,7 @@ def check_awaited(result: Any) -> Any:
     if hasattr(result, "__await__"):
         if hasattr(result, "close"):
             result.close()
-        raise TypeError("an interceptor returned something to await: await proceed(call) there")
+        raise TypeError("an interceptor returned an awaitable: use 'await proceed(call)' in it")
     return result
 
 
@@ -141,10 +141,10 @@ def _layer(interceptor: Interceptor, proceed: Proceed) -> Proceed:
 def intercepting(
     method: Method, interceptors: tuple[Interceptor, ...], beside: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """Return what is to run in the place of a method's function.
+    """Return what to run in place of a method's function.
 
-    `beside`, in a backend whose interceptors are coroutines, runs a function that waits in place:
-    `await beside(function, *args, **kwargs)`.
+    In a backend whose interceptors are coroutines, `await beside(function, *args, **kwargs)` runs a
+    blocking function.
     """
     function = method.function
     waits_in_place = not method.is_async and not method.is_quick
@@ -201,7 +201,7 @@ def _invocation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invocation:
 
 
 def _take_over(call: Invocation) -> None:
-    """Let the handler see what interceptors have changed."""
+    """Pass the interceptors' changes on to the handler."""
     job = ambient_call.get()
     assert job is not None
     if call.deadline != job.call.deadline:
@@ -211,7 +211,7 @@ def _take_over(call: Invocation) -> None:
 
 
 def _reply(call: Invocation) -> None:
-    """Send what the handler and the interceptors have to say along with the answer."""
+    """Send the metadata of the handler and the interceptors with the answer."""
     job = ambient_call.get()
     assert job is not None
     if call.reply_metadata:

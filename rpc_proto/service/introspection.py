@@ -1,4 +1,4 @@
-"""The built-in service that tells what a server offers."""
+"""The built-in service that lists a server's services."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ INTROSPECTION = "rpc.Introspection"
 
 
 class Introspection:
-    """What this server offers."""
+    """Lists this server's services."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher

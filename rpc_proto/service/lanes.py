@@ -1,4 +1,4 @@
-"""Which call may run next: a limit that handlers share, and turns between connections."""
+"""Choosing the next call to run: a shared limit, and turns between connections."""
 
 from collections import OrderedDict
 
@@ -14,10 +14,9 @@ Queue = OrderedDict[Job, None]
 class Lane:
     """A limit that some handlers share, and the calls that wait for one of them to end.
 
-    At most `limit` run at a time, of which one connection may have three quarters, so that the
-    calls of a single peer never keep all others out. The calls that wait take turns: one of each
-    connection. Those of a connection that has its share, or that does not read its answers, are
-    passed over.
+    At most `limit` handlers run at a time, of which one connection may use three quarters, so that
+    a single peer never blocks all others. Waiting calls take turns, one per connection. Connections
+    that have used up their share, or do not read their answers, are skipped.
     """
 
     __slots__ = ("_parked", "_turns", "limit", "queued", "running", "running_of", "share")
@@ -34,7 +33,7 @@ class Lane:
         self._parked: dict[ServerConnection, Queue] = {}
 
     def enter(self, connection: ServerConnection) -> bool:
-        """Count a handler that begins now, if it may."""
+        """Count a handler that starts now, if it may."""
         if self.running >= self.limit or self._turns:
             return False
         running = self.running_of.get(connection, 0)
@@ -58,7 +57,7 @@ class Lane:
             self.resume(connection)
 
     def wait(self, job: Job, connection: ServerConnection, first: bool = False) -> None:
-        """Let a call wait, behind the others of its connection or before them."""
+        """Let a call wait, after the others of its connection or before them."""
         queue = self._turns.get(connection) or self._parked.get(connection)
         if queue is None:
             queue = OrderedDict()
@@ -69,7 +68,7 @@ class Lane:
         self.queued += 1
 
     def withdraw(self, job: Job, connection: ServerConnection) -> bool:
-        """Take a call out of the queue; whether it was there."""
+        """Remove a call from the queue; return whether it was there."""
         for queues in (self._turns, self._parked):
             queue = queues.get(connection)
             if queue is not None and job in queue:
@@ -85,7 +84,7 @@ class Lane:
         return connection in self._turns or connection in self._parked
 
     def next(self) -> Job | None:
-        """Return the next call that may run now, counted as one that runs."""
+        """Return the next call that may run now, and count it as running."""
         while self._turns and self.running < self.limit:
             connection, queue = self._turns.popitem(last=False)
             if not self._has_turns(connection):

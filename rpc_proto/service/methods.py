@@ -39,7 +39,7 @@ __all__ = [
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 
 _NO_NAMED: dict[str, Any] = {}
-_GLANCE = 256  # bytes, up to which counting arguments first costs more than it can save
+_GLANCE = 256  # bytes; in smaller bodies, counting the arguments first costs more than it can save
 _SHAPE = Flag.RAW | Flag.NAMED
 _INDEX = re.compile(r"`\$\[([0-9]+)\]")  # how msgspec names an element of the outer array
 
@@ -47,15 +47,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def expose(function: Function) -> Function:
-    """Mark a method as callable from outside; then only the marked ones of its class are.
+    """Mark a method as callable from outside; then only the marked methods of its class are.
 
-    An override of a marked method is marked, too. TypeError for what is no function.
+    Overrides of a marked method are marked, too. TypeError for anything but a function.
     """
     return _mark(function, _EXPOSED)
 
 
 def quick(function: Function) -> Function:
-    """Mark a `def` method as one that never waits: it runs at once, not in the thread pool."""
+    """Mark a `def` method as one that never blocks: it runs at once, not in the thread pool."""
     return _mark(function, _QUICK)
 
 
@@ -71,7 +71,7 @@ def _mark(function: Function, mark: str) -> Function:
 
 
 def _has_mark(found: Any, mark: str) -> bool:
-    """Whether a function or what it wraps has a mark, however they are wrapped."""
+    """Whether a function, or one that it wraps, has a mark."""
     seen: set[int] = set()
     while found is not None and id(found) not in seen:
         seen.add(id(found))
@@ -85,7 +85,7 @@ def _has_mark(found: Any, mark: str) -> bool:
 
 
 def _hides_mark(function: Any) -> bool:
-    """Whether a decorator that does not say what it wraps stands above a mark."""
+    """Whether a decorator without functools.wraps hides a mark."""
     for cell in getattr(function, "__closure__", None) or ():
         with suppress(ValueError):  # an empty cell
             inner = cell.cell_contents
@@ -105,7 +105,7 @@ class Parameter(NamedTuple):
 
 
 class Method:
-    """One method that can be called: what runs, and how bytes become its arguments."""
+    """A method that can be called: its function, and how to decode its arguments."""
 
     __slots__ = (
         "_by_arity",
@@ -133,7 +133,7 @@ class Method:
     )
 
     def __init__(self, name: str, function: Callable[..., Any], *, is_quick: bool = False) -> None:
-        """Raise TypeError if the signature or a type in it cannot be served."""
+        """Raise TypeError if the signature, or a type in it, cannot be served."""
         self.name = name
         self.stats = MethodStats()
         self.function = function
@@ -163,7 +163,7 @@ class Method:
         self._most = len(self._positional)
         self._by_arity: dict[int, Any] = {}
         self._decoders: dict[Codec, Decode] = {}
-        # Most methods: just so many arguments, decoded straight into their types.
+        # Most methods take a fixed number of arguments, decoded straight into their types.
         plain = len(self._positional) == len(self.parameters) == self._least
         self._exact = self._types(self._most) if plain else None
         if self._rest is not None and len(self.parameters) == 1:
@@ -178,7 +178,7 @@ class Method:
     def decode(
         self, codec: Codec, flags: int, body: bytes
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments that a request's body holds; InvalidArgument names what is wrong."""
+        """Return the arguments in a request's body; InvalidArgument says what is wrong."""
         try:
             if not flags & _SHAPE and self._exact is not None and body:
                 decode = self._decoders.get(codec)
@@ -210,7 +210,7 @@ class Method:
             raise InvalidArgument(text, maybe_executed=False) from None
 
     def _check_count(self, codec: Codec, body: bytes) -> None:
-        """Refuse a wrong number of arguments before any of them is made."""
+        """Refuse a wrong number of arguments before any of them is decoded."""
         count = codec.count(body)
         if count is not None and (
             count < self._least or (count > self._most and self._rest is None)
@@ -287,7 +287,7 @@ class Method:
     def _explain(self, error: Exception, codec: Codec, flags: int, body: bytes) -> str:
         text = explain(error)
         if text.startswith("Expected `array` of length") and not flags & _SHAPE:
-            # The text of msgspec counts wrongly where it stopped reading before the end.
+            # msgspec's message has the wrong count if it stopped before the end.
             with suppress(Exception):
                 count = codec.count(body)
                 if count is None:
@@ -307,7 +307,8 @@ class Method:
         for parameter in self.parameters:
             try:
                 check_decodable(parameter.type)
-                # Made now: no call may need a file, since there may be no descriptor left.
+                # Made now, because a call must not need to open a file: there may be no descriptors
+                # left.
                 argument_outline(parameter.type)
             except TypeError as error:
                 raise TypeError(f"{self.name}: parameter {parameter.name}: {error}") from None
@@ -339,9 +340,9 @@ def _signature(name: str, function: Callable[..., Any]) -> tuple[list[Parameter]
 
 
 def service_name(service: Any) -> str:
-    """Return the name that a class or an object has as a service.
+    """Return the service name of a class or an object.
 
-    It is the class's `__service__`, if there is one, and otherwise the name of the class.
+    It is the class's `__service__` if it has one, and otherwise the name of the class.
     """
     kind = service if isinstance(service, type) else type(service)
     name = getattr(kind, "__service__", kind.__name__)
@@ -355,15 +356,15 @@ def _check_name(name: Any) -> None:
 
 
 def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
-    """Find what a class offers, and whether it is quick, without touching its properties."""
+    """Find the methods a class offers, and whether they are quick, without touching properties."""
     found = []
     exposed = []
     for name in dir(kind):
         if name.startswith("_"):
             continue
         static = inspect.getattr_static(kind, name)
-        # An override has the marks of what it overrides: without them it would be offered no more,
-        # or, as the only one that was marked, everything else would be.
+        # An override inherits the marks: otherwise it would no longer be offered, or, if it was the
+        # only marked method, all others would be.
         defined = [vars(base)[name] for base in kind.__mro__ if name in vars(base)] or [static]
         is_exposed = any(_has_mark(one, _EXPOSED) for one in defined)
         if isinstance(static, (staticmethod, classmethod)):
@@ -372,10 +373,11 @@ def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
             function = static.func
         else:
             function = static
-        # What is a routine by having __get__ only, like cached_property, cannot be called as it is.
+        # Objects that count as routines only because of __get__, like cached_property, are not
+        # callable.
         if not inspect.isroutine(function) or not callable(function):
             if is_exposed:
-                raise TypeError(f"{kind.__name__}.{name} is marked, but is not a method")
+                raise TypeError(f"{kind.__name__}.{name} is marked but is not a method")
             continue
         if _hides_mark(function):
             raise TypeError(
@@ -390,15 +392,15 @@ def _public_functions(kind: type) -> Iterator[tuple[str, Any, bool]]:
 
 
 def is_function(service: Any) -> bool:
-    """Whether what is registered is one function, and not an object with methods."""
+    """Whether the registered object is a function, and not an object with methods."""
     return inspect.isroutine(service) or isinstance(service, functools.partial)
 
 
 def reflect(service: Any, name: str | None = None) -> dict[str, Method]:
     """Return the methods that an object offers, by full name "Service.method".
 
-    A function is one method, whose full name has to be given. Raises TypeError for what is neither
-    a function nor an object with methods, ValueError for a bad name.
+    A function is one method and needs a full name. Raises TypeError for anything but a function or
+    an object with methods, and ValueError for an invalid name.
     """
     if isinstance(service, type):
         raise TypeError(f"register an object, not the class {service.__name__}; add ()")
@@ -427,7 +429,7 @@ class _Declared(NamedTuple):
 
 
 def annotated_methods(kind: Any) -> list[_Declared]:
-    """Return the methods that a class declares, each with the type of its result."""
+    """Return the methods that a class declares, with the types of their results."""
     if not isinstance(kind, type):
         raise TypeError(f"a service is named by a string or declared by a class, not {kind!r:.80}")
     declared = []

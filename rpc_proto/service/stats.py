@@ -1,8 +1,8 @@
-"""The numbers of a server: calls by method, errors, slow calls, connections; in bounded memory.
+"""A server's statistics: calls by method, errors, slow calls, connections; in bounded memory.
 
-What is kept: a record for each method that is registered, and one each for those that were removed
-and for names that were never registered; a record holds at most 1,024 latencies (32 KiB). Beside
-these the last 50 errors and at most 40 slow calls. What a stranger sends never becomes a key.
+There is one record per registered method, one for all removed methods, and one for all unknown
+names. A record holds at most 1,024 latencies (32 KiB). The last 50 errors and at most 40 slow calls
+are kept as well. Nothing that a peer sends becomes a key.
 """
 
 import math
@@ -20,17 +20,17 @@ from .context import Job
 
 __all__ = ["BATCH", "BOUNDS", "REMOVED", "UNKNOWN", "MethodStats", "ServerStats"]
 
-# Upper bounds of the histogram's buckets, in seconds; the last bucket has none.
+# Upper bounds of the histogram's buckets, in seconds; the last bucket is unbounded.
 BOUNDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 
-# In place of names: parentheses cannot be part of one.
+# Used in place of method names, which cannot contain parentheses.
 UNKNOWN = "(unknown)"
 REMOVED = "(removed)"
 
-# Latencies are sorted into buckets so many at a time: a tenth of what one by one would take.
+# Latencies are sorted into buckets in batches, which takes a tenth of the time.
 BATCH = 512
 
 _ERRORS = 50
@@ -39,7 +39,7 @@ _OF_LATE = 300.0  # seconds
 _TEXT = 200  # characters of a message
 _OTHER = "other"
 
-# A caller cancels when its own deadline passes, and that is told here at about the time of ours.
+# A caller cancels when its deadline passes, which arrives at about the time of our own.
 _SAME_TIME = 0.02
 
 _COUNTS = (
@@ -49,7 +49,7 @@ _COUNTS = (
 
 
 class MethodStats:
-    """The numbers of one method; who has threads changes them under a lock."""
+    """The statistics of one method; drivers with threads change them under a lock."""
 
     __slots__ = (*_COUNTS, "buckets", "errors", "latencies", "recent")
 
@@ -59,7 +59,7 @@ class MethodStats:
         self.cancelled = 0
         self.late = 0  # returned when the call had ended already
         self.withdrawn = 0  # out of the queue
-        self.in_flight = 0  # only in a copy, which is to be read
+        self.in_flight = 0  # only in a copy
         self.overruns = 0
         self.errors: dict[str, int] = {}
         self.latencies: list[float] = []  # not in the buckets yet
@@ -75,14 +75,14 @@ class MethodStats:
 
     @property
     def ended(self) -> int:
-        """Calls whose handler has ended, or will never run."""
+        """Calls whose handler has ended or will never run."""
         return self.folded + len(self.latencies) + self.withdrawn
 
     def fold(self) -> None:
-        """Sort the latencies that have come together into the buckets."""
+        """Sort the collected latencies into the buckets."""
         latencies = slower = self.latencies
-        # Most calls are so quick that they are through at the first bound; sorting would take
-        # four times as long, and one by one ten times.
+        # Most calls are quick and end at the first bound. Sorting would take four times as long,
+        # and one at a time ten times.
         for index, bound in enumerate(BOUNDS):
             if slower:
                 slower = [latency for latency in slower if latency > bound]
@@ -93,7 +93,7 @@ class MethodStats:
         self.latencies = []
 
     def add(self, other: "MethodStats") -> None:
-        """Add the numbers of another method."""
+        """Add the statistics of another method."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.errors.items():
@@ -106,7 +106,7 @@ class MethodStats:
             self.fold()
 
     def copy(self) -> "MethodStats":
-        """Return the same numbers, to be read while these change."""
+        """Return a copy, which can be read while the original changes."""
         copy = MethodStats()
         copy.add(self)
         return copy
@@ -140,16 +140,16 @@ class MethodStats:
 
 
 class ServerStats:
-    """What a Dispatcher counts, but for what it has of each method.
+    """What a Dispatcher counts besides the methods' own statistics.
 
-    `lock` is a driver's with threads: the one that it holds when it changes a MethodStats.
+    `lock` is for drivers with threads: the lock that they hold when they change a MethodStats.
     """
 
     def __init__(self, lock: AbstractContextManager[Any] | None = None) -> None:
         self.lock = lock or nullcontext()
         self.unknown = MethodStats()
         self.removed = MethodStats()
-        self.slow_from = -1.0  # a call that takes longer, in seconds, is one of the slowest
+        self.slow_from = -1.0  # seconds; a call that takes longer is one of the slowest
         self.turns_at = -math.inf  # when the slowest become the older ones
         # Heaps, the fastest first: latency, time of the end, method, peer, queue, handler, send
         self._slowest: list[tuple[Any, ...]] = []
@@ -166,7 +166,7 @@ class ServerStats:
     def count_error(
         self, stats: MethodStats, name: str, call: InboundCall, error: CallError, now: float
     ) -> None:
-        """Count a call that ended with an error, whether or not a handler saw it; with the lock."""
+        """Count a call that ended with an error, served or not; the lock is held."""
         code = clip(str(error.code))[:64]
         known = code if code in CODES else _OTHER
         stats.errors[known] = stats.errors.get(known, 0) + 1
@@ -178,7 +178,7 @@ class ServerStats:
         self._note_error(now, name, code, str(error.message), call.connection.peer.address)
 
     def note_slow(self, job: Job, ended: float, sent: float) -> None:
-        """Record a call that may be one of the slowest; `sent`: when its answer was."""
+        """Record a call that may be one of the slowest; `sent` is when it was answered."""
         call = job.call
         arrived = call.arrived
         began = getattr(job, "began", arrived)
@@ -218,7 +218,7 @@ class ServerStats:
                 self._note_error(now, None, str(error.code), str(error.message), peer)
 
     def closed(self, connection: Connection) -> None:
-        """Keep the numbers of a connection whose transport is closed; once for each."""
+        """Keep the numbers of a closed connection; call it once for each."""
         with self.lock:
             self._received += connection.received
             self._sent += connection.sent
@@ -231,29 +231,29 @@ class ServerStats:
         now: float,
         connections: Iterable[Connection] = (),
     ) -> dict[str, Any]:
-        """Return all numbers as JSON-able values; times and ages are seconds.
+        """Return all statistics as JSON-able values; times and ages are in seconds.
 
-        `methods` are copies, to be used up; `connections` are those that are not closed.
+        `methods` are copies, which this consumes; `connections` are the open ones.
 
-        - `calls`: of all methods together, what `methods` has of each, but for `latency`.
-        - `methods`: by name; also `(unknown)` and `(removed)` if anything was counted there.
-          `begun` calls were taken on, `ended` ones are over, `in_flight` is what is between: their
-          handlers run or wait to. Handlers that returned are `served`, that raised `failed`;
-          `late` are those served when their caller had been told of another end already.
-          `refused` calls were not taken on. `cancelled` ones ended before their handler: by the
-          caller, the deadline, the connection or a shutdown. `deadline_overruns`: the deadline
-          passed before the answer. `errors`: {code: calls}, of all that ended with one, the
-          refused included; what is not a code of the protocol is `other`. `latency`, from the
-          arrival of the request to the handler's end: `count`, `sum`, `p50` and `p99` of the last
-          512 calls or more (None without any), `buckets` of pairs (upper bound, calls that took
-          at most so long), all calls being the last one, without bound.
-        - `connections`: `total`, `open`, `violations` of the protocol, `refused_handshakes`, and
-          `bytes_received` and `bytes_sent` over all, without what TLS adds.
-        - `last_errors`, the last one first, at most 50: `age`, `method` (None if it was the
+        - `calls`: the sums over all methods of the fields in `methods`, except `latency`.
+        - `methods`: by name, plus `(unknown)` and `(removed)` if anything was counted there.
+          `begun` calls were accepted and `ended` calls are over; `in_flight` is the difference:
+          their handlers are running or queued. `served` handlers returned and `failed` ones raised;
+          `late` counts those served after the caller already had another outcome. `refused` calls
+          were not accepted. `cancelled` calls ended before their handler did: by the caller, the
+          deadline, the connection or a shutdown. `deadline_overruns`: the deadline passed before
+          the answer. `errors`: {code: calls} of all calls that ended with an error, including
+          refused ones; a code that is not part of the protocol counts as `other`. `latency`, from
+          the arrival of the request to the end of the handler: `count`, `sum`, `p50` and `p99` of
+          the last 512 calls or more (None without any), and `buckets`, pairs of an upper bound and
+          the number of calls within it; the last bucket has no bound and counts all calls.
+        - `connections`: `total`, `open`, protocol `violations`, `refused_handshakes`,
+          `bytes_received` and `bytes_sent` over all connections, without the overhead of TLS.
+        - `last_errors`, newest first, at most 50: `age`, `method` (None for an error of the
           connection), `code`, `message`, `peer`.
-        - `slowest`, the slowest first, at most 20 of the last five to ten minutes: `age`, `method`,
-          `peer`, `latency`, and where the time went: `queue`, until the handler began, `handler`,
-          until it ended, and `send`, until the answer was encoded.
+        - `slowest`, slowest first, at most 20 of the last five to ten minutes: `age`, `method`,
+          `peer`, `latency`, and its parts: `queue` until the handler started, `handler` until it
+          ended, and `send` until the answer was encoded.
         """
         total = MethodStats()
         for stats in methods.values():

@@ -1,4 +1,4 @@
-"""`client.service(...)`: a service that looks like an object, in any driver."""
+"""Proxies: `client.service(...)` returns a service as an object, in any driver."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,1 +1,1 @@
-"""What goes over the wire: frames, the option handshake, headers, codecs and typed values."""
+"""The wire format: frames, the option handshake, headers, codecs and typed values."""

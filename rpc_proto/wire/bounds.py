@@ -1,4 +1,4 @@
-"""The bounds that the protocol sets (docs/protocol.md), whatever is configured."""
+"""The limits that the protocol fixes (docs/protocol.md), whatever the configuration."""
 
 __all__ = [
     "LARGEST_BODY",
@@ -8,10 +8,10 @@ __all__ = [
     "SMALLEST_HEADER",
 ]
 
-# Longer timeouts are clipped to this, in seconds: a year.
+# Longer timeouts are clipped to a year, in seconds.
 MAX_TIMEOUT = 366 * 86400.0
 
-# Bytes. An error with its longest text fits into the smallest body, whatever the codec makes of it.
+# Bytes. An error with its longest text fits into the smallest body in every codec.
 SMALLEST_BODY = 8 * 1024
 SMALLEST_HEADER = 256
 LARGEST_BODY = 2**32 - 1

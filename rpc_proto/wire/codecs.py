@@ -1,4 +1,4 @@
-"""How values become bytes: the type of a codec, and how one is found by its name."""
+"""Codecs, which turn values into bytes, and how to find one by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,18 +26,18 @@ SMALL = 48  # bytes, which keep every limit, whatever is in them, and count nowh
 
 
 class Codec:
-    """A name and two functions; what travels in the option handshake is the name.
+    """A name, which travels in the option handshake, and two functions.
 
-    `encode(value)` returns bytes and `decode(data)` the value again; both may raise any exception
-    for what they cannot do. The least a codec must carry: None, bool, int, float, str, and lists
-    and string-keyed dicts of these (docs/protocol.md, "Codecs"). `decode` is given bytes from
-    strangers and must take linear time: beware of maps whose keys' hashes a peer can choose.
-    `growth` is how many times the size of its bytes a decoded value may take in memory.
+    `encode(value)` returns bytes and `decode(data)` returns the value; both may raise any exception
+    for input they cannot handle. A codec must support at least None, bool, int, float, str, and
+    lists and string-keyed dicts of these (docs/protocol.md, "Codecs"). `decode` gets untrusted
+    bytes and must run in linear time: beware of maps whose keys' hashes a peer can choose. `growth`
+    is the largest ratio of a decoded value's size in memory to the size of its bytes.
     """
 
     __slots__ = ("_growth", "decode", "encode", "name")
 
-    # Whether its integers have at most 64 bits: of longer ones any number can share a hash.
+    # Whether its integers have at most 64 bits: any number of longer ones can share a hash.
     short_integers = False
 
     # The type of what `decoder` is to pass over without a look at it.
@@ -73,10 +73,10 @@ class Codec:
 
 
 def find_codec(codec: "str | Codec") -> Codec:
-    """Return the codec of that name, or the codec itself; ValueError for an unknown name.
+    """Return the codec with that name, or the codec itself; ValueError for an unknown name.
 
-    The built-in ones are loaded here, not when the package is imported: the library beneath them
-    takes longer to import than the whole core.
+    The built-in codecs are loaded here rather than when the package is imported: msgspec takes
+    longer to import than the whole core.
     """
     if isinstance(codec, Codec):
         return codec
@@ -88,7 +88,7 @@ def find_codec(codec: "str | Codec") -> Codec:
 
 
 def explain(error: BaseException) -> str:
-    """Return what went wrong in a codec, in the same words for each of them."""
+    """Return a description of a codec's exception, worded the same for every codec."""
     if isinstance(error, RecursionError):
         return "the value is nested too deeply for Python's stack, or contains itself"
     try:

@@ -14,7 +14,7 @@ _decode_prefix = _PREFIX.unpack_from
 
 
 class FrameType(IntEnum):
-    """Types below 0x80 must be understood; from 0x80 on an unknown one is ignored."""
+    """Frame types. Unknown types below 0x80 are a violation; from 0x80 on they are ignored."""
 
     REQUEST = 0x01
     RESPONSE = 0x02
@@ -30,9 +30,9 @@ IGNORABLE = 0x80
 
 
 class Flag:
-    """What a frame's flags say; a flag that its type does not have is a violation.
+    """The flags of a frame; a flag that its type does not have is a violation.
 
-    Plain numbers: they are tested for each call, and an enum's operators take longer than that.
+    Plain integers, because they are tested for each call and an enum's operators are slower.
     """
 
     RAW: Final = 0x01  # the one value is the body's bytes themselves
@@ -73,9 +73,9 @@ class _Nothing(BytesIO):
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames; memory stays under the largest frame allowed.
+    """Splits a stream of bytes into frames; never holds more than the largest frame allowed.
 
-    A violation stops it: `error` then says what was wrong, and `feed` gives nothing more.
+    After a violation, `error` describes it and `feed` returns nothing more.
     """
 
     __slots__ = (
@@ -107,25 +107,25 @@ class FrameReader:
 
     @property
     def missing(self) -> int:
-        """Bytes still to come of a frame whose prefix has arrived; 0 between frames."""
+        """Bytes still missing of a frame whose prefix has arrived; 0 between frames."""
         return self.lacking + self._later
 
     @property
     def arrived(self) -> int:
-        """Bytes that are held of a frame of which more are to come."""
+        """Bytes held of the incomplete frame."""
         if not self._fields:
             return 0
         return self._part.tell() + (len(self._fields[3]) if len(self._fields) > 3 else 0)
 
     @property
     def mid_frame(self) -> bool:
-        """Whether the stream would be cut inside a frame if it ended now."""
+        """Whether a frame is incomplete, so that an end of the stream now would truncate it."""
         return bool(self._fields or self._prefix)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """Take the next bytes and return the frames that they complete, in order.
+        """Take the next bytes and return the frames they complete, in order.
 
-        Nothing keeps a reference to `data`: the caller may reuse its buffer.
+        No reference to `data` is kept: the caller may reuse the buffer.
         """
         if self.error is not None:
             return []
@@ -152,7 +152,7 @@ class FrameReader:
         max_body = self.max_body
         while end - start >= PREFIX_SIZE:
             kind, flags, header_size, body_size, call_id = _decode_prefix(data, start)
-            # The limits hold at the prefix, before anything is stored for the frame.
+            # Limits are enforced at the prefix, before anything of the frame is stored.
             if (
                 kind not in _USUAL
                 or flags & _UNUSUAL_FLAGS
@@ -186,7 +186,7 @@ class FrameReader:
         return frames
 
     def _complete(self, data: bytes | bytearray | memoryview) -> memoryview:
-        """Add to the frame that is arriving; return what is behind it."""
+        """Add to the incomplete frame; return the bytes after it."""
         view = memoryview(data)
         while len(view) >= self.lacking:
             self._part.write(view[: self.lacking])
@@ -201,9 +201,9 @@ class FrameReader:
         return view[:0]
 
     def skip(self) -> tuple[int, int, int]:
-        """Hold nothing of the frame that is arriving; return its type, its flags and its call id.
+        """Discard the incomplete frame; return its type, flags and call id.
 
-        When the rest has come there is an ignorable frame in its place, and an empty one.
+        Once the rest has arrived, an empty frame of an ignorable type takes its place.
         """
         kind, flags, call_id = self._fields[:3]
         self._fields = [IGNORABLE, 0, call_id, b""]

@@ -39,7 +39,7 @@ _LONGEST_PING = 2**40
 
 
 class Options(NamedTuple):
-    """What a client proposes. Sizes in bytes; `ping` in milliseconds, None for no pings."""
+    """The options a client proposes. Sizes in bytes; `ping` in milliseconds, None for no pings."""
 
     codec: str
     token: str | None
@@ -50,7 +50,7 @@ class Options(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server accepted. Sizes in bytes; `ping` in milliseconds, None for no pings."""
+    """The options a server accepted. Sizes in bytes; `ping` in milliseconds, None for no pings."""
 
     codec: str
     max_header: int
@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 
 def encode_options(options: Options) -> bytes:
-    """Return the client's line; HandshakeError if it would be longer than a server reads."""
+    """Return the client's line; HandshakeError if it exceeds the limit of a line."""
     fields: dict[str, Any] = {"magic": MAGIC, "version": VERSION, "codec": options.codec}
     if options.token is not None:
         fields["token"] = options.token
@@ -94,7 +94,7 @@ def encode_accept(answer: Answer) -> bytes:
 
 
 def encode_refusal(code: str, message: str, codecs: Iterable[str]) -> bytes:
-    """Return the server's line that refuses, with what it does support."""
+    """Return the server's line that refuses and lists what it supports."""
     return _line(
         {
             "magic": MAGIC,
@@ -105,9 +105,9 @@ def encode_refusal(code: str, message: str, codecs: Iterable[str]) -> bytes:
 
 
 def agree_ping(ours: float | None, theirs: int | None) -> int | None:
-    """Return the interval in force, in milliseconds: the smaller one, at least a second.
+    """Return the ping interval in milliseconds: the smaller of the two, at least a second.
 
-    An end that says 0 wants none at all: a client, say, that does not read between its calls.
+    0 from either end disables pings, for example for a client that does not read between calls.
     """
     if ours == 0 or theirs == 0:
         return None
@@ -116,7 +116,7 @@ def agree_ping(ours: float | None, theirs: int | None) -> int | None:
 
 
 def agree_features(theirs: frozenset[str]) -> frozenset[str]:
-    """Return the features in force: those that both lines name."""
+    """Return the features that both ends support."""
     return FEATURES & theirs
 
 
@@ -169,7 +169,7 @@ def parse_answer(line: bytes) -> Answer:
 
 
 class LineReader:
-    """Collects one line of at most `MAX_LINE` bytes and keeps what came after it."""
+    """Collects one line of at most `MAX_LINE` bytes and keeps the bytes after it."""
 
     __slots__ = ("_line",)
 
@@ -182,10 +182,10 @@ class LineReader:
         return bool(self._line)
 
     def feed(self, data: bytes | bytearray | memoryview) -> tuple[bytes, bytes] | None:
-        """Return (line, bytes behind it) once the newline is there, else None.
+        """Return (line, bytes after it) once the newline has arrived, else None.
 
-        Raises HandshakeError as soon as the bytes cannot be the line: a first byte that is not
-        `{`, or no newline within the limit.
+        Raises HandshakeError as soon as the bytes cannot be an option line: the first byte is not
+        `{`, or there is no newline within the limit.
         """
         seen = len(self._line)
         self._line += data

@@ -1,6 +1,6 @@
-"""What a frame's header says, in the agreed codec (docs/protocol.md, "Headers").
+"""Frame headers in the agreed codec (docs/protocol.md, "Headers").
 
-A method that is called again with the same options has the same bytes: both directions are cached.
+Calling a method again with the same options produces the same bytes, so both directions are cached.
 """
 
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ NO_METADATA: Mapping[str, str] = MappingProxyType({})
 MOST_METADATA = 64  # entries
 
 _CACHED = 512
-LONGEST_CACHED = 256  # bytes; so a cache stays under about 256 KiB
+LONGEST_CACHED = 256  # bytes, so that a cache stays under about 256 KiB
 
 
 class HeaderError(ValueError):
-    """A header from the peer is not what the protocol says; the text says how."""
+    """A header from the peer violates the protocol; the text says how."""
 
 
 Request = tuple[str, float | None, Mapping[str, str]]
 
 
 class Headers:
-    """Encodes and parses headers in one codec; `Headers.of(codec)` is shared by connections."""
+    """Encodes and parses headers in one codec; connections share `Headers.of(codec)`."""
 
     __slots__ = ("_codec", "parse_cached", "request_plain")
 
@@ -50,7 +50,7 @@ class Headers:
         return self._codec.encode([method, timeout_ms])
 
     def request(self, method: str, timeout_ms: int | None, metadata: Mapping[str, str]) -> bytes:
-        """Encode the header of a request that carries metadata; TypeError if that is malformed."""
+        """Encode the header of a request with metadata; TypeError if the metadata is malformed."""
         fields = dict(metadata)
         if len(fields) > MOST_METADATA:
             raise TypeError(f"metadata of {len(fields)} entries; the limit is {MOST_METADATA}")
@@ -60,7 +60,7 @@ class Headers:
         return self._codec.encode([method, timeout_ms, fields])
 
     def answer(self, metadata: Mapping[str, str]) -> bytes:
-        """Encode the header of a response or an error; no bytes for no metadata."""
+        """Encode the header of a response or an error; empty without metadata."""
         if len(metadata) > MOST_METADATA:
             raise TypeError(f"metadata of {len(metadata)} entries; the limit is {MOST_METADATA}")
         return self._codec.encode([dict(metadata)]) if metadata else b""

@@ -1,7 +1,7 @@
-"""Outlines of types: enough of a type to find the unknown fields of the records in a value.
+"""Outlines of types, used to find unknown fields in a value's records.
 
-msgspec drops fields that a dataclass does not have. The outline of a type is a type of its own with
-the same records, as structs that have no other fields, and with nothing else looked at.
+msgspec silently drops fields that a dataclass does not have. The outline of a type has the same
+records, as structs that forbid other fields, and ignores everything else.
 """
 
 import re
@@ -48,7 +48,7 @@ _STEP = re.compile(r"\[(?P<index>[0-9]+)\]|\[\.\.\.\]|\.(?P<field>[^.\[]+)")
 
 
 def explain_unknown_field(text: str, kind: Any) -> str:
-    """Return msgspec's text of an unknown field with the name of the type that lacks it."""
+    """Return msgspec's message about an unknown field, with the name of the type added."""
     found = _UNKNOWN.fullmatch(text)
     cls = _record_at(inspect.type_info(kind), found["path"] or "") if found else None
     if found is None or cls is None:
@@ -59,8 +59,8 @@ def explain_unknown_field(text: str, kind: Any) -> str:
 def outline(kind: Any, unread: Any) -> Any:
     """Return the outline of a type, or None if it has no records.
 
-    `unread` is the type of what is not looked at: msgspec.Raw where bytes are decoded, Any where
-    values are converted. Whatever `kind` takes, the outline takes, but for unknown fields.
+    `unread` is the type of everything that is ignored: msgspec.Raw when decoding bytes, Any when
+    converting values. The outline accepts whatever `kind` accepts, except unknown fields.
     """
     node = inspect.type_info(kind)
     return _Outliner(unread).of(node) if _has_records(node) else None
@@ -71,7 +71,7 @@ def _has_records(node: Any) -> bool:
 
 
 def _bare(node: Any) -> Any:
-    """Return a description without the notes of an Annotated."""
+    """Return a description without the metadata of an Annotated."""
     return _bare(node.type) if isinstance(node, inspect.Metadata) else node
 
 
@@ -98,7 +98,7 @@ class _Outliner:
         return list[self.of(node.item_type)]  # type: ignore[misc]  # and sets of hashable records
 
     def _member(self, node: Any) -> Any:
-        """Return the outline of a part of a union, as far as it tells the parts apart."""
+        """Return the outline of a member of a union, enough to tell the members apart."""
         node = _bare(node)
         if isinstance(node, (inspect.NamedTupleType, inspect.TupleType)):
             return self._outline(node) if _has_records(node) else list[self._unread]  # type: ignore[name-defined]
@@ -119,7 +119,7 @@ class _Outliner:
             tag_field=node.tag_field if is_struct else None,
             gc=False,
         )
-        # Its fields may lead back to itself. msgspec reads them when it first makes a decoder.
+        # Its fields may refer back to it; msgspec reads them when it first makes a decoder.
         made.__annotations__ = {
             name: self.of(field.type) for name, field in zip(names, node.fields, strict=True)
         }
@@ -127,7 +127,7 @@ class _Outliner:
 
 
 def _scalar(node: Any) -> Any:
-    """Return the type described, which has no records: a key, or a part of a union."""
+    """Return the described type, which has no records: a key, or a member of a union."""
     node = _bare(node)
     if isinstance(node, inspect.NoneType):
         return None
@@ -147,7 +147,7 @@ def _scalar(node: Any) -> Any:
 
 
 def _record_at(node: Any, path: str) -> Any:
-    """Return the class of the record at a path of msgspec's, or None if that leads nowhere."""
+    """Return the class of the record at a msgspec path, or None if there is none."""
     for step in _STEP.finditer(path):
         inner = [_step(part, step["index"], step["field"]) for part in _parts(node)]
         node = next((one for one in inner if one is not None), None)

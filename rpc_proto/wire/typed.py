@@ -1,4 +1,4 @@
-"""Values as the types that annotations promise: decoding with validation, through msgspec."""
+"""Decoding values as annotated types, validated by msgspec."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
@@ -20,14 +20,14 @@ __all__ = [
     "nodes",
 ]
 
-# Bytes of a body whose type has sets or keys with chosen hashes: too few to make trouble with.
+# Bytes. A smaller body has too few set members or keys for colliding hashes to matter.
 HASHED_SIZE = 16 * 1024
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _remembered(function: Function) -> Function:
-    """Keep results of a function, but for types that cannot be hashed: an Annotated with a list."""
+    """Cache a function's results, except for unhashable types such as an Annotated with a list."""
     cached = lru_cache(maxsize=1024)(function)
 
     @wraps(function)
@@ -42,7 +42,7 @@ def _remembered(function: Function) -> Function:
 
 @_remembered
 def decoder(codec: Codec, kind: Any) -> Decode:
-    """Return what decodes bytes of `codec` into `kind`; TypeError if no value can be of `kind`."""
+    """Return a function from bytes of `codec` to `kind`; TypeError if no value can be of `kind`."""
     check_decodable(kind)
     decode = codec.decoder(kind)
     if not has_chosen_hashes(kind, short_integers=codec.short_integers):
@@ -56,7 +56,7 @@ def decoder(codec: Codec, kind: Any) -> Decode:
 
 
 def check_hashed_size(data: bytes) -> None:
-    """Raise ValueError if a body for a type with chosen hashes has room for too many of them."""
+    """Raise ValueError if a body is large enough for an attack by colliding hashes."""
     if len(data) > HASHED_SIZE:
         raise ValueError(
             f"a body of {len(data)} bytes; the limit is {HASHED_SIZE} where the type has sets, or "
@@ -65,16 +65,16 @@ def check_hashed_size(data: bytes) -> None:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """Return a decoded value as `kind`; ValueError says where it does not fit."""
+    """Convert a decoded value to `kind`; ValueError with the path to what does not fit."""
     import msgspec
 
     return msgspec.convert(value, kind, str_keys=True)
 
 
 def argument_decoder(codec: Codec, kind: Any) -> Decode:
-    """Return what `decoder` does, but for ValueError if a record has a field that its type lacks.
+    """Return a function like `decoder` does, but one that raises ValueError for unknown fields.
 
-    Without it msgspec drops such fields. Results are left to that: a newer server may add a field.
+    msgspec alone would drop such fields. For results that is right: a newer server may add fields.
     """
     from .outlines import explain_unknown_field, outline
 
@@ -98,7 +98,7 @@ def argument_decoder(codec: Codec, kind: Any) -> Decode:
 
 
 def convert_argument(value: Any, kind: Any) -> Any:
-    """Return a decoded value as `kind`; ValueError says where it does not fit, or is dropped."""
+    """Convert a decoded value to `kind`; ValueError for a mismatch or an unknown field."""
     converted = convert(value, kind)
     shape = argument_outline(kind)
     if shape is not None:
@@ -113,14 +113,14 @@ def convert_argument(value: Any, kind: Any) -> Any:
 
 @_remembered
 def argument_outline(kind: Any) -> Any:
-    """Return what `convert_argument` finds unknown fields with, or None if it need not look."""
+    """Return the outline with which `convert_argument` finds unknown fields; None if unneeded."""
     from .outlines import outline
 
     return outline(kind, Any)
 
 
 def check_decodable(kind: Any) -> None:
-    """Raise TypeError if no decoded value can be of that type, or of one inside it."""
+    """Raise TypeError if no decoded value can be of that type, or of a type inside it."""
     from msgspec import inspect, msgpack
 
     from . import outlines  # noqa: F401 - not at the first call: no file may be left to open then
@@ -136,7 +136,7 @@ def check_decodable(kind: Any) -> None:
 
 
 def check_encodable(kind: Any) -> None:
-    """Raise TypeError if no value of that type, or of one inside it, can be encoded."""
+    """Raise TypeError if no value of that type, or of a type inside it, can be encoded."""
     from msgspec import inspect
 
     try:
@@ -151,7 +151,7 @@ def check_encodable(kind: Any) -> None:
 
 
 def _has_encodable(cls: Any) -> bool:
-    """Whether values of a class or of a subclass that is known can be encoded."""
+    """Whether values of a class or of a known subclass can be encoded."""
     from msgspec import inspect
 
     try:
@@ -174,23 +174,23 @@ def _is_record(node: Any) -> bool:
 
 @_remembered
 def weight(kind: Any) -> int:
-    """Return how many times as long as plain values those of the type take to decode."""
+    """Return how much longer values of the type take to decode than plain values, as a factor."""
     return 2 if any(map(_is_record, nodes(kind))) else 1
 
 
 def has_untyped(kind: Any) -> bool:
-    """Return whether a part of the type is anything at all."""
+    """Return whether the type or a part of it is Any."""
     from msgspec import inspect
 
     return any(isinstance(node, inspect.AnyType) for node in nodes(kind))
 
 
 def has_chosen_hashes(kind: Any, *, short_integers: bool) -> bool:
-    """Return whether the type has sets, or keys of maps, whose hashes a peer can choose.
+    """Return whether the type has sets or map keys whose hashes a peer can choose.
 
-    Python keeps the hashes of strings and bytes a secret, and of dates and times, which it hashes
-    as bytes; not those of numbers, tuples and what is made of them. So a peer can make them all the
-    same, and a table of n entries then costs n * n / 2 comparisons.
+    Python randomises the hashes of strings and bytes, and of dates and times, which it hashes as
+    bytes, but not those of numbers, tuples and types made of them. A peer can make these all equal,
+    and a table of n entries then costs n * n / 2 comparisons.
     """
     from msgspec import inspect
 
@@ -215,7 +215,7 @@ def has_chosen_hashes(kind: Any, *, short_integers: bool) -> bool:
 
 
 def nodes(kind: Any) -> Iterator[Any]:
-    """Find the descriptions of a type and of all inside it, as msgspec.inspect has them."""
+    """Yield the msgspec.inspect descriptions of a type and of all types inside it."""
     from msgspec import inspect
 
     todo: list[Any] = [kind if isinstance(kind, inspect.Type) else inspect.type_info(kind)]

@@ -130,7 +130,7 @@ def test_pages_of_a_list_are_half_as_long_after_each_failure_down_to_31_keys():
     for _ in range(6):
         operation = asked(machine)
         limits.append(operation.question.limit)
-        machine.failed(machine._asked_at, operation.id, "the answer is longer than 16777216 bytes")
+        machine.failed(machine._asked_at, operation.id, "the response is longer than 16777216 bytes")
         go_on(machine)
     assert limits == [500, 250, 125, 62, 31, 31]
     machine.result(machine._asked_at, asked(machine).id, Ranged(header(), []))

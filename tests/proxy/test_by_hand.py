@@ -110,7 +110,7 @@ def test_endless_answer_is_given_up(client_backend, through):
 @pytest.mark.fault(42)
 def test_answer_that_is_no_http_is_refused(client_backend, through):
     with saying(b"SSH-2.0-OpenSSH_9.2\r\n") as (peer, address):
-        assert_refused(client_backend, through(address), peer, "is no HTTP: b'SSH")
+        assert_refused(client_backend, through(address), peer, "is not HTTP: b'SSH")
 
 
 @pytest.mark.fault(42)

@@ -268,7 +268,7 @@ def test_arguments_over_the_limits_cost_the_call_only(codec: Codec) -> None:
     Host(pair, Taker())
     for value, text in (
         ("x" * 100_000, "encoded body of 1000[0-9]{2} bytes; the limit is 100000"),
-        ([[]] * 10_000, "bytes when it is decoded; the limit is 1048576"),
+        ([[]] * 10_000, "bytes when decoded; the limit is 1048576"),
     ):
         error = pair.outcome(pair.call("Taker.take", value))
         assert type(error) is ResourceExhausted

@@ -116,8 +116,8 @@ GOOD = {
     ),
 }
 
-RULES = "the answer breaks the rules of HTTP: "
-HUNG_UP = "the server closed the connection before its answer was complete"
+RULES = "the response is not valid HTTP: "
+HUNG_UP = "the server closed the connection before the response was complete"
 BAD = {
     "nothing": (b"", HUNG_UP),
     "no HTTP": (b"SSH-2.0-OpenSSH\r\n\r\n", RULES),
@@ -172,7 +172,7 @@ def test_answer_is_complete_at_its_last_byte():
 @pytest.mark.parametrize("step", [None, 1])
 def test_answer_longer_than_the_limit_is_cut_off(head, step):
     answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\nhello hello"
-    assert outcome(answer, step, max_answer=10) == "the answer is longer than 10 bytes"
+    assert outcome(answer, step, max_answer=10) == "the response is longer than 10 bytes"
     assert fetch(answer, step, max_answer=11) == (200, b"hello hello")
 
 

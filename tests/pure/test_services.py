@@ -671,7 +671,7 @@ def test_marked_property_is_refused() -> None:
         def callback(self) -> Any:
             raise AssertionError("evaluated")
 
-    with pytest.raises(TypeError, match=r"Lazy.callback is marked, but is not a method"):
+    with pytest.raises(TypeError, match=r"Lazy.callback is marked but is not a method"):
         reflect(Lazy())
     with pytest.raises(TypeError, match="only a function can be marked"):
         expose(property(lambda self: None))  # type: ignore[type-var]

@@ -350,7 +350,7 @@ def test_interceptor_that_forgets_to_await_is_told(end: str) -> None:
 
     def conversation(do: Any) -> None:
         kind = Unknown if end == "server" else TypeError
-        with pytest.raises(kind, match="something to await"):
+        with pytest.raises(kind, match="returned an awaitable"):
             do("call", "Service.add", 1, 2)
 
     world.talk(conversation, **{end: [forgets]})
