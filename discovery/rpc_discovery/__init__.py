@@ -1,4 +1,4 @@
-"""Who offers what, and where: as pure as the core. Transports only carry what is decided here."""
+"""Service discovery and load balancing, as pure as the core: drivers only carry out operations."""
 
 from typing import TYPE_CHECKING
 

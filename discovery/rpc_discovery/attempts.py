@@ -1,4 +1,4 @@
-"""One balanced call as a machine: whom to dial, when to send, when to wait, when to give up."""
+"""A balanced call as a state machine: which node to dial, when to send, wait, or give up."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,15 +11,15 @@ __all__ = ["Attempts", "Dial", "Fail", "Send", "Step", "Wait"]
 
 
 class Dial(NamedTuple):
-    """Begin to dial a node, do not wait for it, and ask for the next step."""
+    """Start to dial a node, do not wait for it, and ask for the next step."""
 
     target: Target
 
 
 class Send(NamedTuple):
-    """Send the call over the connection of a node, with that timeout in seconds.
+    """Send the call over a node's connection, with this timeout in seconds.
 
-    Then say how it ended: `answered`, `failed` or `cancelled`.
+    Then report how it ended: `answered`, `failed` or `cancelled`.
     """
 
     target: Target
@@ -27,13 +27,13 @@ class Send(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Wait for so many seconds at most, or until something has changed: see `Attempts`."""
+    """Wait for at most so many seconds, or until something has changed: see `Attempts`."""
 
     seconds: float
 
 
 class Fail(NamedTuple):
-    """The call has failed with this error."""
+    """The call failed with this error."""
 
     error: CallError
 
@@ -44,9 +44,10 @@ Step = Dial | Send | Wait | Fail
 class Attempts:
     """A balanced call, from its start until a node has answered or nothing is left to try.
 
-    A driver asks `next(now)` what to do, does it, and asks again. While it waits it asks as soon as
-    a dial has ended, a view has come, the pool was closed or the call was abandoned.
-    `without_view()` tells what to say of a deadline that passes before any node is known.
+    A driver calls `next(now)`, does what it returns, and calls it again. While it waits, it calls
+    it as soon as a dial has ended, a view has arrived, the pool was closed or the call was
+    abandoned. `without_view()` returns the reason to report if the deadline passes before any node
+    is known.
     """
 
     __slots__ = (
@@ -64,10 +65,10 @@ class Attempts:
         self.call = call
         self._pool = pool
         self._without_view = without_view
-        self._waiting: Callable[[], str] = str  # says what was waited for last
+        self._waiting: Callable[[], str] = str  # describes what was waited for last
         self._tries = 0  # nodes looked at since the last wait
         self._resume_at = 0.0  # a pause after a failure
-        self._started = 0.0  # when the attempt began that is under way
+        self._started = 0.0  # when the current attempt started
         self._error: CallError | None = None  # that stands
 
     def next(self, now: float) -> Step:
@@ -105,10 +106,10 @@ class Attempts:
         return None
 
     def _seek(self, now: float) -> Step:
-        """Return the step to the node in turn.
+        """Return the next step towards the node whose turn it is.
 
-        If it is not connected it is dialled, and so are others, or one that cannot be reached would
-        keep the call from all of them.
+        If it is not connected it is dialled, and others with it, so that one unreachable node does
+        not keep the call from all of them.
         """
         call, pool = self.call, self._pool
         while True:
@@ -127,7 +128,7 @@ class Attempts:
                 if not fixed:
                     continue
             self._tries = 0
-            # Dials may have ended since they were asked for, and nobody would tell of them again.
+            # Dials may have ended since they were requested, which would not be reported again.
             if pool.dials:
                 break
         self._waiting = target.why_waited_for
@@ -136,20 +137,20 @@ class Attempts:
     # How an attempt ended
 
     def answered(self, now: float) -> None:
-        """Take the end of an attempt that the node answered."""
+        """Handle the end of an attempt that the node answered."""
         target = self.call.target
         assert target is not None
         self._pool.succeeded(target, self._started, now)
 
     def failed(self, now: float, error: CallError, blamed: bool) -> None:
-        """Take the end of an attempt that failed; for `blamed` see `Pool.failed`."""
+        """Handle the end of an attempt that failed; for `blamed` see `Pool.failed`."""
         target = self.call.target
         assert target is not None
         pause = self._pool.failed(self.call, target, error, self._started, now, blamed)
         self.resume(now, error, pause)
 
     def resume(self, now: float, error: CallError, pause: float | None) -> None:
-        """Go on after so many seconds, or let the error stand if that is None."""
+        """Retry after so many seconds, or, if None, let the call fail with the error."""
         if pause is None:
             self._error = error
         else:

@@ -1,4 +1,4 @@
-"""What all balancers do: find out who may be picked, and with what weight."""
+"""What all balancers share: which nodes may be picked, and with what weight."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -8,22 +8,22 @@ from .endpoints import Endpoint
 
 __all__ = ["Balancer"]
 
-_FLOOR = 0.1  # the share of its weight that a node begins its slow start with
+_FLOOR = 0.1  # the share of its weight with which a node begins its slow start
 _STEPS = 20  # in which it gets the rest
-_ENOUGH = 0.5  # the share of a zone that has to be in service to serve it alone
-_TRIES = 4  # to come upon an endpoint that is not to be avoided, before all are looked at
+_ENOUGH = 0.5  # the share of a zone that must be in service for it to serve itself
+_TRIES = 4  # to find an endpoint that is not to be avoided, before looking at all of them
 
 
 class Balancer(ABC):
-    """Picks an endpoint for each call. To add one: a subclass with `choose`, and `arrange` if it
-    prepares anything.
+    """Picks an endpoint for each call.
 
-    Not for several threads at once: whoever shares it has a lock.
+    To write your own, override `choose`, and `arrange` if it has to prepare anything. It is not
+    thread-safe: threads that share it need a lock.
 
     `rng` returns random numbers from 0 to 1, 1 excluded, such as `random.random`.
 
-    A node that arrives gets a tenth of its weight at first, and in `slow_start` seconds, in 20
-    steps, all of it; 0 switches that off.
+    A new node starts with a tenth of its weight and reaches all of it within `slow_start` seconds,
+    in 20 steps; 0 turns that off.
 
     With a `zone`, nodes whose metadata have the same "zone" get all calls as long as those in
     service have at least half the weight of all of them; ejected ones are not in service. Below
@@ -33,7 +33,7 @@ class Balancer(ABC):
     """
 
     weighted = True  # whether weights matter, apart from 0: such nodes get nothing
-    measures = True  # whether `choose` looks at latencies; if not, nobody need measure them
+    measures = True  # whether `choose` uses latencies; if not, they need not be measured
 
     def __init__(
         self, *, rng: Callable[[], float], zone: str | None = None, slow_start: float = 10.0
@@ -49,10 +49,10 @@ class Balancer(ABC):
         self.due = inf  # when `pick` has more to do than `choose`
 
     def rebuild(self, endpoints: Iterable[Endpoint], now: float) -> None:
-        """Take these endpoints, ejected ones included, instead of those before.
+        """Replace the endpoints, including ejected ones.
 
-        To be called when nodes come or go, are ejected or return, or their weights change. The
-        work is done at the next pick, once for any number of changes.
+        Call it when nodes are added, removed, ejected or restored, or when weights change. The work
+        is done at the next pick, once for any number of changes.
         """
         self.known = tuple(endpoints)
         self.due = -inf
@@ -62,8 +62,8 @@ class Balancer(ABC):
     ) -> Endpoint | None:
         """Return an endpoint for a call, or None if no node in service has a weight.
 
-        `avoid` holds those that were tried already: they are returned only when nothing else is
-        left, in other zones neither. `key` matters to balancers that keep calls together.
+        `avoid` has those that were tried already: they are returned only if no other is left in any
+        zone. `key` is for balancers that send calls with the same key to the same node.
         """
         if now >= self.due:
             self._weigh(now)
@@ -81,10 +81,10 @@ class Balancer(ABC):
 
     @abstractmethod
     def choose(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
-        """Return one of `endpoints`. It may look at `avoid`, but need not."""
+        """Return one of `endpoints`; considering `avoid` is optional."""
 
     def _weigh(self, now: float) -> None:
-        """Find out who may be picked, and with what weight at this time."""
+        """Compute which endpoints may be picked, and their current weights."""
         weighted, slow_start = self.weighted, self.slow_start
         endpoints: list[Endpoint] = []
         weights: list[float] = []
@@ -123,7 +123,7 @@ class Balancer(ABC):
             self.arrange(now)
 
     def _untried(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
-        """Return an endpoint that was not tried, if there is one."""
+        """Return an endpoint that was not tried, or None."""
         if len(avoid) < len(self.endpoints) or any(e not in avoid for e in self.endpoints):
             for _ in range(_TRIES):
                 endpoint = self.choose(now, key, avoid)

@@ -29,8 +29,8 @@ _LOW_16 = int.from_bytes(_LOW.to_bytes(4, "little") * 16, "little")
 _MIX = 0x9E3779B97F4A7C15
 _POINTS = 96  # of a node of the mean weight
 _MOST_POINTS = 50_000  # of all nodes
-_FEW = 4  # calls in flight that are never too many
-_WALK = 1000  # points that are looked at for a node with room
+_FEW = 4  # calls in flight that are always allowed
+_WALK = 1000  # points to look at for a node with room
 
 
 class Random(Balancer):
@@ -50,13 +50,13 @@ class Random(Balancer):
 
 
 class LeastLoaded(Random):
-    """Two nodes are drawn by weight; the call goes to the one that is likely to answer sooner.
+    """Draws two nodes by weight; the call goes to the one that is likely to answer sooner.
 
     That is the one with the lower latency * (1 + in flight * mean weight / weight), where the
-    latency is that of `Endpoint`, times exp(-age / DECAY): one that was slow once is tried again.
-    As long as one of the two has no latency, both count as equally fast. If one is drawn twice, its
-    neighbour gets the call only when it is more than twice as good: so nodes that are about equal
-    are used roughly by weight, and a bad one is avoided even if there are only two.
+    latency is `Endpoint.latency` times exp(-age / DECAY), so that a node that was slow once is
+    tried again. While one of the two has no latency yet, both count as equally fast. If a node is
+    drawn twice, its neighbour gets the call only if it is more than twice as good: nodes that are
+    about equal are used roughly by weight, and a bad one is avoided even if there are only two.
     """
 
     measures = True
@@ -87,11 +87,11 @@ class LeastLoaded(Random):
 
 
 class RoundRobin(Balancer):
-    """All nodes in turn, in an order drawn at the beginning; weights other than 0 do not matter.
+    """All nodes in turn, in a random order; weights other than 0 do not matter.
 
-    Each node has a time at which it is due and becomes due again after 1 / weight; the earliest is
-    next. So turns are spread evenly, whatever the weights, and a pick costs O(log n). Who stays
-    keeps its place when others come and go.
+    Each node has a time at which it is due, and is due again 1 / weight later; the earliest is
+    next. This spreads turns evenly whatever the weights, and a pick costs O(log n). Nodes keep
+    their place when others are added or removed.
     """
 
     weighted = False
@@ -104,9 +104,9 @@ class RoundRobin(Balancer):
         self._pauses: list[float] = []
 
     def arrange(self, now: float) -> None:
-        """Give newcomers a place between the turns of those who stay."""
+        """Give new nodes a place between the turns of the others."""
         order, pauses = self._order, self._pauses
-        # The last turn was that of the one who became due again at this time plus its pause.
+        # The node of the last turn became due again at this time plus its pause.
         last = max((at - pauses[i] for at, i in self._turns), default=0.0)
         left = {order[i]: (at - last) / pauses[i] for at, i in self._turns}
         self._order = self.endpoints
@@ -118,7 +118,7 @@ class RoundRobin(Balancer):
         heapify(self._turns)
 
     def choose(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
-        """Return who is due."""
+        """Return the endpoint that is due."""
         at, i = self._turns[0]
         heapreplace(self._turns, (at + self._pauses[i], i))
         return self.endpoints[i]
@@ -131,19 +131,19 @@ class WeightedRoundRobin(RoundRobin):
 
 
 class ConsistentHash(Balancer):
-    """Calls with the same key go to the same node, whoever calls, as long as it is there.
+    """Calls with the same key go to the same node, from every caller, as long as it exists.
 
-    Nodes have points on a circle, as many as their weight demands, and a key has two. Of those the
-    one counts that is nearer to the node's point that follows it: that is the node. (Multi-probe
-    consistent hashing: as even as a circle with three times the points.) When a node comes or
-    goes, only its own keys move; with unequal weights, or over 520 nodes, about as many again.
+    Nodes have points on a circle, in proportion to their weights, and each key has two. The call
+    goes to the node whose point most closely follows one of these. (This is multi-probe consistent
+    hashing, as even as a circle with three times the points.) When a node is added or removed, only
+    its own keys move; with unequal weights, or over 520 nodes, about as many again.
 
-    A node is full when its calls in flight are `load` times its share of all of this caller's, by
-    weight, but not with fewer than 4. Its calls then go to the next node that has room. `inf` sets
-    no bound.
+    A node is full when its calls in flight reach `load` times its share, by weight, of all of this
+    caller's calls, but never with fewer than 4. Further calls go to the next node that has room.
+    `inf` means no bound.
 
-    A call without a key goes to a random point. Next to heavy nodes, one with less than 1/96 of the
-    mean weight (1/5 with 10,000 nodes) may be without keys.
+    A call without a key goes to a random point. Next to heavy nodes, a node with less than 1/96 of
+    the mean weight (1/5 with 10,000 nodes) may have no keys.
     """
 
     measures = False
@@ -157,16 +157,17 @@ class ConsistentHash(Balancer):
 
     def arrange(self, now: float) -> None:
         """Put the points of all endpoints on the circle."""
-        # Of all nodes, with their full weights: so an ejection or a slow start moves no other keys.
+        # Of all nodes, with their full weights, so that ejections and slow starts move no other
+        # keys.
         present = [e.node.weight for e in self.known if e.node.weight]
         density = min(_POINTS * len(present), _MOST_POINTS) / sum(present)
         known, self._known_points = self._known_points, {}
         places: list[int] = []
         holders: list[int] = []
-        # In the order of their addresses, so that all callers agree where two points are the same.
+        # In order of their addresses, so that all callers agree if two points are equal.
         for address, i in sorted((e.node.address, i) for i, e in enumerate(self.endpoints)):
             points = known.get(address) or _points(address, 1)
-            # The fraction is rounded by chance, which is the node's own: the sum is right.
+            # The fraction is rounded by the node's own chance, so that the sum is right.
             count = int(self.weights[i] * density + points[0] / _CIRCLE)
             if count > len(points):
                 points = _points(address, count)
@@ -184,13 +185,13 @@ class ConsistentHash(Balancer):
         owners[first + _CIRCLE] = owners[first]
         scale = self.load / sum(self.weights)
         self._shares = [weight * scale for weight in self.weights]
-        # Calls in flight are counted once in as many picks as there are endpoints, first when it is
-        # needed; until the next time each pick counts as one more.
+        # Calls in flight are counted when first needed and then once in as many picks as there are
+        # endpoints; in between, each pick counts as one more.
         self._counted = 0
         self._uncounted = len(self.endpoints)
 
     def choose(self, now: float, key: str | None, avoid: Collection[Endpoint]) -> Endpoint:
-        """Return the endpoint of the key, or the next one with room that is not to be avoided."""
+        """Return the key's endpoint, or the next one that has room and is not to be avoided."""
         if key is None:
             mixed = int(self.rng() * _CIRCLE) * _MIX
         elif isinstance(key, str):
@@ -210,7 +211,7 @@ class ConsistentHash(Balancer):
         return self._with_room(i, avoid)
 
     def _with_room(self, i: int, avoid: Collection[Endpoint]) -> Endpoint:
-        """Return the first endpoint from a place of the circle on that may be used."""
+        """Return the first usable endpoint from a place on the circle."""
         if self._uncounted > len(self.endpoints):
             self._counted = sum(endpoint.in_flight for endpoint in self.endpoints)
             self._uncounted = 1
@@ -252,10 +253,10 @@ BALANCERS: dict[str, type[Balancer]] = {
 def find_balancer(
     balancer: str | type[Balancer], *, rng: Callable[[], float], **settings: Any
 ) -> Balancer:
-    """Return a new balancer of a class, or of one of the names in `BALANCERS`.
+    """Return a new balancer, by class or by name (see `BALANCERS`).
 
-    `settings` are those of the class: `zone`, `slow_start`, and for consistent hashing `load`.
-    ValueError for an unknown name.
+    `settings` are the arguments of the class: `zone`, `slow_start`, and `load` for consistent
+    hashing. ValueError for an unknown name.
     """
     if isinstance(balancer, type) and issubclass(balancer, Balancer):
         return balancer(rng=rng, **settings)

@@ -1,4 +1,4 @@
-"""How many calls may be repeated, and how long to wait before asking a second node."""
+"""Limits on retries, and the delay before a call is hedged."""
 
 from math import inf
 
@@ -11,11 +11,11 @@ _SHORTEST = 0.0001  # seconds
 
 
 class RetryBudget:
-    """A bucket of tokens: a call puts `ratio` of one in, a second `minimum`; a retry takes one out.
+    """A token bucket: each call adds `ratio`, each second `minimum`, and a retry takes one.
 
-    It holds what the minimum gives in ten seconds, at least one, and begins with that. So between
-    any two times there are at most ratio * calls + minimum * (seconds + 10) retries (one
-    more without a minimum): an outage is not made worse by a multiple of the load.
+    It holds ten seconds' worth of the minimum, at least one token, and starts full. Between any two
+    times there are at most ratio * calls + minimum * (seconds + 10) retries (one more without a
+    minimum), so that retries never multiply the load during an outage.
     """
 
     def __init__(self, now: float, *, ratio: float = 0.2, minimum: float = 10.0) -> None:
@@ -30,11 +30,11 @@ class RetryBudget:
         self._filled = now
 
     def deposit(self, calls: int = 1) -> None:
-        """Count calls that are no retries."""
+        """Count calls, but not retries."""
         self._tokens = min(self._most, self._tokens + self.ratio * calls)
 
     def withdraw(self, now: float) -> bool:
-        """Take the token of a retry; False when there is none, and the call fails as it is."""
+        """Take a token for a retry; False if there is none, and the call must not be retried."""
         if now > self._filled:
             gained = (now - self._filled) * self.minimum
             self._tokens = min(self._most, self._tokens + gained)
@@ -46,11 +46,11 @@ class RetryBudget:
 
 
 class HedgeDelay:
-    """The time that all but a few calls have taken: whoever waits longer may ask a second node.
+    """Estimates the time within which most calls end; after it, a second node may be asked.
 
-    `quantile` is the share of calls that are faster. Each call moves the estimate by a small part,
-    up or down, such that both are in balance at the quantile. It holds two numbers and follows a
-    change within some hundred calls.
+    `quantile` is the share of faster calls. Each call moves the estimate up or down by a small
+    part, and both balance at the quantile. It holds two numbers, and follows a change within a few
+    hundred calls.
     """
 
     def __init__(self, quantile: float = 0.95) -> None:
@@ -62,11 +62,11 @@ class HedgeDelay:
 
     @property
     def seconds(self) -> float | None:
-        """How long to wait; None until 20 calls have ended."""
+        """Seconds to wait; None until 20 calls have ended."""
         return self._delay if self.calls >= _ENOUGH_CALLS else None
 
     def observe(self, seconds: float) -> None:
-        """Take notice of a call that succeeded."""
+        """Record how long a successful call took."""
         self.calls += 1
         if self.calls <= _ENOUGH_CALLS:
             self._delay = max(self._delay, seconds, _SHORTEST)  # about the quantile of so few

@@ -1,4 +1,4 @@
-"""Nodes as JSON: what registries, files and snapshots hold (docs/discovery.md)."""
+"""Nodes as JSON, as in registries, files and snapshots (docs/discovery.md)."""
 
 import json
 import re
@@ -29,17 +29,17 @@ _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def is_epoch(value: Any) -> bool:
-    """Whether this may name one life of a registry: it goes into headers and URLs."""
+    """Whether this is a valid epoch of a registry, which appears in headers and URLs."""
     return isinstance(value, str) and _EPOCH.fullmatch(value) is not None
 
 
 def encode(value: Any) -> bytes:
-    """Return a value as JSON in few bytes; ValueError for NaN and the like."""
+    """Return a value as compact JSON; ValueError for NaN and the like."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def describe_node(node: Node) -> dict[str, Any]:
-    """Return what `parse_node` makes the same node of; what is as usual is left out."""
+    """Return a node as an object for `parse_node`; defaults are left out."""
     described: dict[str, Any] = {"address": node.address}
     if node.services:
         described["services"] = dict(node.services)
@@ -51,7 +51,7 @@ def describe_node(node: Node) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of a JSON document, in UTF-8; ValueError says what is wrong with it."""
+    """Return the value of a JSON document in UTF-8; ValueError says what is wrong with it."""
     try:
         return json.loads(data.decode())
     except UnicodeDecodeError:
@@ -65,7 +65,7 @@ def parse_json(data: bytes) -> Any:
 def parse_node(value: Any) -> Node:
     """Return the node that a JSON object describes; ValueError names the value and the rule.
 
-    Fields that are not known are ignored, so that newer nodes can say more.
+    Unknown fields are ignored, so that newer nodes can add some.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"a node must be an object, not {value!r:.40}")
@@ -84,9 +84,9 @@ def parse_node(value: Any) -> Node:
 
 
 def parse_view(data: bytes, revision: int = 0) -> View:
-    """Return the nodes that a file lists; ValueError names the first one that is not right.
+    """Return the nodes in a file; ValueError names the first invalid one.
 
-    The document is `{"nodes": [...]}` or the list alone; each node is an object or an address.
+    The document is `{"nodes": [...]}` or just the list; each node is an object or an address.
     """
     value = parse_json(data)
     listed = value.get("nodes") if isinstance(value, dict) else value

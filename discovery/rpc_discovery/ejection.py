@@ -1,4 +1,4 @@
-"""Outlier ejection: a node that only fails gets no calls for a while."""
+"""Outlier ejection: a node that keeps failing gets no calls for a while."""
 
 from collections.abc import Callable, Iterable
 from math import inf
@@ -11,18 +11,18 @@ _JITTER = 0.2  # of a time, so that nodes ejected together do not return togethe
 
 
 class OutlierEjection:
-    """Ejects an endpoint after `errors` failed calls in a row; a success sets them to 0.
+    """Ejects an endpoint after `errors` failed calls in a row; a success resets the count.
 
-    The first time is `base` seconds, each further one `base` longer, at most `longest`; up to a
-    fifth less, by `rng` (from 0 to 1, 1 excluded). A node that stayed in service for `longest`
-    seconds begins again. When it returns it has a slow start, and one more error ejects it again,
+    The first ejection lasts `base` seconds, each further one `base` longer, up to `longest`; `rng`
+    (from 0 to 1, 1 excluded) shortens it by up to a fifth. After `longest` seconds in service, a
+    node starts over. A node that returns has a slow start, and one more error ejects it again,
     until a call succeeds.
 
-    Of the endpoints with a weight at most `share` is ejected, and one stays in any case. Those that
-    have too many errors meanwhile go when they fail again and there is room.
+    At most the fraction `share` of the endpoints with a weight is ejected, and one always stays.
+    Others with too many errors are ejected when they fail again and there is room.
 
-    Feed it `update` when the endpoints change and `failed` when a call has failed, and wake it at
-    `next_timeout`. What it returns says whether balancers have to be rebuilt.
+    Call `update` when the endpoints change, `failed` when a call has failed, and `handle_timeout`
+    at `next_timeout`. They return whether balancers have to be rebuilt.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class OutlierEjection:
         return self._next
 
     def update(self, endpoints: Iterable[Endpoint], now: float) -> bool:
-        """Take these endpoints instead of those before; whether some return, for lack of others."""
+        """Replace the endpoints; return whether some are restored, for lack of others."""
         able = {endpoint for endpoint in endpoints if endpoint.node.weight}
         self._room = max(0, min(int(len(able) * self.share), len(able) - 1))
         back = [endpoint for endpoint in self.ejected if endpoint not in able]
@@ -66,7 +66,7 @@ class OutlierEjection:
         return bool(back)
 
     def failed(self, endpoint: Endpoint, now: float) -> bool:
-        """Take notice of a failed call that its endpoint has counted; whether that ejects it."""
+        """Record a failed call, which its endpoint has counted; return whether that ejects it."""
         if (
             endpoint.errors < self.errors
             or endpoint.ejected_until is not None
@@ -83,7 +83,7 @@ class OutlierEjection:
         return True
 
     def handle_timeout(self, now: float) -> bool:
-        """Let those return whose time is over; whether there were any."""
+        """Restore the endpoints whose time is over; return whether there were any."""
         back = [endpoint for endpoint in self.ejected if _end(endpoint) <= now]
         self._return(back, now)
         return bool(back)

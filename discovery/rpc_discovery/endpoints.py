@@ -1,4 +1,4 @@
-"""What one caller knows of one node: its calls in flight, its latency, its errors."""
+"""What a caller knows about a node: calls in flight, latency, errors."""
 
 from math import exp, inf
 
@@ -6,27 +6,25 @@ from .nodes import Node
 
 __all__ = ["DECAY", "Endpoint"]
 
-DECAY = 10.0  # seconds in which what is known of a latency falls to 1/e
+DECAY = 10.0  # seconds in which the weight of an old latency falls to 1/e
 
 _LONGEST_PENALTY = 10.0
 
 
 class Endpoint:
-    """A node as one caller has come to know it. Whoever keeps the endpoints may add slots.
+    """A node as one caller knows it. Subclasses may add slots.
 
-    `since` is when the node arrived, in absolute seconds: its slow start counts from there. The
-    default is for nodes that the first view had: they have no slow start. When the description of
-    the node changes, `node` is replaced, and the balancer rebuilt.
+    `since` is when the node appeared, in absolute seconds, from which its slow start counts. The
+    default is for nodes of the first view, which have no slow start. When the node's description
+    changes, `node` is replaced and the balancer rebuilt.
 
-    `latency` is a peak EWMA in seconds, 0 before the first call ended. A call that took longer
-    than it replaces it at once; a shorter one pulls it down, the more the longer ago (`updated`)
-    the one before ended: with w = exp(-elapsed / DECAY), it becomes w * latency +
-    (1 - w) * seconds. A failed call counts as at least twice the latency (up to 10 s): one that
-    fails quickly must not look fast.
+    `latency` is a peak EWMA in seconds, 0 before the first call has ended. A slower call replaces
+    it at once; a faster one pulls it down, more so if the last one ended (`updated`) long ago: with
+    w = exp(-elapsed / DECAY), it becomes w * latency + (1 - w) * seconds. A failed call counts as
+    at least twice the latency (up to 10 s), so that failing quickly does not look fast.
 
-    `errors` counts the failed calls since the last success. What follows from it is
-    `ejection.OutlierEjection`'s: `ejections` in a row, and `ejected_until` in absolute seconds,
-    None while calls may go there.
+    `errors` counts the failed calls since the last success. `ejection.OutlierEjection` sets
+    `ejections`, in a row, and `ejected_until` in absolute seconds, None while in service.
     """
 
     __slots__ = (
@@ -51,14 +49,14 @@ class Endpoint:
         self.ejected_until: float | None = None
 
     def begin(self, now: float) -> None:
-        """Count a call that goes to the node."""
+        """Count a call to the node."""
         self.in_flight += 1
 
     def end(self, now: float, seconds: float, failed: bool = False) -> None:
         """Count the end of a call that took `seconds`.
 
         `failed` means that the node is to blame: it was unavailable, or silent until the deadline.
-        An error that its handler raised on purpose is no failure.
+        Errors raised by its handlers do not count.
         """
         self.in_flight -= 1
         latency = self.latency

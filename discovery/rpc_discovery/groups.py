@@ -14,7 +14,7 @@ __all__ = ["Begin", "Group", "Hedge"]
 
 
 class Begin(NamedTuple):
-    """Begin a call, do not wait for its end, and ask for the next step."""
+    """Start a call, do not wait for its end, and ask for the next step."""
 
     call: BalancedCall
 
@@ -22,9 +22,9 @@ class Begin(NamedTuple):
 class Group:
     """Calls that run at the same time, at most `at_once` of them.
 
-    A driver asks `next(now)` what to do, does it, and asks again until the answer is None; then it
-    cancels what is still running. It reports the end of each call to `ended`. The group is over
-    when all calls have ended, or with `first` as soon as one has succeeded.
+    A driver calls `next(now)`, does what it returns, and calls it again until it returns None; then
+    it cancels what is still running. It reports the end of each call to `ended`. The group is over
+    when all calls have ended, or, with `first`, as soon as one has succeeded.
     """
 
     def __init__(self, calls: Iterable[BalancedCall], *, first: bool, at_once: float = inf) -> None:
@@ -79,7 +79,7 @@ class Group:
 
 
 class Hedge(Group):
-    """A call, and another one to a second node if the first takes longer than it usually does."""
+    """A call, and another to a second node if the first takes longer than usual."""
 
     def __init__(self, pool: Pool, call: BalancedCall, method: str, now: float) -> None:
         super().__init__([call], first=True)

@@ -1,7 +1,7 @@
-"""What a discovery is made of: machines that decide, operations that a driver carries out.
+"""The parts of a discovery: machines, which decide, and operations, which a driver carries out.
 
-A machine asks for operations and is told how each one ended; a driver has a carrier for each kind
-of operation, keeps the time, and does nothing else (docs/discovery.md, "Machines").
+A machine requests operations and gets their results. A driver has a carrier for each kind of
+operation, keeps the time, and does nothing else (docs/discovery.md, "Machines").
 """
 
 from collections.abc import Callable
@@ -34,9 +34,9 @@ Rng = Callable[[], float]  # a number from 0 up to 1, as random.random gives
 
 
 class SourceFailed(NamedTuple):
-    """A source (a registry's URL, or etcd's endpoints) failed for the first time in a row.
+    """A source (a registry's URL, or etcd's endpoints) failed, after it had worked.
 
-    It is tried again until it answers.
+    It is retried until it answers.
     """
 
     source: str
@@ -44,7 +44,7 @@ class SourceFailed(NamedTuple):
 
 
 class SourceReached(NamedTuple):
-    """A source gave a good answer: its first one, or the first after a failure."""
+    """A source gave a valid answer: its first, or the first after a failure."""
 
     source: str
 
@@ -56,7 +56,7 @@ Event = ViewChanged | StaleChanged | SourceFailed | SourceReached
 
 
 class Operation(Protocol):
-    """What a machine wants done."""
+    """Something that a machine wants the driver to do."""
 
     @property
     def kind(self) -> str:
@@ -64,19 +64,19 @@ class Operation(Protocol):
 
     @property
     def id(self) -> int:
-        """Names the operation in the report of its end; unique within the machine."""
+        """Identifies the operation in the report of its end; unique within the machine."""
 
     @property
     def timeout(self) -> float:
-        """Seconds from its start to its end. A stream has them for its first message."""
+        """Seconds that it may take; for a stream, until its first message."""
 
 
 class HttpRequest(NamedTuple):
     """One HTTP request; its result is an `HttpResponse`.
 
-    An answer of more than `max_answer` bytes is cut off and reported as failed. Redirects are
-    answers like any other. `keep` allows the connection to serve more requests. With `stream`, the
-    body of a good answer arrives as messages, for as long as it lasts.
+    A response of more than `max_answer` bytes is a failure. Redirects are ordinary responses.
+    `keep` allows reusing the connection for other requests. With `stream`, the body of a successful
+    response arrives as messages.
     """
 
     id: int
@@ -97,14 +97,14 @@ class HttpRequest(NamedTuple):
 
 
 class HttpResponse(NamedTuple):
-    """The status and the body of an answer, without what went to messages."""
+    """The status and the body of a response; a streamed body is not included."""
 
     status: int
     body: bytes
 
 
 class ReadFile(NamedTuple):
-    """Read at most `limit` + 1 bytes of a regular file, unless its state is still `seen`."""
+    """Read at most `limit` + 1 bytes of a regular file, unless its state still equals `seen`."""
 
     id: int
     path: str
@@ -119,7 +119,7 @@ class ReadFile(NamedTuple):
 
 
 class FileRead(NamedTuple):
-    """A value that differs when the file has changed, and its bytes; None if it had not."""
+    """The file's state, which changes with the file, and its content; None if unchanged."""
 
     state: Any
     data: bytes | None
@@ -137,21 +137,21 @@ class OperationFailed(Exception):
 
 
 class Machine(Protocol):
-    """Decides what to ask and what to believe. It never waits, and never reads a clock.
+    """Decides which operations to request. It never waits, and never reads a clock.
 
-    Call an input, then do what the outputs say: send and cancel operations, handle the events, and
-    call `handle_timeout` at `next_timeout()`, which is never in the past after an input. `now` is
-    monotonic, in seconds. Inputs do not raise, whatever a source says.
+    After each input, act on the outputs: send and cancel operations, handle the events, and call
+    `handle_timeout` at `next_timeout()`, which is never in the past. `now` is monotonic, in
+    seconds. Inputs never raise, whatever a source sends.
     """
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do, ever."""
+        """Whether it has nothing left to do."""
 
     # Outputs
 
     def operations_to_send(self) -> list[Any]:
-        """Return the operations to begin now, each once."""
+        """Return the operations to start now, each once."""
 
     def operations_to_cancel(self) -> list[int]:
         """Return the ids of operations that are no longer wanted, each once."""
@@ -165,7 +165,7 @@ class Machine(Protocol):
     # Inputs
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due; a call that comes too early does nothing."""
+        """Do what is due; calling it too early does nothing."""
 
     def result(self, now: float, operation_id: int, result: Any) -> None:
         """Take the result of an operation."""
@@ -180,7 +180,7 @@ class Machine(Protocol):
 class ViewMachine(Machine, Protocol):
     """A machine that keeps a view of the nodes.
 
-    `stale_since` is when the view was last known to be right, None while it is.
+    `stale_since` is when the view was last confirmed, None while it is good.
     """
 
     view: View
@@ -188,7 +188,7 @@ class ViewMachine(Machine, Protocol):
 
 
 class Discovery(Protocol):
-    """What a balanced client follows. Subclasses inherit the defaults of `ssl` and `transport`.
+    """A source of nodes for balanced clients. Subclasses inherit `ssl` and `transport`.
 
     `ssl` is an SSLContext, `PemFiles` or None, for sources at https://. `transport` is "grpc",
     "gateway" or None, and matters to etcd only.

@@ -1,4 +1,4 @@
-"""What is known of the servers: one node, and the set of all of them at a revision."""
+"""Nodes and views: a server, and the set of all servers at one revision."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -23,7 +23,7 @@ def _check_text(what: str, text: Any, longest: int = _LONGEST_NAME) -> None:
 
 
 def hash_signatures(signatures: Mapping[str, str]) -> str:
-    """Return 12 characters that tell a service's methods from any others, by name and signature.
+    """Return a hash, 12 characters, of the names and signatures of a service's methods.
 
     `signatures` maps the name of each method to its signature as text.
     """
@@ -34,12 +34,12 @@ def hash_signatures(signatures: Mapping[str, str]) -> str:
 
 
 class Node:
-    """One server: where it is, what it offers, and how much of the load it wants.
+    """A server: its address, the services it offers, and its share of the load.
 
-    `address` as in `rpc_proto.parse_address`; `services` maps names to hashes of their methods (see
-    `hash_signatures`), "" where that is not known: names alone will do; `weight` is from 0 (none)
-    to 1000, compared with that of other nodes; `metadata` maps strings to strings. ValueError for
-    anything else, so that what a registry or a stranger says can do no harm.
+    `address` is as in `rpc_proto.parse_address`; `services` maps names to hashes of their methods
+    (see `hash_signatures`), "" if unknown; a list of names is accepted, too. `weight` is from 0
+    (no calls) to 1000, relative to other nodes; `metadata` maps strings to strings. ValueError for
+    anything else, so that malformed data from a registry can do no harm.
     """
 
     __slots__ = ("address", "metadata", "services", "weight")
@@ -79,13 +79,13 @@ class Node:
         if not 0 <= weight <= 1000:
             raise ValueError(f"weight must be from 0 to 1000, not {weight!r}")
 
-    def described_anew(
+    def replace(
         self,
         services: Iterable[str] | Mapping[str, str] | None = None,
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> "Node":
-        """Return this node with what is given in place of what it says now."""
+        """Return a copy of this node with the given fields replaced."""
         return Node(
             self.address,
             self.services if services is None else services,
@@ -102,7 +102,7 @@ class Node:
         )
 
     def __eq__(self, other: object) -> bool:
-        if self is other:  # nearly always so: views share the nodes that did not change
+        if self is other:  # usually true: views share the nodes that did not change
             return True
         return isinstance(other, Node) and self._key() == other._key()
 
@@ -114,9 +114,9 @@ class Node:
 
 
 class View:
-    """The nodes known at one revision, by address; it never changes.
+    """The nodes at one revision, by address; immutable.
 
-    At most 10,000 nodes: ValueError for more, so that a bad answer is rejected as a whole.
+    ValueError for more than 10,000 nodes, so that a bad answer is rejected as a whole.
     """
 
     __slots__ = ("_nodes", "revision")
@@ -139,11 +139,11 @@ class View:
         return address in self._nodes
 
     def offering(self, service: str) -> list[Node]:
-        """Return the nodes that offer a service, in a steady order."""
+        """Return the nodes that offer a service, in a stable order."""
         return [node for node in self._nodes.values() if service in node.services]
 
     def changes(self, newer: "View") -> tuple[list[Node], list[Node]]:
-        """Return what to add and what to take away to get from this view to a newer one."""
+        """Return what to add to this view, and what to remove, to get a newer one."""
         added = [node for node in newer if self._nodes.get(node.address) != node]
         removed = [node for node in self if newer._nodes.get(node.address) != node]
         return added, removed

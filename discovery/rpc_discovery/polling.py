@@ -1,4 +1,4 @@
-"""What registration and watching share: one request at a time with each of several registries."""
+"""What registrations and watches share: one request at a time to each registry."""
 
 import re
 from abc import ABC, abstractmethod
@@ -19,12 +19,12 @@ __all__ = [
 _MOST_REGISTRIES = 16
 _FIRST_BACKOFF = 0.5  # seconds; doubled with each failure in a row
 _SHORTEST_PAUSE = 0.05  # seconds
-_LATE = 1.0  # seconds that a transport may be late with its report
+_LATE = 1.0  # seconds by which a transport's report may be late
 _URL = re.compile(r"(https?)://([^/?#@\s]+?)(/[A-Za-z0-9._~/-]*)?", re.ASCII)
 
 
 class RegistryState:
-    """What is known of one registry. Times in absolute seconds."""
+    """The state of one registry. Times in absolute seconds."""
 
     def __init__(self, url: str, now: float) -> None:
         self.url = url
@@ -42,7 +42,7 @@ StateType = TypeVar("StateType", bound=RegistryState)
 
 
 class RegistryPoller(ABC, Generic[StateType]):
-    """Sends one request at a time to each registry and waits longer after each failure in a row.
+    """Sends one request at a time to each registry, with exponential backoff after failures.
 
     A `Machine` whose operations are `HttpRequest`s. After each input `next_timeout()` is None or
     later than its `now`.
@@ -59,7 +59,7 @@ class RegistryPoller(ABC, Generic[StateType]):
         self.links: dict[str, StateType] = {}
         for link in links:
             if link.base in {known.base for known in self.links.values()}:
-                raise ValueError(f"registry {link.url!r} is given twice")
+                raise ValueError(f"duplicate registry {link.url!r}")
             self.links[link.url] = link
         if not 0 < len(self.links) <= _MOST_REGISTRIES:
             raise ValueError(f"1 to {_MOST_REGISTRIES} registries, not {len(self.links)}")
@@ -67,7 +67,7 @@ class RegistryPoller(ABC, Generic[StateType]):
             raise ValueError("token must be printable ASCII and not empty")
         if not 0 < timeout <= 3600:
             raise ValueError(f"timeout must be from 0 to 3600 s, not {timeout!r}")
-        self.ignored = 0  # reports that nobody waited for
+        self.ignored = 0  # reports that were not expected
         self.failed_requests = 0
         self._authorization = (("Authorization", f"Bearer {token}"),) if token else ()
         self._timeout = timeout
@@ -77,7 +77,7 @@ class RegistryPoller(ABC, Generic[StateType]):
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do, ever."""
+        """Whether it has nothing left to do."""
         return False
 
     # Outputs
@@ -92,7 +92,7 @@ class RegistryPoller(ABC, Generic[StateType]):
         return requests
 
     def operations_to_cancel(self) -> list[int]:
-        """Return the ids of the requests to give up before their time: none."""
+        """Return the ids of the requests to cancel: none."""
         return []
 
     def events(self) -> list[Event]:
@@ -101,14 +101,14 @@ class RegistryPoller(ABC, Generic[StateType]):
         return events
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        """Return when to call `handle_timeout`, in absolute seconds; None for never."""
         times = [link.gives_up_at if link.request else link.due_at for link in self.links.values()]
         return min((at for at in (*times, self._also_at()) if at is not None), default=None)
 
     # Inputs
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due; too early a call does nothing."""
+        """Do what is due; calling it too early does nothing."""
         self._finish(now)
 
     def result(self, now: float, operation_id: int, result: HttpResponse) -> None:
@@ -136,7 +136,7 @@ class RegistryPoller(ABC, Generic[StateType]):
         self.ignored += 1
 
     def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
-        """Record that a request got no answer, or that nobody knows whether it was sent."""
+        """Record that a request failed; it may or may not have been sent."""
         link = self._find(operation_id)
         if link is not None:
             self._fail(link, str(error)[:200], now)
@@ -152,7 +152,7 @@ class RegistryPoller(ABC, Generic[StateType]):
     def _accept(
         self, link: StateType, sent: HttpRequest, status: int, body: bytes, now: float
     ) -> float:
-        """Take a response; the seconds until the next request. ValueError if it is not good."""
+        """Take a response; return the seconds until the next request. ValueError if invalid."""
 
     @abstractmethod
     def _longest_backoff(self) -> float: ...
@@ -162,7 +162,7 @@ class RegistryPoller(ABC, Generic[StateType]):
         return None
 
     def _conclude(self, now: float) -> None:
-        """Do what follows from any input, before requests are sent."""
+        """Called after every input, before requests are sent."""
 
     # The rest
 
@@ -218,7 +218,7 @@ class RegistryPoller(ABC, Generic[StateType]):
 
 
 def explain(status: int, body: bytes) -> str:
-    """Return what to say of an answer that is not the one that was hoped for."""
+    """Return a description of an unsuccessful response."""
     said = "".join(c if c.isprintable() else " " for c in body[:200].decode("utf-8", "replace"))
     return f"HTTP status {status}: {said.strip()}"
 
@@ -226,7 +226,7 @@ def explain(status: int, body: bytes) -> str:
 def parse_registry(url: str) -> str:
     """Return the URL with its path; ValueError names the value and the rule.
 
-    Without a path it is that of a registry that was given no other prefix.
+    Without a path, the default prefix of registries is added.
     """
     parts = _URL.fullmatch(url)
     if parts is None:

@@ -1,7 +1,7 @@
-"""One caller's choice: which node gets a call, which nodes are dialled, and what may be repeated.
+"""The pool of a balanced client: which node gets a call, which to dial, and what to retry.
 
-A driver asks `pick` for a node, dials it if it is not connected, makes the call and reports its
-end. Everything that is decided is decided here, in the caller's thread and without waiting.
+All decisions are made here, in the caller's thread and without waiting; a driver dials, sends the
+calls and reports how they ended.
 """
 
 from collections.abc import Callable, Collection
@@ -26,33 +26,33 @@ from .nodes import Node, View
 
 __all__ = ["MOST_DIALS", "MOST_TRIES", "BalancedCall", "Pool", "Target"]
 
-MOST_TRIES = 3  # nodes that are dialled for one call while others are ready
-MOST_DIALS = 64  # at a time, but for calls that cannot go on without
+MOST_TRIES = 3  # nodes dialled for one call while others are ready
+MOST_DIALS = 64  # at a time, except for calls that cannot continue otherwise
 
 _OPEN = State.OPEN
 
-# A node refused the call before any handler saw it, or was not there at all: another may do.
+# The node refused the call before any handler started, or was unreachable: try another.
 _ELSEWHERE = frozenset({"unavailable", "resource_exhausted", "unimplemented"})
-# What may be repeated although a handler may have run, if the method is idempotent.
+# May be retried although a handler may have run, if the method is idempotent.
 _REPEATABLE = frozenset({"unavailable", "resource_exhausted"})
-# What a node is to blame for.
+# The node is to blame.
 _FAULTS = frozenset({"unavailable", "deadline_exceeded"})
 
 _FIRST_BACKOFF = 0.1  # seconds until a node that could not be dialled is tried again
 _LONGEST_BACKOFF = 10.0
-_REPEAT_AFTER = 0.02  # seconds; before a call goes to a node that it was sent to before
-_SETTLING = 10.0  # seconds from the first nodes on in which others count as first ones, too
+_REPEAT_AFTER = 0.02  # seconds, before a call is sent to the same node again
+_SETTLING = 10.0  # seconds after the first nodes in which others count as first, too
 _MOST_NAMES = 10_000  # services with a balancer, methods with a delay
 _LONGEST_REASON = 200  # characters
 _MOST_REASONS = 3
 
 
 class Target(Endpoint):
-    """A node, and how to reach it.
+    """A node and its connection.
 
-    `client` is the driver's connection, to be replaced at `expires_at`; `dialling` is the driver's
-    while it makes one. `retry_at` is when to dial again after `failures` in a row, for which `code`
-    and `why` stand. Times are absolute seconds.
+    `client` is the driver's connection, to be replaced at `expires_at`; `dialling` belongs to the
+    driver while it connects. `retry_at` is when to dial again after `failures` in a row, the last
+    one with `code` and `why`. Times are absolute seconds.
     """
 
     __slots__ = ("client", "code", "dialling", "expires_at", "failures", "gone", "retry_at", "why")
@@ -73,15 +73,14 @@ class Target(Endpoint):
         return self.client is not None and self.client.connection.state is _OPEN
 
     def why_waited_for(self) -> str:
-        """Return what to say of a deadline that passed meanwhile."""
+        """Return the text for a deadline that passed meanwhile."""
         return f" while {self.node.address} was dialled"
 
 
 class BalancedCall:
-    """A call that may be tried more than once. `deadline` is in absolute seconds, or None.
+    """A call with its attempts. `deadline` is in absolute seconds, or None.
 
-    `pending` and `abandoned` are the driver's: what is on its way now, and whether it is not wanted
-    any more.
+    `pending` and `abandoned` belong to the driver: the call in flight, and whether it was given up.
     """
 
     __slots__ = (
@@ -115,16 +114,16 @@ class BalancedCall:
         self.node = node
         self.target: Target | None = None  # where it is now, or was last
         self.tried: set[Endpoint] = set()
-        self.reasons: list[str] = []  # why it was not the last attempt, for each
+        self.reasons: list[str] = []  # why each earlier attempt failed
         self.attempts = 0
         self.maybe_executed = False
         self.pending: Any = None
         self.abandoned = False
 
     def time_left(self, now: float, waiting: Callable[[], str] = str) -> float:
-        """Return the seconds until the deadline; DeadlineExceeded when it has passed.
+        """Return the seconds until the deadline; DeadlineExceeded if it has passed.
 
-        `waiting()` says what was waited for.
+        `waiting()` returns what the call was waiting for.
         """
         if self.deadline is None:
             return inf
@@ -136,19 +135,19 @@ class BalancedCall:
         )
 
     def explain(self, text: str) -> str:
-        """Return a text with what happened to the attempts before."""
+        """Return a text with the reasons of earlier attempts appended."""
         return f"{text}; before that {'; '.join(self.reasons)}" if self.reasons else text
 
 
 class Pool:
-    """The nodes of one view as one caller has come to know them.
+    """The nodes of the current view, as one caller knows them.
 
-    `balancer` and `settings` as in `find_balancer`; `rng` returns random numbers from 0 to 1.
-    A call is sent at most `max_attempts` times. If it is idempotent, a node has `attempt_timeout`
-    seconds to answer; the last one that is tried has all the time that is left. A connection is
-    replaced when it is older than `max_age` seconds, up to a fifth less. What may have been
-    executed, or was refused for lack of room, is repeated for at most the share `retry_ratio` of
-    the calls that end well, and `retry_minimum` times a second.
+    `balancer` and `settings` are as in `find_balancer`; `rng` returns random numbers from 0 to 1.
+    A call is sent at most `max_attempts` times. If it is idempotent, each node has
+    `attempt_timeout` seconds to answer, and the last one all the remaining time. A connection is
+    replaced when it is older than `max_age` seconds, or up to a fifth less. Calls that may have
+    been executed, or were refused for lack of capacity, are retried at most `retry_ratio` times per
+    successful call plus `retry_minimum` times a second.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class Pool:
         self._max_age = max_age
         self._rng = rng
         self._settings = balancer, settings
-        self.measures = self._make_balancer().measures  # ValueError for what cannot be
+        self.measures = self._make_balancer().measures  # ValueError for invalid settings
         self._max_attempts = max_attempts
         self.attempt_timeout = attempt_timeout
         self.budget = RetryBudget(now, ratio=retry_ratio, minimum=retry_minimum)
@@ -183,24 +182,24 @@ class Pool:
         self.view: View | None = None
         self._settled_at: float | None = None
         self._balancers: dict[str, Balancer] = {}  # by service
-        self._current: dict[str, Balancer] = {}  # those that know what has changed last
-        # By method: whom to ask before `returns_at` without looking any further, for speed.
+        self._current: dict[str, Balancer] = {}  # those that know the last change
+        # By method: the only node to use until `returns_at`, for speed.
         self.calm: dict[str, Balancer] = {}
-        self.returns_at = inf  # when the first of those that are ejected does
+        self.returns_at = inf  # when the first ejected node does
         self.ended_well = 0  # calls since the budget was last asked
         self._delays: dict[str, HedgeDelay] = {}  # by method
-        self._down: set[Endpoint] = set()  # could not be dialled, and are left alone for a while
+        self._down: set[Endpoint] = set()  # could not be dialled, and are skipped for a while
         self._up_at = inf  # when the first of them may be dialled again
-        self.dials: set[Target] = set()  # those without a connection that are dialled
+        self.dials: set[Target] = set()  # being dialled, without a connection
         self._hopeless: set[Endpoint] = set()  # down, or dialled again after a failure
-        self._away: set[Endpoint] = set()  # those, and the others that are dialled
+        self._away: set[Endpoint] = set()  # those, and others being dialled
         self.failovers = 0  # calls sent again
         self.closed = False  # no more calls
 
     # The view
 
     def update(self, view: View, now: float) -> list[Target]:
-        """Take a view; return the targets that are no more, whose connections are to be closed."""
+        """Take a view; return the removed targets, whose connections must be closed."""
         self.view = view
         removed = [target for address, target in self.targets.items() if address not in view]
         for target in removed:
@@ -229,11 +228,11 @@ class Pool:
     def pick(
         self, service: str, now: float, key: str | None = None, avoid: Collection[Endpoint] = ()
     ) -> Target:
-        """Return where to send a call; Unavailable if there is nowhere.
+        """Return the node for a call; Unavailable if there is none.
 
-        Count it with `target.begin(now)` when it is sent. `avoid` holds nodes that were tried
-        already. They are returned before those that cannot be dialled; nodes that are being dialled
-        are returned when no other is left, or at once for a call with a key.
+        Count it with `target.begin(now)` when it is sent. `avoid` has the nodes that were tried
+        already, which are returned only before unreachable ones. Nodes that are being dialled are
+        returned if no other is left, or at once for a call with a key.
         """
         balancer = self._current.get(service)
         if balancer is None:
@@ -247,7 +246,7 @@ class Pool:
         else:
             target = balancer.pick(now, key)
         if target is None:
-            raise Unavailable(f"no node of {service} takes calls", maybe_executed=False)
+            raise Unavailable(f"no node of {service} accepts calls", maybe_executed=False)
         return target  # type: ignore[return-value]
 
     def find(
@@ -258,9 +257,9 @@ class Pool:
         target: Target | None,
         dial: Callable[[Target], None],
     ) -> Target | None:
-        """Return a node that is connected, and `dial` those in turn that are not.
+        """Return a connected node, and `dial` others on the way.
 
-        `target` is the one in turn if that is known already.
+        `target` is the next node, if it is known already.
         """
         if self.view is None:
             return None
@@ -277,13 +276,13 @@ class Pool:
                 break
             if target.dialling is None and len(self.dials) < MOST_DIALS:
                 dial(target)
-            if key is not None:  # it is worth the wait
+            if key is not None:  # it is worth waiting for
                 break
             target = None
         return None
 
     def pick_for(self, call: BalancedCall, now: float) -> Target:
-        """Return where to send a call next; CallError when there is no sense in going on."""
+        """Return the node for the next attempt; CallError if there is no point in continuing."""
         call.time_left(now)
         if call.node is None:
             try:
@@ -312,7 +311,7 @@ class Pool:
         return inf if call.attempts + 1 >= self._max_attempts else self.attempt_timeout
 
     def calm_down(self, method: str, service: str) -> None:
-        """Remember whom to ask for a method, if `pick` would do nothing else."""
+        """Remember the node of a method, if `pick` would always return it."""
         if not self._away:
             if len(self.calm) >= _MOST_NAMES:
                 self.calm.clear()
@@ -332,16 +331,16 @@ class Pool:
         return balancer is not None and len(balancer.known) > len(call.tried)
 
     def succeeded(self, target: Target, started: float, now: float) -> None:
-        """Record that a call has ended well.
+        """Record that a call succeeded.
 
-        With a balancer that does not look at latencies, that is `in_flight`, `errors` and
+        With a balancer that does not use latencies, this only changes `in_flight`, `errors` and
         `ended_well`.
         """
         target.end(now, now - started)
         self.ended_well += 1
 
     def cancelled(self, target: Target) -> None:
-        """Record that the caller gave a call up, which tells nothing of the node."""
+        """Record that the caller cancelled a call, which says nothing about the node."""
         target.in_flight -= 1
 
     def failed(
@@ -353,11 +352,11 @@ class Pool:
         now: float,
         blamed: bool = True,
     ) -> float | None:
-        """Record that a call has failed; the seconds to wait before `pick_for`, None for never.
+        """Record that a call failed; return the seconds until `pick_for`, None for no retry.
 
-        When this returns None the error stands; it then tells of the attempts before. `blamed` is
-        False for a failure that tells nothing new of the node: of all calls that a lost connection
-        takes along, one counts.
+        If this returns None, the error is final, and its text includes the earlier attempts.
+        `blamed` is False if the failure says nothing new about the node: of all calls that fail
+        with a lost connection, one counts.
         """
         if error.code in _FAULTS and blamed:
             target.end(now, now - started, failed=True)
@@ -386,12 +385,12 @@ class Pool:
     # Hedging
 
     def hedge_delay(self, method: str) -> float | None:
-        """Return after how many seconds a second node may be asked; None while nobody knows."""
+        """Return after how many seconds a second node may be asked; None while unknown."""
         delay = self._delays.get(method)
         return None if delay is None else delay.seconds
 
     def observe(self, method: str, seconds: float) -> None:
-        """Record how long a call took for which a second node might have been asked."""
+        """Record how long a hedged call took."""
         delay = self._delays.get(method)
         if delay is None:
             if len(self._delays) >= _MOST_NAMES:
@@ -409,13 +408,13 @@ class Pool:
     # Connections
 
     def dialling(self, target: Target) -> None:
-        """Record that a node is being dialled: until that is over others are preferred."""
+        """Record that a node is being dialled: meanwhile others are preferred."""
         if not target.gone:
             self.dials.add(target)
             self._sort_out()
 
     def connected(self, target: Target, now: float) -> None:
-        """Record that a node could be dialled."""
+        """Record that a node was connected."""
         if self._max_age is not None:
             target.expires_at = now + self._max_age * (1 - 0.2 * self._rng())
         target.failures = 0
@@ -426,10 +425,9 @@ class Pool:
         self._sort_out()
 
     def unreachable(self, target: Target, error: Exception, now: float, ready: bool) -> None:
-        """Record that a node could not be dialled; it is left alone for a while.
+        """Record that a node could not be dialled; it is skipped for a while.
 
-        Unless it is `ready`, that is connected, and the connection was to be replaced: then that
-        is tried again later.
+        If it is `ready`, because its connection was to be replaced, that is retried later.
         """
         self.dials.discard(target)
         if ready and self._max_age is not None:
@@ -437,7 +435,7 @@ class Pool:
         else:
             longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(target.failures, 30))
             target.failures += 1
-            # Not the error: its traceback would keep much alive.
+            # Not the error, whose traceback would keep much alive.
             target.code = error.code if isinstance(error, HandshakeError) else "unavailable"
             why = error.message if isinstance(error, (CallError, HandshakeError)) else str(error)
             if target.node.address not in why:
@@ -457,11 +455,11 @@ class Pool:
     def _prepare(self, service: str, now: float) -> Balancer:
         offering = self.offering(service)
         if not offering:
-            self._balancers.pop(service, None)  # or strangers' names would fill the memory
+            self._balancers.pop(service, None)  # or unknown names would fill the memory
             raise Unavailable(f"no node offers {service!r:.100}", maybe_executed=False)
         balancer = self._balancers.get(service)
         if balancer is None:
-            if len(self._balancers) >= _MOST_NAMES:  # of nodes that say not what they offer
+            if len(self._balancers) >= _MOST_NAMES:  # of nodes that do not list their services
                 self._balancers.clear()
                 self._change()
             balancer = self._balancers[service] = self._make_balancer()
@@ -470,7 +468,7 @@ class Pool:
         return balancer
 
     def _change(self) -> None:
-        """Let the balancers know of a change at their next picks."""
+        """Make the balancers notice a change at their next picks."""
         self._current.clear()
         self.calm.clear()
         at = self.ejection.next_timeout()
@@ -496,12 +494,12 @@ class Pool:
             target = balancer.pick(now, key, shunned)
             if target not in shunned:
                 return target
-        # Perhaps one that was ejected is well again: all others are down.
+        # All others are down, and an ejected node may have recovered.
         left = [each for each in balancer.known if each.node.weight and each not in self._down]
         return left[int(self._rng() * len(left))] if left else target
 
     def _sort_out(self) -> None:
-        """Find out again who is better left alone, and for how long."""
+        """Update which nodes to skip, and for how long."""
         dialling = self.dials
         self._away = {*self._down, *dialling}
         self.calm.clear()
@@ -518,7 +516,7 @@ class Pool:
             or (call.deadline is not None and now >= call.deadline)
         ):
             return False
-        # A call that a node never saw has cost no node anything.
+        # A call that no node saw has not cost any node anything.
         unseen = error.code == "unavailable" and not error.maybe_executed
         return unseen or self._withdraw(now)
 

@@ -1,4 +1,4 @@
-"""One node at one or several registries: heartbeats for ever (docs/discovery.md)."""
+"""One node at one or more registries, kept alive by heartbeats (docs/discovery.md)."""
 
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
@@ -17,15 +17,15 @@ class _RegistryOfNode(RegistryState):
     def __init__(self, url: str, now: float) -> None:
         super().__init__(url, now)
         self.sent = 0  # the version of the description that was sent last
-        self.known = 0  # the version that the registry has
+        self.known = 0  # the version the registry has
 
 
 class Registration(RegistryPoller[_RegistryOfNode]):
-    """Keeps a node registered: at once, each third of `ttl`, and when its description changes.
+    """Keeps a node registered: at once, every third of `ttl`, and when its description changes.
 
-    Whatever a registry answers, or if it does not, it is tried again for ever, at the latest after
-    another third of `ttl`; each registry by itself. See `RegistryPoller` for inputs and outputs;
-    the commands are `update` and `stop`. Times in seconds; `now` is monotonic.
+    Whatever a registry answers, it is retried, at the latest after a third of `ttl`, independently
+    of other registries. See `RegistryPoller` for inputs and outputs; the commands are `update` and
+    `stop`. Times are in seconds; `now` is monotonic.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Registration(RegistryPoller[_RegistryOfNode]):
 
     @property
     def done(self) -> bool:
-        """Whether it was stopped, and there is nothing left to do."""
+        """Whether it was stopped and has nothing left to do."""
         return all(link.due_at is None and link.request is None for link in self.links.values())
 
     def registered(self, now: float) -> list[str]:
-        """Return the registries that know the node as it is now."""
+        """Return the registries that have the node's current description."""
         return [
             link.url
             for link in self.links.values()
@@ -77,8 +77,8 @@ class Registration(RegistryPoller[_RegistryOfNode]):
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Describe the node again; ValueError as from `Node`. It is sent at once."""
-        node = self.node.described_anew(services, weight, metadata)
+        """Change the node's description, which is sent at once; ValueError as from `Node`."""
+        node = self.node.replace(services, weight, metadata)
         if node != self.node and self._stops_at is None:
             self.node = node
             self._version += 1
@@ -89,9 +89,9 @@ class Registration(RegistryPoller[_RegistryOfNode]):
         self._finish(now)
 
     def stop(self, now: float, limit: float = 5.0) -> None:
-        """Take the node away from the registries; `done` within `limit` seconds.
+        """Remove the node from the registries; `done` within `limit` seconds.
 
-        A heartbeat that is on its way is waited for, because it could arrive behind the farewell.
+        It waits for a heartbeat in flight, which could otherwise arrive after the removal.
         """
         if self._stops_at is None:
             self._stops_at = now + limit
@@ -99,7 +99,7 @@ class Registration(RegistryPoller[_RegistryOfNode]):
                 link.due_at = now if link.sent else None
         self._finish(now)
 
-    # What the registries see
+    # Requests and responses
 
     def _describe(self) -> bytes:
         return encode({**describe_node(self.node), "ttl": self.ttl})

@@ -1,4 +1,4 @@
-"""The registry: an HTTP application that knows which nodes there are (docs/discovery.md)."""
+"""The registry: an HTTP application that keeps the list of nodes (docs/discovery.md)."""
 
 from collections import deque
 from functools import partial
@@ -29,43 +29,42 @@ __all__ = ["Registry"]
 
 MAX_BODY = 64 * 1024  # bytes of a registration
 
-_TICK = 0.25  # seconds: so much later than its time a node may go, and two waves of answers apart
-_MOST_CHANGES = 1000  # that can be told without a whole listing
-_KEPT_ANSWERS = 8 * MAX_ANSWER  # bytes of answers that are kept until the next revision
-_REMEMBERED = 600.0  # seconds that a node which went is remembered, to see whether it flaps
-_FRAME = 200  # bytes of a listing besides its nodes
+_TICK = 0.25  # seconds by which an expiry may be late, and between two waves of answers
+_MOST_CHANGES = 1000  # that can be reported without a full listing
+_KEPT_ANSWERS = 8 * MAX_ANSWER  # bytes of cached answers
+_REMEMBERED = 600.0  # seconds for which a removed node is remembered, to detect flapping
+_FRAME = 200  # bytes of a listing without its nodes
 
 
 class Entry:
-    """One node that is registered. Times in seconds."""
+    """A registered node. Times in seconds."""
 
     __slots__ = ("expires_at", "flaps", "looked_at", "node", "renewed_at", "text", "ttl")
 
     def __init__(self, node: Node, text: bytes, ttl: float, now: float, flaps: int) -> None:
         self.node = node
-        self.text = text  # as the listings show it
+        self.text = text  # as it appears in listings
         self.ttl = ttl
         self.renewed_at = now
         self.expires_at = now + ttl
-        self.flaps = flaps  # how many times it went and came back
-        self.looked_at = inf  # when the timer will see whether it has expired
+        self.flaps = flaps  # how many times it disappeared and came back
+        self.looked_at = inf  # when the timer will check whether it has expired
 
 
 class Registry:
-    """Knows nodes as long as they renew themselves, and tells who asks.
+    """Keeps nodes for as long as they renew their registrations, and lists them to readers.
 
-    `registry(request, now)` is an application as rpc_proto.http describes it, for all paths at and
-    below `prefix`: `mount` adds them to a server's router. Besides, `handle_timeout(now)` wants to
-    be called at `next_timeout()`; ask for that again after each request.
+    `registry(request, now)` is an application as described in rpc_proto.http, for all paths at and
+    below `prefix`; `mount` adds them to a server's router. Call `handle_timeout(now)` at
+    `next_timeout()`, which changes with every request.
 
-    `epoch` tells one life of a registry from another, because revisions begin again: 1 to 64
-    letters and digits that no earlier one had, drawn by whoever has a random source. `token` is
-    what writers must show, with `protect_reads` readers too. A listing never has more than
-    `max_answer` bytes: a node that would make it longer, or that is one more than `max_nodes`,
-    is refused.
+    `epoch` distinguishes the lives of a registry, because revisions restart: 1 to 64 letters and
+    digits that were never used before, from a source of randomness. `token` is required of writers,
+    and with `protect_reads` also of readers. A listing never exceeds `max_answer` bytes: a node
+    that would make it longer, or exceed `max_nodes`, is refused.
 
-    Memory: about 2 KiB and the description for each node and each waiting reader, 8 MiB of answers,
-    and the names of at most `max_nodes` nodes that went.
+    Memory: about 2 KiB plus the description for each node, the same for each waiting reader, 8 MiB
+    of cached answers, and the names of at most `max_nodes` removed nodes.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Registry:
         if not prefix.startswith("/") or prefix.endswith("/"):
             raise ValueError(f"prefix must begin with / and not end with it, not {prefix!r}")
         if token == "" or (protect_reads and token is None):
-            raise ValueError("a registry that is protected needs a token that is not empty")
+            raise ValueError("protect_reads needs a token that is not empty")
         self.epoch = epoch
         self.prefix = prefix
         self.revision = 0
@@ -95,8 +94,8 @@ class Registry:
         self._max_waiting = max_waiting
         self._max_answer = max_answer
         self._size = _FRAME  # bytes of the listing of all
-        self._expiries: list[tuple[float, str]] = []  # a heap; a node's last one counts
-        self._departed: dict[str, tuple[float, int]] = {}  # when, and how many flaps before
+        self._expiries: list[tuple[float, str]] = []  # a heap; only a node's last entry counts
+        self._departed: dict[str, tuple[float, int]] = {}  # when, and how many flaps
         self._changed: deque[str] = deque(maxlen=_MOST_CHANGES)  # one address for each revision
         self._answers: dict[tuple[str | None, int | None], Response] = {}  # of this revision
         self._answers_size = 0
@@ -123,7 +122,7 @@ class Registry:
         return self._router(request, now)
 
     def mount(self, router: Router) -> None:
-        """Let a server's router send here what is for the registry."""
+        """Add the registry's paths to a server's router."""
         router.add(self.prefix, self)
         for path in ("nodes", "status"):
             methods = ("GET", "POST", "DELETE") if path == "nodes" else ("GET",)
@@ -132,14 +131,14 @@ class Registry:
     # Time
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        """Return when to call `handle_timeout`, in absolute seconds; None for never."""
         due = [self._expiries[0][0]] if self._expiries else []
         if self._tell_at is not None:
             due.append(self._tell_at)
         return min(due, default=None)
 
     def handle_timeout(self, now: float) -> None:
-        """Take away the nodes that have expired, and tell who waits for it."""
+        """Remove expired nodes, and answer the readers that wait for changes."""
         expiries = self._expiries
         while expiries and expiries[0][0] <= now:
             at, address = heappop(expiries)
@@ -154,7 +153,7 @@ class Registry:
             self._tell(now)
 
     def _look_later(self, entry: Entry) -> None:
-        """Look at this entry when it expires; a renewal moves that time, not the heap."""
+        """Check this entry when it expires; a renewal changes that time, not the heap."""
         entry.looked_at = ceil(entry.expires_at / _TICK) * _TICK
         heappush(self._expiries, (entry.looked_at, entry.node.address))
         if len(self._expiries) > 2 * len(self.entries) + 64:
@@ -166,10 +165,10 @@ class Registry:
     def _register(self, request: Request, now: float) -> Response:
         self._authorise(request, writing=True)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what the page of a stranger cannot send unasked
+        if kind != "application/json":  # which a foreign web page cannot send without a preflight
             raise HttpError(415, f"Content-Type must be application/json, not {kind[:80]!r}")
         if len(request.body) > MAX_BODY:
-            raise HttpError(413, f"a registration may have {MAX_BODY} bytes")
+            raise HttpError(413, f"a registration may have at most {MAX_BODY} bytes")
         try:
             value = parse_json(request.body)
             node = parse_node(value)
@@ -186,11 +185,11 @@ class Registry:
         return self._receipt(201 if known is None else 200)
 
     def _admit(self, node: Node, ttl: float, now: float, flaps: int = 0) -> None:
-        """Take a node in, or a new description of one; HttpError if there is no room for it."""
+        """Add a node, or change its description; HttpError if there is no room for it."""
         address = node.address
         known = self.entries.get(address)
         if known is None and len(self.entries) >= self._max_nodes:
-            raise HttpError(507, f"there are {self._max_nodes} nodes; that is the limit")
+            raise HttpError(507, f"the registry is full: the limit is {self._max_nodes} nodes")
         text = encode(describe_node(node))
         size = self._size + len(text) + 1 - (len(known.text) + 1 if known else 0)
         if size > self._max_answer:
@@ -232,7 +231,7 @@ class Registry:
         self._change(entry.node, now)
 
     def _change(self, node: Node, now: float) -> None:
-        """Begin a new revision; those who wait hear of the first change at once, then in waves."""
+        """Start a new revision; waiting readers get the first change at once, then in waves."""
         self.revision += 1
         self._changed.append(node.address)
         self._touched.update(node.services)
@@ -266,13 +265,13 @@ class Registry:
         since = revision if same and "epoch" in query else None
         if not wait or not current or (self._tell_at is None and revision != self.revision):
             return self._answer(service, since)
-        if len(self._waiting) >= self._max_waiting:  # a server that stops settles them itself
+        if len(self._waiting) >= self._max_waiting:  # a stopping server settles them itself
             self._waiting = {
                 serial: reader for serial, reader in self._waiting.items() if not reader[0].response
             }
         if len(self._waiting) >= self._max_waiting:
             raise HttpError(
-                503, f"{self._max_waiting} readers wait; that is the limit", [("Retry-After", "5")]
+                503, f"the limit is {self._max_waiting} waiting readers", [("Retry-After", "5")]
             )
         self._serial += 1
         promise = Promise(
@@ -292,19 +291,19 @@ class Registry:
         self._waiting.pop(serial, None)
 
     def _tell(self, now: float) -> None:
-        """Answer all who wait for what has changed."""
+        """Answer all readers that wait for the change."""
         self._tell_at = None
         self._told_at = now
         self._told = self.revision
         touched, self._touched = self._touched, set()
         for serial, (promise, service, since, revision) in list(self._waiting.items()):
-            # Who came since the change knows it already, and would take the answer for a denial.
+            # Readers that came after the change know it, and would misread an empty answer.
             if revision != self.revision and (service is None or service in touched):
                 del self._waiting[serial]
                 promise.settle(self._answer(service, since))
 
     def _answer(self, service: str | None, since: int | None) -> Response:
-        """Return a listing, or what changed since a revision; made once for each revision."""
+        """Return a listing, or the changes since a revision; cached per revision."""
         answer = self._answers.get((service, since))
         if answer is None:
             etag = f'"{self.epoch}-{self.revision}"'
@@ -330,7 +329,7 @@ class Registry:
         )
 
     def _tell_changes(self, service: str | None, since: int | None) -> bytes | None:
-        """Return what changed; None if that is not known or is too much."""
+        """Return the changes; None if they are not known or too many."""
         if since is None or not 0 <= self.revision - since <= len(self._changed):
             return None
         first = len(self._changed) - (self.revision - since)
@@ -356,7 +355,7 @@ class Registry:
 
     @property
     def waiting(self) -> int:
-        """How many readers wait for a change."""
+        """Number of readers that wait for a change."""
         return len(self._waiting)
 
     def _show(self, request: Request, now: float) -> Response | Making:
@@ -384,7 +383,7 @@ class Registry:
     # Surviving a restart
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        """Return all that a restart must not lose, as JSON can hold it: ages, not times."""
+        """Return the state to keep over a restart, as JSON-able values: ages, not times."""
         return {
             "format": 1,
             "revision": self.revision,
@@ -400,12 +399,12 @@ class Registry:
         }
 
     def restore(self, snapshot: Any, now: float) -> None:
-        """Take in what an earlier life saved; each node has one ttl from now to renew itself.
+        """Restore a snapshot; each node then has its full ttl to renew itself.
 
-        Only into a registry that is empty. ValueError, and nothing is taken in, if it is not right.
+        The registry must be empty. ValueError if the snapshot is invalid; then nothing changes.
         """
         if self.entries:
-            raise ValueError(f"there are {len(self.entries)} nodes already")
+            raise ValueError(f"the registry already has {len(self.entries)} nodes")
         if not isinstance(snapshot, dict) or snapshot.get("format") != 1:
             raise ValueError("a snapshot must be an object of format 1")
         revision, saved = snapshot.get("revision"), snapshot.get("nodes")
@@ -444,7 +443,7 @@ def _check_ttl(value: Any) -> float:
 
 
 def _read_number(name: str, text: str, high: float, *, whole: bool = False) -> float:
-    """Return a number of a query; HttpError if it is none, or out of its bounds."""
+    """Return a number of a query; HttpError if it is invalid or out of bounds."""
     try:
         value: float = int(text) if whole and text.isascii() else float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The registry as a page, and the same as JSON."""
+"""The registry's page, and its JSON form."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["report_registry", "show_registry"]
 
 _MOST_ROWS = 1000
-_MOST_BYTES = 256 * 1024  # of what nodes say about themselves
+_MOST_BYTES = 256 * 1024  # characters of texts from nodes
 _MOST_NAMES = 20  # services of a node, and metadata
 _MOST_SERVICES = 100  # of the summary
 _AT_ONCE = 50  # rows
@@ -23,7 +23,7 @@ _COLUMNS = ("Address", "Services", "Metadata", "Weight", "Last heartbeat", "Came
 
 
 def _choose(registry: "Registry", service: str | None) -> tuple["list[Entry]", int]:
-    """Return the entries to show, those that flap most first, and how many are left out."""
+    """Return the entries to show, the most flapping first, and how many are omitted."""
     entries = [
         entry
         for entry in registry.entries.values()
@@ -76,7 +76,7 @@ def show_registry(registry: "Registry", service: str | None, now: float) -> Piec
         if count % _AT_ONCE == 0:
             yield
     if not rows:
-        nobody = "No node is registered." if service is None else "No node offers that."
+        nobody = "No node is registered." if service is None else "No node offers this service."
         rows.append(tag("tr", tag("td", nobody, colspan=len(_COLUMNS), class_="soft")))
     heads = (tag("th", name, class_="" if _is_wide(name) else "number") for name in _COLUMNS)
     parts = [
@@ -87,8 +87,8 @@ def show_registry(registry: "Registry", service: str | None, now: float) -> Piec
         card(tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows))),
     ]
     if omitted:
-        parts.append(tag("p", f"{omitted} more nodes are left out.", class_="soft small"))
-    lost = tag("p", "The registry does not answer; what follows is old.", id="lost")
+        parts.append(tag("p", f"{omitted} more nodes are not shown.", class_="soft small"))
+    lost = tag("p", "The registry does not respond; the data below is old.", id="lost")
     footer = (
         "Updates every 2 seconds. ",
         tag("a", "View as JSON", href=f"{registry.prefix}/status"),
@@ -113,14 +113,14 @@ def _tiles(registry: "Registry", now: float) -> Html:
         "dl",
         tile("Nodes", f"{len(entries):,}", "registered"),
         tile("Late", f"{late:,}", "missed a heartbeat"),
-        tile("Flapping", f"{flapping:,}", "went and came back"),
-        tile("Readers", f"{registry.waiting:,}", "wait for a change"),
+        tile("Flapping", f"{flapping:,}", "disappeared and came back"),
+        tile("Readers", f"{registry.waiting:,}", "waiting for a change"),
         class_="tiles",
     )
 
 
 def _services(registry: "Registry", chosen: str | None) -> Iterable[Html]:
-    """Return the services with their numbers of nodes, each a link to these nodes alone."""
+    """Return the services with their numbers of nodes, each a link to a page of these nodes."""
     offered = Counter(name for entry in registry.entries.values() for name in entry.node.services)
     if not offered:
         return
@@ -135,7 +135,7 @@ def _services(registry: "Registry", chosen: str | None) -> Iterable[Html]:
 
 
 def _is_late(entry: "Entry", now: float) -> bool:
-    # A heartbeat comes each third of the ttl, or sooner, and may take a moment.
+    # A heartbeat comes every third of the ttl, or sooner, and may take a moment.
     return now - entry.renewed_at > entry.ttl / 2
 
 

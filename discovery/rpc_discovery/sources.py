@@ -1,4 +1,4 @@
-"""Where a balanced client learns of nodes: what users give it, whatever the backend."""
+"""Sources of nodes for balanced clients, for any backend."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
@@ -20,10 +20,10 @@ __all__ = [
 
 
 class PemFiles(NamedTuple):
-    """Paths of PEM files for TLS, which any transport can use, unlike an SSLContext.
+    """Paths of PEM files for TLS, which every transport can use, unlike an SSLContext.
 
-    `authority` signed the servers' certificates. `certificate` is ours, if they want one; its key
-    may be in the same file.
+    `authority` is the CA that signed the servers' certificates. `certificate` is the client's, if
+    the servers require one; its key may be in the same file.
     """
 
     authority: str
@@ -32,12 +32,12 @@ class PemFiles(NamedTuple):
 
 
 def flatten(urls: Iterable[str | Iterable[str]]) -> list[str]:
-    """Return the URLs of arguments, each of which is one or several."""
+    """Return the URLs in arguments, each of which is one URL or several."""
     return [url for one in urls for url in ([one] if isinstance(one, str) else one)]
 
 
 def check_transport(transport: str | None, ssl: Any, endpoints: Iterable[str]) -> None:
-    """Raise ValueError for a transport to etcd that cannot be, anywhere."""
+    """Raise ValueError for an invalid transport to etcd."""
     if transport not in (None, "grpc", "gateway"):
         raise ValueError(f"transport must be 'grpc', 'gateway' or None, not {transport!r}")
     if transport == "grpc" and not isinstance(ssl, PemFiles):
@@ -70,10 +70,10 @@ class EtcdSettings(TypedDict, total=False):
 
 
 class RegistryDiscovery(Discovery):
-    """The nodes that registries know: one or several, each given as http://host:port.
+    """The nodes in one or more registries, each given as http://host:port.
 
-    `settings` are those of `RegistryWatch`: `service`, `wait`, `refresh`, `grace`, `token` and so
-    on. `ssl` is the SSLContext for registries at https://, or PemFiles.
+    `settings` are the arguments of `RegistryWatch`: `service`, `wait`, `refresh`, `grace`, `token`
+    and so on. `ssl` is an SSLContext or PemFiles for registries at https://.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class RegistryDiscovery(Discovery):
 
 
 class EtcdDiscovery(Discovery):
-    """The nodes that etcd holds, at endpoints given as http(s)://host:port.
+    """The nodes in etcd, at endpoints given as http(s)://host:port.
 
-    `service` watches the nodes of one service only. The other `settings` are those of
-    `EtcdWatch`: `probe`, `timeout`, `grace` and so on. `ssl` is for https:// endpoints, with the
-    client's certificate if etcd wants one: PemFiles, or an SSLContext. `transport` is "gateway", or
-    "grpc", which is asyncio's only and needs the extra `etcd`; None takes what there is.
+    With `service`, only the nodes of this service are watched. The other `settings` are arguments
+    of `EtcdWatch`: `probe`, `timeout`, `grace` and so on. `ssl` is PemFiles or an SSLContext for
+    https:// endpoints, with a client certificate if etcd requires one. `transport` is "gateway", or
+    "grpc", which only asyncio has and needs the extra `etcd`; None uses gRPC if available.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class EtcdDiscovery(Discovery):
 
 
 class FileDiscovery(Discovery):
-    """The nodes of a JSON file (docs/discovery.md), which is read again when it has changed.
+    """The nodes in a JSON file (docs/discovery.md), which is read again when it has changed.
 
-    It is looked at each `interval` seconds.
+    It is checked every `interval` seconds.
     """
 
     def __init__(self, path: str, *, interval: float = 1.0) -> None:

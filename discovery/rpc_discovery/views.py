@@ -1,4 +1,4 @@
-"""What is shown of the nodes: the last good view, whatever happens to those who tell of them."""
+"""Keeping a view of the nodes: the last good one, whatever happens to the source."""
 
 from collections import deque
 from typing import NamedTuple
@@ -9,7 +9,7 @@ __all__ = ["ShrinkGuard", "StaleChanged", "ViewChanged", "ViewKeeper"]
 
 
 class ViewChanged(NamedTuple):
-    """There is a new view. A node that describes itself again is in both lists."""
+    """There is a new view. A node whose description changed is in both lists."""
 
     view: View
     added: list[Node]
@@ -17,35 +17,35 @@ class ViewChanged(NamedTuple):
 
 
 class StaleChanged(NamedTuple):
-    """The view has been unconfirmed since that time, for that reason; or, if None, it is good."""
+    """The view has been unconfirmed since this time, for this reason; if None, it is good."""
 
     since: float | None
     reason: str
 
 
 class ShrinkGuard:
-    """Holds nodes back from going when a registry most probably errs and they live.
+    """Keeps nodes that disappear when the registry is probably wrong about them.
 
-    That is when more than `share` of them go within `grace` seconds, as after it lost touch with
-    the nodes, or when it began again. Held nodes go after `grace` seconds, or once most are back;
-    after a new beginning, once all are.
+    That is when more than `share` of them disappear within `grace` seconds, because it lost contact
+    with the nodes or was restarted. Kept nodes are removed after `grace` seconds, or once most have
+    come back; after a restart, once all have.
     """
 
     def __init__(self, grace: float, share: float) -> None:
         self.held: dict[str, Node] = {}
         self.until: float | None = None
-        self.times = 0  # how often it held anything
+        self.times = 0  # how often it kept nodes
         self._grace = grace
         self._share = share
-        self._most = 0  # nodes before they went
-        self._anew = False  # whether it holds because a registry began again
-        # How many nodes there were until when, falling: the first is the most within `grace`.
+        self._most = 0  # nodes before they disappeared
+        self._anew = False  # whether it keeps nodes because a registry was restarted
+        # Numbers of nodes and until when, decreasing: the first is the maximum within `grace`.
         self._sizes: deque[tuple[float, int]] = deque()
 
     def apply(
         self, current: dict[str, Node], target: dict[str, Node], again: bool, now: float
     ) -> None:
-        """Add to `target`, which is to take the place of `current`, what is held back."""
+        """Add the kept nodes to `target`, which replaces `current`."""
         sizes = self._sizes
         if self.until is None:
             while sizes and sizes[0][0] <= now - self._grace:
@@ -72,10 +72,10 @@ class ShrinkGuard:
 
 
 class ViewKeeper:
-    """Keeps a view and says when it changes, and since when nothing confirms it.
+    """Keeps a view, and reports when it changes and since when it is unconfirmed.
 
-    When more than `share` of the nodes go within `grace` seconds, they are shown for so long
-    nevertheless.
+    If more than `share` of the nodes disappear within `grace` seconds, they stay in the view for
+    that time.
     """
 
     def __init__(self, grace: float, share: float) -> None:
@@ -93,18 +93,18 @@ class ViewKeeper:
 
     @property
     def held(self) -> int:
-        """How many nodes are shown only because too many went at once."""
+        """Number of nodes that are shown only because too many disappeared at once."""
         return len(self._guard.held)
 
     @property
     def times_held(self) -> int:
-        """How often too many nodes went at once."""
+        """How often too many nodes disappeared at once."""
         return self._guard.times
 
     def _show(
         self, target: dict[str, Node], again: bool, now: float
     ) -> list[ViewChanged | StaleChanged]:
-        """Show nodes by address, at most 10,000; `anew` if who told of them began again."""
+        """Show nodes by address, at most 10,000; `anew` if the source was restarted."""
         self._guard.apply(self._shown, target, again, now)
         self._shown = target
         view = View(target.values(), self.view.revision + 1)
@@ -115,7 +115,7 @@ class ViewKeeper:
         return [ViewChanged(view, added, removed)]
 
     def _judge(self, reason: str, since: float, now: float) -> list[StaleChanged]:
-        """Record that, for a reason, nothing confirms the view since then; "" if it is good."""
+        """Record that the view is unconfirmed since then, for a reason; "" if it is good."""
         if self.ready and reason:
             began = since
         elif self._guard.until is not None:

@@ -1,4 +1,4 @@
-"""What is known of the nodes, from registries, files or a list (docs/discovery.md, "Views")."""
+"""Views of the nodes, from registries, files or a list (docs/discovery.md, "Views")."""
 
 from collections.abc import Iterable
 from math import inf
@@ -13,14 +13,14 @@ from .views import StaleChanged, ViewChanged, ViewKeeper
 
 __all__ = ["FileView", "RegistryWatch", "StaticDiscovery"]
 
-_PAUSE = 0.1  # seconds from an answer that changed something to the next question, at the least
+_PAUSE = 0.1  # least seconds from an answer with changes to the next question
 _LONGEST_BACKOFF = 5.0  # seconds
 _MAX_FILE = 1024 * 1024  # bytes
 _READ_TIMEOUT = 10.0  # seconds
 
 
 class StaticDiscovery:
-    """Nodes that never change, as `Node` or as addresses."""
+    """Nodes that never change, given as `Node` or as addresses."""
 
     def __init__(self, nodes: Iterable[Node | str]) -> None:
         self.view = View([Node(node) if isinstance(node, str) else node for node in nodes], 1)
@@ -29,9 +29,9 @@ class StaticDiscovery:
 
 
 class FileView:
-    """The nodes of a JSON file, which is read each `interval` seconds.
+    """The nodes in a JSON file, which is checked every `interval` seconds.
 
-    As long as it cannot be read or is not right, the last good view stays.
+    While it cannot be read or is invalid, the last good view stays.
     """
 
     def __init__(self, path: str, *, now: float, interval: float = 1.0) -> None:
@@ -44,27 +44,27 @@ class FileView:
         self._serial = 0
         self._reading = False
         self._sent = True
-        self._seen: Any = None  # the state of the file that was read last
+        self._seen: Any = None  # the state of the file when it was last read
         self._read_at = now
         self._events: list[Event] = []
         self.handle_timeout(now)
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do, ever."""
+        """Whether it has nothing left to do."""
         return False
 
     # Outputs
 
     def operations_to_send(self) -> list[ReadFile]:
-        """Return the reads to begin now, each once."""
+        """Return the reads to start now, each once."""
         if self._sent:
             return []
         self._sent = True
         return [ReadFile(self._serial, self.path, _MAX_FILE, self._seen, _READ_TIMEOUT)]
 
     def operations_to_cancel(self) -> list[int]:
-        """Return the ids of the reads to give up: none."""
+        """Return the ids of the reads to cancel: none."""
         return []
 
     def events(self) -> list[Event]:
@@ -73,19 +73,19 @@ class FileView:
         return events
 
     def next_timeout(self) -> float | None:
-        """Return when to read again, in absolute seconds; None while that goes on."""
+        """Return when to read again, in absolute seconds; None during a read."""
         return None if self._reading else self._read_at
 
     # Inputs
 
     def handle_timeout(self, now: float) -> None:
-        """Read the file if that is due."""
+        """Read the file if it is due."""
         if not self._reading and now >= self._read_at:
             self._serial += 1
             self._reading, self._sent = True, False
 
     def result(self, now: float, operation_id: int, result: FileRead) -> None:
-        """Take what the file holds now."""
+        """Take the content of the file."""
         if not self._ends(now, operation_id) or result.data is None:
             return
         self._seen = result.state
@@ -105,7 +105,7 @@ class FileView:
             self._events.append(ViewChanged(view, added, removed))
 
     def message(self, now: float, operation_id: int, message: Any) -> None:
-        """Ignore a message: to read a file is no stream."""
+        """Ignore a message: reading a file is not a stream."""
 
     def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
         """Record that the file could not be read."""
@@ -114,7 +114,7 @@ class FileView:
             self._reject(now, f"{self.path}: {error}")
 
     def _ends(self, now: float, operation_id: int) -> bool:
-        """Whether that is the read that goes on, which ends with this."""
+        """Whether this is the current read, which ends with it."""
         if not self._reading or operation_id != self._serial:
             return False
         self._reading, self._read_at = False, now + self._interval
@@ -128,34 +128,35 @@ class FileView:
 
 
 class _WatchedRegistry(RegistryState):
-    """What one registry said last."""
+    """The last answer of one registry."""
 
     def __init__(self, url: str, now: float) -> None:
         super().__init__(url, now)
         self.epoch = ""  # "" before the first listing
         self.revision = 0
         self.nodes: dict[str, Node] = {}
-        self.removed: dict[str, float] = {}  # when it took nodes away that another one still shows
+        self.removed: dict[str, float] = {}  # when it removed nodes that another one still lists
         self.asked_at = 0.0
         self.waits = 0.0  # how long the registry was asked to wait with its answer
 
 
 class RegistryWatch(ViewKeeper, RegistryPoller[_WatchedRegistry]):
-    """The nodes that one or several registries know, kept up to date without anybody asking.
+    """The nodes in one or more registries, kept up to date.
 
-    `view` is the last good one, whatever happens to the registries; `stale_since` says since when
-    nothing confirms it, None while it is good. With `wait` each registry is asked to answer when
-    something changes (long poll), else every `refresh` seconds. See `RegistryPoller` for inputs and
-    outputs; events are `ViewChanged`, `StaleChanged`, `SourceReached` and `SourceFailed`.
+    `view` is the last good view, whatever happens to the registries; `stale_since` is when it was
+    last confirmed, None while it is good. With `wait`, registries answer when something changes
+    (long polling); otherwise they are asked every `refresh` seconds. See `RegistryPoller` for
+    inputs and outputs; events are `ViewChanged`, `StaleChanged`, `SourceReached` and
+    `SourceFailed`.
 
-    Several registries are merged: a node that any of them knows is there, as the first of them in
-    the given order describes it. A registry that fails counts with its last listing, but behind
-    those that answer, and a node that one of these took away since then is gone.
+    Several registries are merged: the view has the nodes that any of them lists, as described by
+    the first of them in the given order. A failing registry counts with its last listing, but after
+    those that answer; nodes that one of these removed since then are dropped.
 
     A listing is rejected as a whole, and the registry counts as failing, if it is longer than
-    1 MiB, has more than 10,000 nodes, or is not what a listing is; a node in it whose values are
-    refused (a poisoned address, say) is left out and counted in `refused_nodes`. That bounds the
-    memory, too: at most the nodes of one such listing for each registry, and a view of 10,000.
+    1 MiB, has more than 10,000 nodes, or is malformed. An invalid node in it is skipped and counted
+    in `refused_nodes`. This bounds the memory: one such listing per registry, and a view of 10,000
+    nodes.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class RegistryWatch(ViewKeeper, RegistryPoller[_WatchedRegistry]):
         self._wait = wait
         self._refresh = refresh
         self._dirty = False
-        self._anew = False  # whether a registry began again since the last merge
+        self._anew = False  # whether a registry was restarted since the last merge
         self._finish(now)
 
     # Getters
@@ -202,7 +203,7 @@ class RegistryWatch(ViewKeeper, RegistryPoller[_WatchedRegistry]):
     def _compose(self, link: _WatchedRegistry, now: float) -> HttpRequest:
         query: dict[str, Any] = {} if self._service is None else {"service": self._service}
         headers: tuple[tuple[str, str], ...] = (("Accept", "application/json"),)
-        # After a failure, the first thing to know is whether the registry is there.
+        # After a failure, find out first whether the registry responds.
         link.waits = self._wait if link.epoch and not link.failures else 0.0
         link.asked_at = now
         if link.epoch:
@@ -232,19 +233,19 @@ class RegistryWatch(ViewKeeper, RegistryPoller[_WatchedRegistry]):
         elif status != 304 or not link.epoch:
             raise ValueError(explain(status, body))
         if link.failures or link.answered_at is None:
-            self._dirty = True  # its word counts again
+            self._dirty = True  # its listing counts again
         if known != (link.epoch, link.revision):
             return _PAUSE * (1 + self._rng()) if self._wait else self._later()
         if link.waits and now - link.asked_at >= link.waits / 2:
             return _PAUSE * self._rng() + 0.001
-        # It answered at once although nothing changed: it was not asked to wait, or does not.
+        # It answered at once without changes: it was not asked to wait, or does not support it.
         return _PAUSE if self._wait and link.failures else self._later()
 
     def _later(self) -> float:
         return self._refresh * (1 - 0.2 * self._rng())
 
     def _read(self, link: _WatchedRegistry, body: bytes, now: float) -> None:
-        """Take a listing or what changed; ValueError, and nothing is taken, if it is not right."""
+        """Take a listing or changes; ValueError if invalid, and then nothing changes."""
         if len(body) > MAX_ANSWER:
             raise ValueError(f"the answer has {len(body)} bytes; the limit is {MAX_ANSWER}")
         value = parse_json(body)
@@ -314,7 +315,7 @@ class RegistryWatch(ViewKeeper, RegistryPoller[_WatchedRegistry]):
         self._events += self._judge(reason, now - self.age(now), now)
 
     def _refresh_view(self, now: float) -> None:
-        """Merge what the registries said into the view."""
+        """Merge the listings of the registries into the view."""
         links = [link for link in self.links.values() if link.epoch]
         if not links:
             return

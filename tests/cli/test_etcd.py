@@ -258,7 +258,7 @@ def test_what_is_no_etcd_is_one_line_and_code_1(here: Here, server: str) -> None
     [
         (["nodes", "--etcd", "tcp://h:1"], "must be http(s)://host:port, not 'tcp://h:1'"),
         (["nodes", "--etcd", "http://h:99999"], "not 'http://h:99999': port must be from 1"),
-        (["nodes", "--etcd", "http://h:1,http://h:1"], "an endpoint is given twice"),
+        (["nodes", "--etcd", "http://h:1,http://h:1"], "duplicate endpoint"),
         (["nodes", "--etcd", "http://h:1,"], "must be http(s)://host:port, not ''"),
         (["nodes", "--etcd=http://h:1", "--registry=http://h:2"], "not allowed with argument"),
         (["call", "A.b", "--etcd=http://h:1", "--registry=http://h:2"], "not allowed with"),

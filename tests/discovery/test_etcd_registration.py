@@ -112,7 +112,7 @@ def test_node_without_services_has_a_key_nevertheless():
     ],
 )
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(ValueError, match=r"must|twice|needs|endpoints|together"):
+    with pytest.raises(ValueError, match=r"must|duplicate|needs|endpoints|together"):
         make(**settings)
 
 

@@ -130,7 +130,9 @@ def test_pages_of_a_list_are_half_as_long_after_each_failure_down_to_31_keys():
     for _ in range(6):
         operation = asked(machine)
         limits.append(operation.question.limit)
-        machine.failed(machine._asked_at, operation.id, "the response is longer than 16777216 bytes")
+        machine.failed(
+            machine._asked_at, operation.id, "the response is longer than 16777216 bytes"
+        )
         go_on(machine)
     assert limits == [500, 250, 125, 62, 31, 31]
     machine.result(machine._asked_at, asked(machine).id, Ranged(header(), []))
@@ -368,7 +370,7 @@ def test_watch_that_is_compacted_away_is_replaced_by_a_list():
 
 def test_watch_that_has_too_much_to_say_is_replaced_by_a_list():
     machine, watch = watching(kv(A))
-    machine.failed(1.0, watch, "a message of over 16777216 bytes", 8)
+    machine.failed(1.0, watch, "a message of more than 16777216 bytes", 8)
     now = go_on(machine)
     operation = asked(machine)
     assert operation.question == Range(b"/rpc/", b"/rpc0", limit=500)

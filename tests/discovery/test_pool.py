@@ -372,7 +372,7 @@ def test_node_that_does_not_say_what_it_offers_may_offer_anything():
 def test_nodes_without_weight_get_nothing():
     pool = make(A)
     pool.update(view(A, weight=0.0), 0.0)
-    with pytest.raises(Unavailable, match="no node of S takes calls"):
+    with pytest.raises(Unavailable, match="no node of S accepts calls"):
         pool.pick("S", 0.0)
     assert pool.pick_for(call(node=A), 0.0).node.address == A
 

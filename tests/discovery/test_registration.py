@@ -78,7 +78,7 @@ def test_bad_registry_is_refused(url):
     ],
 )
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(ValueError, match=r"must be|16 registries|twice"):
+    with pytest.raises(ValueError, match=r"must be|16 registries|duplicate"):
         make(**settings)
 
 

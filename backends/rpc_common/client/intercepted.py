@@ -32,7 +32,7 @@ class Intercepted:
     def checked(
         interceptors: "Iterable[Interceptor]", *, coroutines: bool
     ) -> "tuple[Interceptor, ...]":
-        """Return them as a tuple; TypeError if one is not the kind of function the backend needs."""
+        """Return them as a tuple; TypeError if one is not what the backend needs."""
         checked = tuple(interceptors)
         if checked:  # what is behind this is not imported for nothing
             from rpc_proto.service.interceptors import check_interceptors

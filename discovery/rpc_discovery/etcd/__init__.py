@@ -1,4 +1,4 @@
-"""Nodes in etcd: registering them, watching them, and what is asked of etcd (docs/etcd.md)."""
+"""Nodes in etcd: registrations, watches, and the operations they need (docs/etcd.md)."""
 
 from .registration import EtcdRegistration
 from .watching import EtcdWatch

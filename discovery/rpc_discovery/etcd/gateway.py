@@ -1,8 +1,8 @@
-"""Operations as requests to etcd's JSON gateway, over HTTP/1.1, and its answers as theirs.
+"""Etcd operations as requests to etcd's JSON gateway, over HTTP/1.1.
 
-The gateway is half duplex: a watch is one request whose answer goes on, each message of it a line
-of JSON, and a keepalive is a request of its own. int64s are strings, bytes base64, and what is zero
-or empty is left out.
+The gateway is half-duplex: a watch is one request with an endless response, one line of JSON per
+message, and each keepalive is a request of its own. int64s are strings, bytes are base64, and zero
+or empty values are omitted.
 """
 
 from base64 import b64decode, b64encode
@@ -46,8 +46,8 @@ __all__ = ["Exchange"]
 class Exchange:
     """One operation as an HTTP request, and the response as its result.
 
-    The body of a stream goes to `part` as it arrives, and all of it ends with `finish`. Both raise
-    OperationFailed for an error of etcd, or an answer that is not etcd's.
+    Pass the body of a stream to `part` as it arrives, and end with `finish`. Both raise
+    OperationFailed for an error from etcd, or for a response that is not etcd's.
     """
 
     def __init__(self, operation: EtcdOperation) -> None:
@@ -56,7 +56,7 @@ class Exchange:
         self._line = bytearray()  # what has arrived of the next message
 
     def part(self, data: bytes) -> list[Watched]:
-        """Take some bytes of a stream, and return the messages that they complete."""
+        """Take bytes of a stream, and return the messages they complete."""
         *lines, rest = data.split(b"\n")
         messages = []
         for line in lines:
@@ -66,11 +66,11 @@ class Exchange:
                 messages.append(_read_message(_result(200, whole)))
         self._line += rest
         if len(self._line) > MAX_ANSWER:
-            raise OperationFailed(f"a message of over {MAX_ANSWER} bytes", RESOURCE_EXHAUSTED)
+            raise OperationFailed(f"a message of more than {MAX_ANSWER} bytes", RESOURCE_EXHAUSTED)
         return messages
 
     def finish(self, response: HttpResponse) -> Answer:
-        """Return the answer. A stream has none: that it ended is a failure."""
+        """Return the answer. A stream has none: its end is a failure."""
         if not isinstance(self._question, Watch):
             return _read(self._question, response.status, response.body)
         if response.status != 200:
@@ -172,7 +172,7 @@ def _read(question: Question, status: int, body: bytes) -> Answer:
             raise ValueError("token must be printable ASCII")
         return Authenticated(token)
     except (TypeError, ValueError) as error:
-        raise OperationFailed(f"the answer is not etcd's: {error}") from None
+        raise OperationFailed(f"the response is not from etcd: {error}") from None
 
 
 def _read_message(value: dict[str, Any]) -> Watched:
@@ -190,11 +190,11 @@ def _read_message(value: dict[str, Any]) -> Watched:
             changes,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise OperationFailed(f"the message is not etcd's: {error}") from None
+        raise OperationFailed(f"the message is not from etcd: {error}") from None
 
 
 def _result(status: int, body: bytes) -> dict[str, Any]:
-    """Return the object that is the answer; streams wrap it."""
+    """Return the object with the answer, which streams wrap."""
     if status != 200:
         raise _read_error(status, body)
     try:
@@ -211,7 +211,7 @@ def _result(status: int, body: bytes) -> dict[str, Any]:
 
 
 def _read_error(status: int, body: bytes) -> OperationFailed:
-    """Return the error that a body tells of, in whichever dialect."""
+    """Return the error in a body, in any of its formats."""
     try:
         value = parse_json(body)
         error = value["error"] if isinstance(value.get("error"), dict) else value
@@ -233,7 +233,7 @@ def _header(value: dict[str, Any]) -> Header:
             *(_int(header, name) for name in ("cluster_id", "member_id", "revision", "raft_term"))
         )
     except ValueError as error:
-        raise OperationFailed(f"the header is not etcd's: {error}") from None
+        raise OperationFailed(f"the header is not from etcd: {error}") from None
 
 
 def _key_value(value: Any) -> KeyValue:

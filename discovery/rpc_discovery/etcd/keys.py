@@ -10,9 +10,9 @@ __all__ = ["Entry", "keys_of", "merge", "parse_prefix", "read_entry", "start_of"
 
 
 class Entry:
-    """One key: the node as this key has it, which offers this service.
+    """One key: the node as this key describes it, offering this service.
 
-    `node` is None if the key or its value is not right; `lease` is 0 if somebody put it by hand.
+    `node` is None if the key or its value is invalid; `lease` is 0 for a key put by hand.
     """
 
     __slots__ = ("lease", "node", "revision")
@@ -24,7 +24,7 @@ class Entry:
 
 
 def parse_prefix(prefix: str | bytes) -> bytes:
-    """Return the prefix of all keys; ValueError if it is no prefix."""
+    """Return the prefix of all keys as bytes; ValueError if it is invalid."""
     rule = f"prefix must be text or bytes, at most 256, not {prefix!r:.80}"
     if not isinstance(prefix, (str, bytes)) or len(prefix) > 256:
         raise ValueError(rule)
@@ -36,7 +36,7 @@ def parse_prefix(prefix: str | bytes) -> bytes:
 
 
 def start_of(prefix: bytes, service: str | None) -> bytes:
-    """Return what all keys begin with, or those of one service."""
+    """Return the prefix of all keys, or of those of one service."""
     return prefix + b"/" if service is None else prefix + b"/" + _quote(service) + b"/"
 
 
@@ -48,7 +48,7 @@ def keys_of(prefix: bytes, node: Node) -> dict[bytes, bytes]:
 
 
 def read_entry(prefix: bytes, key: bytes, value: bytes, revision: int, lease: int) -> Entry:
-    """Return what a key says, whatever it is."""
+    """Return the entry of any key."""
     try:
         service, slash, _ = key[len(prefix) + 1 :].partition(b"/")
         if not slash:
@@ -67,7 +67,7 @@ def read_entry(prefix: bytes, key: bytes, value: bytes, revision: int, lease: in
 def merge(entries: Iterable[Entry]) -> Node:
     """Return the node that the keys of one address describe: the services of all of them.
 
-    Everything else is as the key that was written last has it.
+    Everything else is taken from the key that was written last.
     """
     known = [(entry.revision, entry.node) for entry in entries if entry.node is not None]
     newest = max(known, key=lambda one: one[0])[1]
@@ -80,5 +80,5 @@ def merge(entries: Iterable[Entry]) -> Node:
 
 
 def _quote(service: str) -> bytes:
-    """Return a name as a part of a key: it must not hold a slash."""
+    """Return a name as a part of a key, without slashes."""
     return service.replace("%", "%25").replace("/", "%2F").encode()

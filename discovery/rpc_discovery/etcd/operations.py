@@ -1,4 +1,4 @@
-"""What is asked of etcd and what it answers, whatever carries it: its API v3 in few words."""
+"""The operations of etcd's API v3 that are needed, independent of the transport."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ __all__ = [
     "prefix_end",
 ]
 
-# Status codes of gRPC that mean something to us.
+# The gRPC status codes that matter here.
 INVALID_ARGUMENT = 3
 NOT_FOUND = 5
 PERMISSION_DENIED = 7
@@ -41,7 +41,7 @@ MAX_ANSWER = 16 * 1024 * 1024  # bytes; also of one message of a watch
 
 
 class Header(NamedTuple):
-    """Who answered, and when: the store's revision at that time. 0 is unknown."""
+    """Which member answered, and the store's revision at that time. 0 is unknown."""
 
     cluster: int = 0
     member: int = 0
@@ -50,7 +50,7 @@ class Header(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """A key, with the revision at which it was written last and the lease it hangs on, or 0."""
+    """A key, with the revision of its last write and its lease, or 0."""
 
     key: bytes
     value: bytes
@@ -75,7 +75,7 @@ class Range(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Put keys, which then hang on the lease, and delete others, all at one revision."""
+    """Put keys, attached to the lease, and delete others, in one transaction."""
 
     puts: tuple[tuple[bytes, bytes], ...]
     deletes: tuple[bytes, ...]
@@ -95,7 +95,7 @@ class KeepAlive(NamedTuple):
 
 
 class LeaseKeys(NamedTuple):
-    """Ask which keys hang on a lease."""
+    """Ask which keys are attached to a lease."""
 
     lease: int
 
@@ -117,7 +117,7 @@ class Authenticate(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Hear of all changes of the keys from `key` up to `end`, from a revision on: a stream."""
+    """Watch the keys from `key` up to `end`, from a revision on: a stream."""
 
     key: bytes
     end: bytes
@@ -142,7 +142,7 @@ class Written(NamedTuple):
 
 
 class Granted(NamedTuple):
-    """The lease and the seconds that it really has."""
+    """The lease and its actual time to live, in seconds."""
 
     header: Header
     lease: int
@@ -150,7 +150,7 @@ class Granted(NamedTuple):
 
 
 class KeptAlive(NamedTuple):
-    """The seconds that the lease has again; 0 or less if there is no such lease."""
+    """The renewed time to live in seconds; 0 or less if there is no such lease."""
 
     header: Header
     ttl: int
@@ -165,13 +165,13 @@ class Leased(NamedTuple):
 
 
 class Revoked(NamedTuple):
-    """The lease is no more."""
+    """The lease was revoked."""
 
     header: Header
 
 
 class Authenticated(NamedTuple):
-    """The token to show from now on."""
+    """The token to use from now on."""
 
     token: str
 
@@ -180,9 +180,9 @@ class Authenticated(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """One message of a watch: that it is there, that it is no more and why, or changes.
+    """One message of a watch: that it was created, that it was cancelled and why, or changes.
 
-    `compacted` is the first revision that can still be watched, if that is the reason.
+    `compacted` is the first revision that can still be watched, if a compaction is the reason.
     """
 
     header: Header
@@ -197,9 +197,9 @@ Answer = Ranged | Written | Granted | KeptAlive | Leased | Revoked | Authenticat
 
 
 class EtcdOperation(NamedTuple):
-    """One question to one endpoint; its result is the `Answer` of that question.
+    """One question to one endpoint; its result is the question's `Answer`.
 
-    `Watch` is a stream, of `Watched`. `token` is from a login, or "".
+    `Watch` is a stream of `Watched`. `token` is from a login, or "".
     """
 
     id: int
@@ -218,6 +218,6 @@ class EtcdOperation(NamedTuple):
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    r"""Return the first key behind all that begin so; b"\0" if none can be, as etcd has it."""
+    r"""Return the first key after all with this prefix; b"\0", as in etcd, if there is none."""
     kept = prefix.rstrip(b"\xff")
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else b"\0"

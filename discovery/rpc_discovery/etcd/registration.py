@@ -1,4 +1,4 @@
-"""One node in etcd: a lease, the keys that hang on it, and their return (docs/etcd.md)."""
+"""One node in etcd: a lease, its keys, and how they are restored (docs/etcd.md)."""
 
 from collections.abc import Iterable, Mapping
 from math import ceil
@@ -38,12 +38,12 @@ _NOT_DONE = (INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION
 
 
 class EtcdRegistration(EtcdSession):
-    """Keeps a node's keys in etcd, on a lease of `ttl` seconds that is renewed each third of it.
+    """Keeps a node's keys in etcd, on a lease of `ttl` seconds that is renewed every third of it.
 
-    Whatever happens to etcd or to the lease, it tries again: a lease that is gone, or that could
-    not be renewed for `ttl` seconds, is never used again; a new one is granted and the keys are put
-    on it. Every `ttl` seconds it checks that the keys are still there. See `EtcdSession` for inputs
-    and outputs; the commands are `update` and `stop`. `now` is monotonic.
+    Whatever happens to etcd or to the lease, it retries: a lease that is lost, or that could not be
+    renewed for `ttl` seconds, is never used again; it requests a new lease and puts the keys on it.
+    Every `ttl` seconds it checks that the keys still exist. See `EtcdSession` for inputs and
+    outputs; the commands are `update` and `stop`. `now` is monotonic.
     """
 
     def __init__(
@@ -71,12 +71,11 @@ class EtcdRegistration(EtcdSession):
         self._renew_at = 0.0
         self._look_at = 0.0
         self._wanted = keys_of(self.prefix, node)
-        # What hangs on the lease as far as we know: b"" where only an answer that did not come
-        # would tell.
+        # What is attached to the lease as far as we know: b"" where the answer is missing.
         self._known: dict[bytes, bytes] = {}
-        # Writes on the lease that had no answer: they may yet be done, behind later ones.
+        # Unanswered writes on the lease: etcd may still perform them, after later ones.
         self._unanswered: set[Write] = set()
-        self._ended: list[int] = []  # leases to revoke, lest a late write hangs a key on them
+        self._ended: list[int] = []  # leases to revoke, so that late writes fail
         self._stops_at: float | None = None
         self._finish(now)
 
@@ -84,11 +83,11 @@ class EtcdRegistration(EtcdSession):
 
     @property
     def done(self) -> bool:
-        """Whether it was stopped, and there is nothing left to do."""
+        """Whether it was stopped and has nothing left to do."""
         return self._stops_at is not None and self._asked is None and self._due_at is None
 
     def registered(self, now: float) -> list[str]:
-        """Return the endpoint at which the node is known as it is now, or nothing."""
+        """Return the endpoint that has the current description of the node, or None."""
         known = self.lease and now < self._lease_until and self._known == self._wanted
         return [self.endpoint] if known else []
 
@@ -102,16 +101,16 @@ class EtcdRegistration(EtcdSession):
         weight: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Describe the node again; ValueError as from `Node`. It is written at once."""
-        self.node = self.node.described_anew(services, weight, metadata)
+        """Change the node's description, which is written at once; ValueError as from `Node`."""
+        self.node = self.node.replace(services, weight, metadata)
         self._wanted = keys_of(self.prefix, self.node)
         self._finish(now)
 
     def stop(self, now: float, limit: float = 5.0) -> None:
-        """Revoke the lease, with which the keys go; `done` within `limit` seconds.
+        """Revoke the lease, which deletes the keys; `done` within `limit` seconds.
 
-        Nothing is waited for but a lease that is being granted: a write that arrives behind the
-        end of its lease is refused by etcd.
+        It waits only for a lease that is being granted: etcd refuses writes on a lease that has
+        ended.
         """
         if self._stops_at is None:
             self._stops_at = now + limit
@@ -120,7 +119,7 @@ class EtcdRegistration(EtcdSession):
                 self._drop_question()
         self._finish(now)
 
-    # What to do
+    # Planning
 
     def _plan(self, now: float) -> Question | float | None:
         if self._stops_at is not None:
@@ -156,7 +155,7 @@ class EtcdRegistration(EtcdSession):
         return Write(tuple(puts), tuple(deletes), self.lease)
 
     def _may_be_undone(self) -> bool:
-        """Whether a late write could undo what is wanted now; on a lease that ended it cannot."""
+        """Whether a late write could undo the current state; on an ended lease it cannot."""
         wanted = self._wanted
         return any(
             any(wanted.get(key) != value for key, value in write.puts)
@@ -217,7 +216,7 @@ class EtcdRegistration(EtcdSession):
 
     def _fail(self, error: str, now: float, refused: bool = False) -> None:
         super()._fail(error, now, refused)
-        # A lease is renewed although its keys are refused, or those it has would go.
+        # The lease is renewed even if keys are refused, or those it has would be lost.
         if self.lease and now < self._renew_at and self._backoff_until is not None:
             self._backoff_until = min(self._backoff_until, self._renew_at)
 
@@ -226,14 +225,14 @@ class EtcdRegistration(EtcdSession):
         self._renew_at = self._asked_at + ttl / 3 * (1 - 0.2 * self._rng())
 
     def _lost(self) -> None:
-        """Record that etcd knows no such lease."""
+        """Record that etcd does not know the lease."""
         self.lease = 0
         if not self.failures:
             self.failures = 1
             self._events.append(SourceFailed(self.name, "the lease is gone"))
 
     def _let_go(self) -> None:
-        """Use a lease no longer that may be there still."""
+        """Stop using a lease that may still exist."""
         if self.lease:
             self._ended = [*self._ended[1 - _MOST_LEASES :], self.lease]
             self.lease = 0

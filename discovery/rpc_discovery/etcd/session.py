@@ -1,4 +1,4 @@
-"""What registration and watching share: one question at a time, to one of several endpoints."""
+"""What registrations and watches share: one question at a time, to one of several endpoints."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -26,13 +26,13 @@ __all__ = ["EtcdSession"]
 _MOST_ENDPOINTS = 16
 _FIRST_BACKOFF = 0.1  # seconds; doubled with each failure in a row
 _LONGEST_BACKOFF = 2.0
-_LONGEST_REFUSED = 15.0  # when etcd answers, but refuses: a login costs it much
+_LONGEST_REFUSED = 15.0  # when etcd refuses, since logins are expensive for it
 _SHORTEST_PAUSE = 0.01
 _LATE = 1.0  # seconds that a transport may be late with its report
 
 
 class EtcdSession(ABC):
-    """Asks one endpoint, logs in where that is needed, and goes on to the next one on failure.
+    """Asks one endpoint, logs in if needed, and moves to the next endpoint on failure.
 
     A `Machine` whose operations are `EtcdOperation`s. After each input `next_timeout()` is None or
     later than its `now`.
@@ -52,20 +52,20 @@ class EtcdSession(ABC):
         if not 0 < len(self.endpoints) <= _MOST_ENDPOINTS:
             raise ValueError(f"1 to {_MOST_ENDPOINTS} endpoints, not {len(self.endpoints)}")
         if len(set(self.endpoints)) < len(self.endpoints):
-            raise ValueError(f"an endpoint is given twice: {', '.join(self.endpoints)}")
+            raise ValueError(f"duplicate endpoint: {', '.join(self.endpoints)}")
         self.name = ", ".join(self.endpoints)  # in events
         if (user is None) is not (password is None) or user == "" or password == "":
             raise ValueError("user and password go together, and neither must be empty")
         if not 0 < timeout <= 3600:
             raise ValueError(f"timeout must be from 0 to 3600 s, not {timeout!r}")
         self.prefix = parse_prefix(prefix)
-        self.ignored = 0  # reports that nobody waited for
+        self.ignored = 0  # reports that were not expected
         self.failed_operations = 0
         self.failures = 0  # in a row
         self.error = ""  # of the last failure
         self._login = Authenticate(user, password) if user is not None and password else None
         self._token = None if self._login else ""
-        self._fresh = False  # whether the token has not been good for anything yet
+        self._fresh = False  # whether the token has not been accepted yet
         self._timeout = timeout
         self._rng = rng
         self._place = int(rng() * len(self.endpoints))
@@ -83,12 +83,12 @@ class EtcdSession(ABC):
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do, ever."""
+        """Whether it has nothing left to do."""
         return False
 
     @property
     def endpoint(self) -> str:
-        """The one that is asked now."""
+        """The current endpoint."""
         return self.endpoints[self._place]
 
     # Outputs
@@ -99,7 +99,7 @@ class EtcdSession(ABC):
         return outbox
 
     def operations_to_cancel(self) -> list[int]:
-        """Return the ids of those that nobody waits for any more, each once."""
+        """Return the ids of the operations to cancel, each once."""
         dropped, self._dropped = self._dropped, []
         return dropped
 
@@ -109,14 +109,14 @@ class EtcdSession(ABC):
         return events
 
     def next_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, in absolute seconds; None if nothing is to come."""
+        """Return when to call `handle_timeout`, in absolute seconds; None for never."""
         times = (self._gives_up_at() if self._asked else self._due_at, self._also_at())
         return min((at for at in times if at is not None), default=None)
 
     # Inputs
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due; too early a call does nothing."""
+        """Do what is due; calling it too early does nothing."""
         self._finish(now)
 
     def result(self, now: float, operation_id: int, result: Answer) -> None:
@@ -137,7 +137,7 @@ class EtcdSession(ABC):
         self._finish(now)
 
     def failed(self, now: float, operation_id: int, error: str, code: int = 0) -> None:
-        """Record that an operation failed; `code` is gRPC's if etcd itself said so."""
+        """Record that an operation failed; `code` is a gRPC status code if etcd sent it."""
         if self._asked is None or self._asked.id != operation_id:
             self.ignored += 1
         else:
@@ -146,21 +146,21 @@ class EtcdSession(ABC):
         self._finish(now)
 
     def message(self, now: float, operation_id: int, message: Watched) -> None:
-        """Take what a watch says."""
+        """Take a message of a watch."""
         self.ignored += 1
 
     # For subclasses
 
     @abstractmethod
     def _plan(self, now: float) -> Question | float | None:
-        """Return what to ask now, or else when to see again."""
+        """Return what to ask now, or else when to check again."""
 
     @abstractmethod
     def _take(self, question: Question, answer: Answer, now: float) -> None:
-        """Take an answer; ValueError if it is not good."""
+        """Take an answer; ValueError if it is invalid."""
 
     def _accepts(self, question: Question, code: int, error: str) -> bool:
-        """Whether an error of etcd is as good as an answer, which is then taken."""
+        """Whether to treat an error of etcd as an answer."""
         return False
 
     def _also_at(self) -> float | None:
@@ -168,10 +168,10 @@ class EtcdSession(ABC):
         return None
 
     def _conclude(self, now: float) -> None:  # noqa: B027 - not all need it
-        """Do what follows from any input, before anything is sent."""
+        """Called after every input, before anything is sent."""
 
     def _succeed(self) -> None:
-        """Record that all is as it should be."""
+        """Record a success."""
         if self.failures or not self._reached:
             self._reached = True
             self._events.append(SourceReached(self.name))
@@ -179,7 +179,7 @@ class EtcdSession(ABC):
         self.error = ""
 
     def _fail(self, error: str, now: float, refused: bool = False) -> None:
-        """Go on with the next endpoint, after a pause."""
+        """Move to the next endpoint, after a pause."""
         if not self.failures:
             where = f"{self.endpoint}: " if len(self.endpoints) > 1 else ""
             self._events.append(SourceFailed(self.name, f"{where}{error}"))
@@ -193,20 +193,20 @@ class EtcdSession(ABC):
         self._place = (self._place + 1) % len(self.endpoints)
 
     def _drop_question(self) -> None:
-        """Forget what was asked: its answer would be taken for that to another question."""
+        """Forget the question, so that its answer is not mistaken for another one's."""
         if self._asked is not None:
             self._dropped.append(self._asked.id)
             self._asked = None
 
     def _refuse(self, question: Question, error: str, code: int, now: float) -> None:
-        """Take an error that came in place of an answer."""
+        """Handle an error in place of an answer."""
         if isinstance(question, Authenticate):
-            if code == FAILED_PRECONDITION:  # authentication is not enabled, or not any more
+            if code == FAILED_PRECONDITION:  # authentication is not enabled
                 self._token, self._fresh = "", True
                 return
         elif self._login is not None and _is_about_tokens(code, error):
             stale, self._token = not self._fresh, None
-            if stale:  # tokens end with their time, and with a restart
+            if stale:  # tokens expire, and are lost in a restart
                 return
         if code and self._accepts(question, code, error):
             return
@@ -251,7 +251,7 @@ class EtcdSession(ABC):
 
 
 def _is_about_tokens(code: int, error: str) -> bool:
-    """Whether a new login may help: etcd 3.5.1 says of an old token that permission is denied."""
+    """Whether a new login may help: etcd 3.5.1 reports an old token as permission denied."""
     return code in (PERMISSION_DENIED, UNAUTHENTICATED) or (
         code == INVALID_ARGUMENT and ("user name is empty" in error or "auth store" in error)
     )

@@ -1,4 +1,4 @@
-"""The nodes that etcd holds, kept up to date by a watch (docs/etcd.md)."""
+"""The nodes in etcd, kept up to date by a watch (docs/etcd.md)."""
 
 from collections.abc import Iterable
 from math import inf
@@ -30,25 +30,25 @@ __all__ = ["EtcdWatch"]
 _PAGE, _SHORTEST_PAGE = 500, 31  # keys in one answer
 _MOST_KEYS = 100_000
 _WAVE = 0.1  # seconds from one view to the next
-# Seconds after which a watch is suspect that ought to have been told of something, or of whose
-# leader it has not heard.
+# Seconds after which a watch is suspect that should have reported a change, or that has not heard
+# from its leader.
 _SILENCE = 60.0
 
 
 class EtcdWatch(ViewKeeper, EtcdSession):
     """The nodes under a prefix: listed once, then watched from the next revision on.
 
-    `view` is the last good one, whatever happens to etcd; `stale_since` says since when nothing
-    confirms it, None while it is good. See `EtcdSession` for inputs and outputs, and `message` for
-    what a watch says; events are `ViewChanged`, `StaleChanged`, `SourceReached` and
-    `SourceFailed`, whose source is all endpoints.
+    `view` is the last good view, whatever happens to etcd; `stale_since` is when it was last
+    confirmed, None while it is good. See `EtcdSession` for inputs and outputs. Events are
+    `ViewChanged`, `StaleChanged`, `SourceReached` and `SourceFailed`, whose source is all
+    endpoints.
 
-    A watch that broke is taken up again where it ended. The nodes are listed again when etcd has
-    compacted away what happened since, and when it is not the same store any more: another cluster,
-    a revision or a term that went back, or another key in the place of one that was known.
+    A broken watch resumes where it ended. The nodes are listed again if etcd has compacted the
+    revisions since, or if the store is no longer the same: another cluster, a revision or a term
+    that went back, or another key in place of a known one.
 
-    While the watch is silent, a probe is sent every `probe` seconds to the same endpoint; another
-    one is taken when it fails. A key or a value that is not right is left out and counted in
+    While the watch is silent, a probe is sent to the same endpoint every `probe` seconds; if it
+    fails, another endpoint is used. Invalid keys and values are skipped and counted in
     `refused_nodes`; more than 100,000 keys or 10,000 nodes are rejected as a whole.
     """
 
@@ -76,25 +76,25 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         self.rejected = 0  # listings, as a whole
         self.revision = 0  # up to which everything is known
         self.listings = 0
-        self.resumed = 0  # watches that were taken up again
+        self.resumed = 0  # resumed watches
         self._start = start_of(self.prefix, service)
         self._end = prefix_end(self._start)
         self._probe = probe
         self._store = Header()  # as it was when it last answered a question
-        self._at_least = 0  # the revision that an answer must have, if it is the same store
+        self._at_least = 0  # the lowest revision of an answer, if it is the same store
         self._entries: dict[bytes, Entry] = {}
         self._keys: dict[str, set[bytes]] = {}  # by address
         self._nodes: dict[str, Node] = {}  # by address, made of all keys of each
-        # What goes on: listing, or else a watch that is there (or on its way, or to be opened
-        # after a question whether the store is still the same).
+        # What it is doing: listing, or else watching, possibly after a question whether the store
+        # is still the same.
         self._listing: list[KeyValue] | None = []
         self._page = _PAGE
         self._listed_at = Header()
         self._anew = False  # whether it is another store since the last view
         self._same = False
         self._watch: EtcdOperation | None = None
-        self._watching = False  # whether the watch has said that it is there
-        self._watch_until = 0.0  # when it has to have said so
+        self._watching = False  # whether the watch has confirmed its creation
+        self._watch_until = 0.0  # until when it has to confirm
         self._heard_at = now  # of the watch
         self._heard_term = 0
         self._probe_at = now
@@ -113,7 +113,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
 
     @property
     def refused_nodes(self) -> int:
-        """How many keys there are that are not a node's, or whose value is not right."""
+        """Number of keys that are not a node's, or whose values are invalid."""
         return len(self._entries) - sum(len(keys) for keys in self._keys.values())
 
     # Inputs
@@ -147,7 +147,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
     # What to ask
 
     def _plan(self, now: float) -> Question | float | None:
-        # The watch may know more than the answer to a question that was asked before.
+        # The watch may be ahead of the answer to an earlier question.
         self._at_least = max(self.revision, self._listed_at.revision)
         if self._listing is not None:
             start = self._listing[-1].key + b"\0" if self._listing else self._start
@@ -167,7 +167,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         return Range(self._start)
 
     def _witness(self) -> bytes | None:
-        """Return a key that cannot be the same in another store, for its lease: the newest one."""
+        """Return the newest key with a lease, which cannot be the same in another store."""
         leased = [(entry.revision, key) for key, entry in self._entries.items() if entry.lease]
         return max(leased)[1] if leased else None
 
@@ -175,7 +175,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         super()._ask(question, now)
         operation = self._asked
         if operation is not None and isinstance(operation.question, Watch):
-            self._asked = None  # what it says are messages, no answer
+            self._asked = None  # its results are messages
             self._watch, self._watching = operation, False
             self._watch_until = now + operation.timeout
 
@@ -186,7 +186,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         assert isinstance(answer, Ranged)
         listing = self._listing
         if not self._is_same_store(answer.header):
-            self._begin_anew()
+            self._start_over()
         elif listing is not None:
             self._list(listing, answer, now)
         elif self._watch is None:
@@ -196,31 +196,31 @@ class EtcdWatch(ViewKeeper, EtcdSession):
                 self._same = True
                 self.resumed += 1
             else:
-                self._begin_anew()
+                self._start_over()
         else:
             self._confirmed_at = now
             self._probe_at = self._next_probe(now)
-            # In another term the store may be another one that happens to have the same revision.
+            # In another term it may be another store that happens to have the same revision.
             later = (answer.header.revision, answer.header.term) > (self.revision, self._heard_term)
             if later and now - self._heard_at > _SILENCE:
-                self._close_watch()  # and take it up again: its connection may be dead
+                self._close_watch()  # and resume it: its connection may be dead
 
     def _accepts(self, question: Question, code: int, error: str) -> bool:
         if code != OUT_OF_RANGE or not isinstance(question, Range) or not question.revision:
             return False
         if self._listing is not None:
-            return False  # but once more, after a pause
+            return False  # but try once more, after a pause
         if "compacted" in error:
             self._listing = []
         else:  # the revision is one that is still to come
-            self._begin_anew()
+            self._start_over()
         return True
 
     def _refuse(self, question: Question, error: str, code: int, now: float) -> None:
         if isinstance(question, Watch) and code == RESOURCE_EXHAUSTED:
-            self._listing = []  # what happened is too much for one message
+            self._listing = []  # the changes are too large for one message
         elif isinstance(question, Range) and question.limit:
-            # A page that is too long, or too slow to come, would be so again.
+            # A page that is too large or too slow would be so again.
             self._page = max(_SHORTEST_PAGE, self._page // 2)
         super()._refuse(question, error, code, now)
 
@@ -249,7 +249,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
     def _hear(self, message: Watched, now: float) -> None:
         header = message.header
         if header.cluster != self._store.cluster or header.revision < self.revision:
-            self._begin_anew()
+            self._start_over()
             return
         self._heard_at = self._confirmed_at = now
         self._heard_term = header.term
@@ -275,7 +275,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
             self._dirty = True
 
     def _is_same_store(self, header: Header) -> bool:
-        """Whether nothing in an answer tells the store from the one that answered last."""
+        """Whether an answer could come from the store that answered last."""
         known, self._store = self._store, header
         return (
             known.cluster in (0, header.cluster)
@@ -283,8 +283,8 @@ class EtcdWatch(ViewKeeper, EtcdSession):
             and header.revision >= self._at_least
         )
 
-    def _begin_anew(self) -> None:
-        """Forget where we were: it is another store. What is shown stays."""
+    def _start_over(self) -> None:
+        """Forget the position: it is another store. The view stays."""
         self._close_watch()
         self._anew = True
         self.revision = 0
