@@ -1,4 +1,4 @@
-"""The balanced client for asyncio: many nodes, one connection to each of those that are used."""
+"""The balanced client for asyncio: many nodes, one connection to each node in use."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping
@@ -36,9 +36,9 @@ Result = TypeVar("Result")
 
 
 class BalancedClient(BalancedBase):
-    """Calls the nodes of a discovery; for the arguments see `BalancedBase`.
+    """A client of many servers; for the arguments see `BalancedBase`.
 
-    It belongs to the event loop that first uses it.
+    It belongs to the event loop that uses it first.
     """
 
     _log = get_log("rpc_asyncio")
@@ -119,10 +119,11 @@ class BalancedClient(BalancedBase):
     ) -> Any:
         """Call "Service.method" on one of the nodes and return its result.
 
-        As `Client.call`, and: `key` keeps calls together where the balancer can do that; `node` is
-        the address of the one node to ask; `idempotent` says whether the call may be repeated
-        though a handler may have run, and `hedge` whether a second node is asked when the first
-        takes longer than all but 5 % of the calls. `timeout` covers it all.
+        Like `Client.call`, with these options in addition. `key`: calls with the same key go to the
+        same node, if the balancer supports that. `node`: the address of the only node to call.
+        `idempotent`: whether the call may be retried after a handler may have run. `hedge`: whether
+        to call a second node if the first takes longer than 95 % of calls. `timeout`, in seconds,
+        covers all attempts.
         """
         started = monotonic()
         if node is None and not hedge and not self._limited:
@@ -210,7 +211,7 @@ class BalancedClient(BalancedBase):
         node: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Send a call that has no answer to one of the nodes; returns when it is sent."""
+        """Send a one-way call, which has no answer, to a node; returns once it is sent."""
         request = Request(method, args, kwargs, None, metadata, one_way=True)
         whole = self._begin(request, timeout, monotonic(), key, node, False)
         await self._persist(self._attempts(whole), request)
@@ -228,9 +229,9 @@ class BalancedClient(BalancedBase):
     ) -> dict[str, Any]:
         """Call all nodes that offer the service; return {address: result or CallError}.
 
-        `policy` says when that is a success, and BroadcastFailed with the `results` is raised
-        otherwise: "each" always; "all" when all nodes answered well; "any" when one did; "first"
-        is as "any", but returns at once and cancels the other calls.
+        `policy` is what counts as a success; otherwise BroadcastFailed is raised, which has the
+        `results`. "each": always; "all": all nodes succeeded; "any": at least one succeeded;
+        "first": like "any", but it returns at the first success and cancels the other calls.
         """
         check_policy(policy)
         request = Request(method, args, kwargs, returns, metadata)
@@ -256,7 +257,7 @@ class BalancedClient(BalancedBase):
     ) -> Any:
         """Call several nodes at once, return the first result and cancel the other calls.
 
-        For calls that may run more than once. If all fail, the last error is raised.
+        Use it only for calls that may run more than once. If all fail, the last error is raised.
         """
         check_count(count)
         request = Request(method, args, kwargs, returns, metadata)
@@ -294,7 +295,7 @@ class BalancedClient(BalancedBase):
             done = set()
             task = error = None  # type: ignore[assignment]
 
-    # One call, as often as it takes
+    # One call, with its attempts
 
     async def _persist(self, attempts: Attempts, request: Request) -> CallCompleted:
         if not attempts.call.attempts:
@@ -339,7 +340,7 @@ class BalancedClient(BalancedBase):
                     del step  # or error, traceback and frame would keep each other alive
 
     async def _wait(self, seconds: float) -> None:
-        """Wait until something has changed, or for so long."""
+        """Wait until something has changed, at most for so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == inf else seconds):
                 await self._changed.wait()

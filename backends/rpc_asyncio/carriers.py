@@ -1,4 +1,4 @@
-"""How operations are carried out on an event loop: HTTP, files, and etcd in two ways."""
+"""Carrying out operations on an event loop: HTTP, files, and etcd in two ways."""
 
 import asyncio
 import ssl as ssl_module
@@ -14,7 +14,7 @@ from rpc_proto.http.client import Fetch
 __all__ = ["Carrier", "carriers", "check_source", "fetch"]
 
 _READ_SIZE = 64 * 1024
-# Seconds after which another address of a host is tried beside one that is silent (RFC 8305).
+# Seconds after which another address of a host is tried in parallel (RFC 8305).
 _NEXT_ADDRESS = 0.25
 
 # A connection that may be used again, by its origin.
@@ -25,24 +25,24 @@ TlsSettings = ssl_module.SSLContext | PemFiles | None
 
 
 class Carrier(Protocol):
-    """Carries out one kind of operation, several at the same time."""
+    """Carries out one kind of operation, any number at the same time."""
 
     @property
     def closing(self) -> Collection["asyncio.Task[None]"]:
-        """What `close` has begun and does not wait for."""
+        """What `close` has started and not waited for."""
 
     async def carry(self, operation: Any, message: Callable[[Any], None]) -> Any:
         """Return the result within the operation's timeout, or raise any error.
 
-        `message` takes what a stream says.
+        `message` gets the messages of a stream.
         """
 
     def close(self) -> None:
-        """Close what is kept for later operations; those that go on are cancelled."""
+        """Close what is kept for later operations; running ones are cancelled."""
 
 
 class HttpCarrier:
-    """Sends requests, each over a connection that was kept, or else a new one."""
+    """Sends requests, each over an idle or a new connection."""
 
     closing: Collection["asyncio.Task[None]"] = ()
 
@@ -75,7 +75,7 @@ class FileCarrier:
     closing: Collection["asyncio.Task[None]"] = ()
 
     async def carry(self, operation: ReadFile, message: Callable[[Any], None]) -> FileRead:
-        """Return what the file holds."""
+        """Return the content of the file."""
         return read_file(operation)
 
     def close(self) -> None:
@@ -83,9 +83,9 @@ class FileCarrier:
 
 
 class EtcdCarrier:
-    """Carries operations of etcd: over gRPC where that can be, or else through its gateway.
+    """Carries out operations of etcd, over gRPC if possible, otherwise through its gateway.
 
-    `transport` is "grpc", "gateway", or None for what there is.
+    `transport` is "grpc", "gateway", or None for whichever is available.
     """
 
     def __init__(self, http: HttpCarrier, ssl: TlsSettings, transport: str | None) -> None:
@@ -97,11 +97,11 @@ class EtcdCarrier:
 
     @property
     def closing(self) -> Collection["asyncio.Task[None]"]:
-        """Channels of gRPC that end."""
+        """Closing gRPC channels."""
         return self._grpc.closing if self._grpc is not None else ()
 
     async def carry(self, operation: Any, message: Callable[[Any], None]) -> Any:
-        """Return etcd's answer; what a watch says are its messages."""
+        """Return etcd's answer; a watch sends messages."""
         grpc = self.grpc_for(operation.endpoint)
         if grpc is not None:
             return await grpc.carry(operation, message)
@@ -124,16 +124,16 @@ class EtcdCarrier:
             self._grpc.close()
 
     def grpc_for(self, endpoint: str) -> Any:
-        """Return what carries operations over gRPC, or None if the gateway does."""
+        """Return the gRPC carrier, or None to use the gateway."""
         has_pems = isinstance(self._ssl, PemFiles)
         if not has_pems and (self._ssl is not None or endpoint.startswith("https:")):
             return None  # what gRPC cannot be given
         if self._grpc is None and self._is_there:
-            # What gevent has patched, gRPC would block. Another thread may be importing gevent.
+            # gRPC would block in patched modules. Another thread may be importing gevent.
             is_patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
             try:
                 if self._transport is None and is_patched is not None and is_patched("socket"):
-                    raise RuntimeError("gevent has patched what gRPC waits with")
+                    raise RuntimeError("gRPC does not work with modules patched by gevent")
                 self._grpc = _load_grpc()(self._ssl)
             except (ImportError, RuntimeError):
                 if self._transport is not None:
@@ -149,7 +149,7 @@ def carriers(ssl: TlsSettings, transport: str | None) -> dict[str, Carrier]:
 
 
 def check_source(ssl: Any, transport: str | None) -> None:
-    """Check the TLS files and the transport that users gave: OSError, ImportError, RuntimeError."""
+    """Check TLS files and transport; raises OSError, ImportError or RuntimeError."""
     if transport == "grpc":
         _load_grpc()
     context_of(ssl)
@@ -161,7 +161,7 @@ def _load_grpc() -> Any:
     except ImportError as error:
         raise ImportError("transport 'grpc' needs: pip install 'rpc-proto[etcd]'") from error
     if Forks.count != etcd_grpc.BORN:
-        raise RuntimeError("transport 'grpc' cannot be used in the child of a process that used it")
+        raise RuntimeError("transport 'grpc' cannot be used in a child of a process that used it")
     return etcd_grpc.Grpc
 
 
@@ -171,10 +171,10 @@ async def fetch(
     idle: Idle | None = None,
     part: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Send a request and receive the answer into it; OSError or ValueError.
+    """Send a request and receive the response into it; OSError or ValueError.
 
-    `idle` is where connections are that may be used again. `part(data)` gets a good answer as it
-    comes, piece by piece.
+    `idle` has the reusable connections. `part(data)` gets the pieces of a successful response as
+    they arrive.
     """
     where = what.where
     reader, writer = (idle or {}).pop(what.origin, _NONE)

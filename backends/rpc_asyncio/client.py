@@ -96,7 +96,7 @@ class _ClientProtocol(ConnectionProtocol):
 
 
 class Pending(Generic[Result]):
-    """A call that was sent: `await` it for its result; `start` returns it."""
+    """A call that was sent; `await` it for its result. `start` returns it."""
 
     __slots__ = ("_cancel", "_done", "_taken", "_waits_for")
 
@@ -118,7 +118,7 @@ class Pending(Generic[Result]):
 
     def __await__(self) -> Generator[Any, Any, Result]:
         if self._taken:
-            raise LocalProtocolError("the result was taken already, or another task waits for it")
+            raise LocalProtocolError("the result was already taken, or another task waits for it")
         self._taken = True
         try:
             event = yield from self._waits_for.__await__()
@@ -130,7 +130,7 @@ class Pending(Generic[Result]):
 
 
 class PendingThrough:
-    """What waits for a call that goes through interceptors, in a task of its own."""
+    """A started call that goes through interceptors, in a task of its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, proceeding: Any) -> None:
         self._task = loop.create_task(self._run(proceeding))
@@ -196,10 +196,10 @@ class Connecting(Coroutine[Any, Any, "Client"]):
 class Client(ClientBase):
     """A connection to one server.
 
-    `async with Client.connect(address) as client` closes it at the end; with
-    `client = await Client.connect(address)` that is for `client.close()`.
+    `async with Client.connect(address) as client` closes it at the end; after
+    `client = await Client.connect(address)`, call `client.close()`.
 
-    It belongs to the event loop that made it. Any number of tasks may call at once.
+    It belongs to the event loop that created it. Any number of tasks may call at once.
     """
 
     def __init__(self, protocol: _ClientProtocol, config: ClientConfig, address: str) -> None:
@@ -233,14 +233,14 @@ class Client(ClientBase):
 
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
         `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
-        handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call, `observers` see them,
-        and `interceptors` are around them: see rpc_proto.Observer and rpc_proto.Interceptor.
-        `trace` gets the connection's trace when it begins: see rpc_proto.trace.
-        `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
-        http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
-        connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
-        nothing stays open then.
+        handshake together. `codec` ("msgpack" by default) and `token` override `config`. An
+        OpenTelemetry `tracer_provider` gets a span for each call; `observers` are notified of the
+        calls, and `interceptors` wrap them: see rpc_proto.Observer and rpc_proto.Interceptor.
+        `trace` is called with the connection's trace when it starts: see rpc_proto.trace. `proxy`
+        is the URL of an HTTP proxy, http://user:password@host:port, or "env" to use the variables
+        http_proxy, https_proxy, all_proxy and no_proxy. Raises Unavailable if there is no
+        connection, HandshakeError if the server or the proxy refuses, and DeadlineExceeded; nothing
+        stays open then.
         """
         checked = Intercepted.checked(interceptors, coroutines=True)
         target = Dialling.check(
@@ -290,7 +290,7 @@ class Client(ClientBase):
         return client
 
     def _intercept(self, interceptors: "tuple[Interceptor, ...]") -> None:
-        """Let all calls go through interceptors; without any nothing here has to ask."""
+        """Send all calls through interceptors."""
 
         async def innermost(what: "Invocation") -> Any:
             call = self.begin_call(*Intercepted.start(what))
@@ -308,7 +308,7 @@ class Client(ClientBase):
         return not self._protocol.closed
 
     def let_go(self) -> None:
-        """Close the connection at once; from any thread, and nobody waits for it."""
+        """Close the connection at once, without waiting; from any thread."""
         with suppress(RuntimeError):  # the loop was closed before
             self._loop.call_soon_threadsafe(self._protocol.abort)
 
@@ -352,13 +352,13 @@ class Client(ClientBase):
     ) -> Any:
         """Call "Service.method" and return its result.
 
-        `timeout` in seconds covers the whole call and travels with it (default: the config's
-        `call_timeout`; inside a handler never longer than what that has left). `returns` is the
-        type that the result is to be. Raises CallError: see `rpc_proto.errors`. Cancelling the
-        task that waits cancels the handler.
+        `timeout`, in seconds, covers the whole call and travels with it. The default is the
+        config's `call_timeout`; inside a handler it is never longer than the handler's remaining
+        time. `returns` is the type to decode the result to. Raises CallError: see
+        `rpc_proto.errors`. Cancelling the task that waits cancels the handler.
         """
         call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
-        try:  # as in _wait; a coroutine more would cost each call
+        try:  # like _wait, without the cost of another coroutine
             return (await call.waiter).value
         except asyncio.CancelledError:
             self.give_up_call(call)
@@ -387,9 +387,9 @@ class Client(ClientBase):
         metadata: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Send a call that has no answer; returns when it is sent, and waits while that is blocked.
+        """Send a one-way call, which has no answer; returns once it is sent.
 
-        It is lost without a word when the connection breaks or the method does not exist.
+        It is lost silently if the connection breaks or the method does not exist.
         """
         call = self.begin_call(method, args, kwargs, None, timeout, metadata, True)
         if not call.sent:
@@ -505,7 +505,7 @@ class Client(ClientBase):
         protocol = self._protocol
         call = self._start(monotonic(), Waiter(self._loop), *what)
         if protocol.idle:
-            # A lone call leaves at once; several in one turn of the loop leave together.
+            # A lone call is sent at once; several in one turn of the loop are sent together.
             protocol.idle = False
             protocol.flush()
         else:

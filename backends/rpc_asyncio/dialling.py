@@ -1,4 +1,4 @@
-"""Dialling through an HTTP proxy, before there is a transport: with TLS or without, in any loop."""
+"""Dialling through an HTTP proxy, before there is a transport; works in any loop."""
 
 import asyncio
 import socket
@@ -52,7 +52,7 @@ async def _dial(where: Address, loop: asyncio.AbstractEventLoop) -> socket.socke
 
 
 async def _readable(sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-    """Wait until there is something to read, which `loop.sock_recv` would take away."""
+    """Wait until there is something to read, without reading it like `loop.sock_recv`."""
     ready = asyncio.Event()
     loop.add_reader(sock, ready.set)
     try:

@@ -1,4 +1,4 @@
-"""Operations of etcd's machines over gRPC: the stubs that aetcd ships, on channels of our own."""
+"""Operations of etcd over gRPC, with the stubs of aetcd on our own channels."""
 
 import asyncio
 from collections.abc import Callable
@@ -78,9 +78,9 @@ _OPTIONS = [
 
 
 class Grpc:
-    """Carries operations of etcd on an event loop: one channel for each endpoint that is asked.
+    """Carries out operations of etcd on an event loop, with one channel per endpoint.
 
-    `tls` is for those at https://.
+    `tls` is for endpoints at https://.
     """
 
     def __init__(self, tls: PemFiles | None) -> None:
@@ -103,10 +103,10 @@ class Grpc:
                 return await link.ask(operation, hear)
         except grpc.aio.AioRpcError as error:
             reason = str(error.details()).rpartition("last error: ")[2]
-            if "Unwrap failed" in reason:  # an alert behind the handshake, which TLS 1.3 has there
-                reason += ": TLS was ended, as if our certificate is missing or not good"
+            if "Unwrap failed" in reason:  # an alert after the handshake, as in TLS 1.3
+                reason += ": TLS was closed; the client certificate may be missing or invalid"
             code = error.code().value[0]
-        except Exception as error:  # whatever it is that answers there
+        except Exception as error:  # whatever else responds there
             reason = describe(error, operation.timeout)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -118,7 +118,7 @@ class Grpc:
         raise OperationFailed(reason, code)
 
     def close(self) -> None:
-        """Close the channels, which `closing` does; what is on its way is cancelled."""
+        """Start to close the channels (see `closing`) and cancel running operations."""
         for endpoint in list(self.links):
             self._close(endpoint)
 
@@ -154,7 +154,7 @@ class _Link:
             self._methods |= vars(stub(self.channel))
 
     async def ask(self, operation: EtcdOperation, hear: Callable[[Watched], None]) -> Answer:
-        """Return the answer; a watch has none, but `hear` gets its messages until it ends."""
+        """Return the answer; a watch has none, and `hear` gets its messages until it ends."""
         question = operation.question
         name, compose = _REQUESTS[type(question)]
         method, request = self._methods[name], compose(question)
@@ -162,7 +162,7 @@ class _Link:
         if operation.token:
             metadata.append(("token", operation.token))
         if not isinstance(question, (KeepAlive, Watch)):
-            # etcd is told the time limit, too.
+            # etcd gets the time limit, too.
             return _read(
                 question, await method(request, metadata=metadata, timeout=operation.timeout)
             )

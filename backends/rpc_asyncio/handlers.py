@@ -1,9 +1,9 @@
-"""Running coroutine handlers: at once, and as a Task only if they wait for something.
+"""Running coroutine handlers: immediately, and as a Task only if they wait for something.
 
 A handler's first step runs inside the callback that received the call, with a spare Task as
-`asyncio.current_task()`. Most handlers end there and the spare serves the next one. One that waits
-takes the spare over: it really is its Task, so that cancellation, `asyncio.timeout` and task groups
-work from its first line on.
+`asyncio.current_task()`. Most handlers end there, and the spare serves the next one. A handler that
+waits takes over the spare, which really is its Task, so cancellation, `asyncio.timeout` and task
+groups work from its first line on.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _NOTHING: Any = object()
 
 # report(job, result, error): a handler ended
 Report = Callable[[Job, Any, BaseException | None], None]
-# end_process(error): after the report of a handler that raised this
+# end_process(error): called after the report of a handler that raised this
 EndProcess = Callable[[KeyboardInterrupt | SystemExit], None]
 
 
@@ -88,7 +88,7 @@ class _DirectRunner:
             self._end_process(error)
 
     def close(self) -> None:
-        """Let the spare Task go."""
+        """Cancel the spare Task."""
         if self._spare is not None:
             self._spare.task.cancel()
             self._spare = None

@@ -1,9 +1,9 @@
-"""What this driver asks of CPython's asyncio that asyncio does not promise, all of it.
+"""Everything that this driver uses of CPython's asyncio beyond its documented interface.
 
-Task and future know each other by names with an underscore. With them a Task goes on inside the
-callback that received its answer, and a handler runs at once and becomes a Task if it has to wait.
-Where the names are missing, as in another implementation of asyncio, `waiters` and `handlers` take
-the plain way, a turn of the loop slower; so they do with RPC_PLAIN=1 in the environment.
+Tasks and futures know each other by names with an underscore. With these, a Task continues inside
+the callback that received its answer, and a handler runs at once and becomes a Task only if it has
+to wait. If the names are missing, as in another implementation of asyncio, or with RPC_PLAIN=1 in
+the environment, `waiters` and `handlers` use the documented interface, one turn of the loop slower.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ HAS_PRIVATE_NAMES = (
 
 
 def will_be_cancelled(task: "asyncio.Task[Any]") -> bool:
-    """Whether a Task was cancelled that has not noticed; `uncancel` does not undo that."""
+    """Whether a Task has a pending cancellation, which `uncancel` does not undo."""
     return bool(task._must_cancel)  # type: ignore[attr-defined]
 
 
 def mark_yielded(future: "asyncio.Future[Any]") -> None:
-    """Tell the Task to which a future is yielded that it is to wait for it."""
+    """Mark a future as yielded, so that the Task waits for it."""
     future._asyncio_future_blocking = True  # as Future.__await__ does
 
 
@@ -55,18 +55,18 @@ def is_future(yielded: Any) -> bool:
 
 
 class DirectWaiter:
-    """Waits for the last event of one call, for one Task, as a future does.
+    """Waits for the last event of one call, for one Task, like a future.
 
-    One thing is different: the Task goes on inside the callback that received the answer, and not
-    in the next turn of the loop.
+    But the Task continues inside the callback that received the answer, not in the next turn of the
+    loop.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_wakeup", "event")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._asyncio_future_blocking = True  # how a Task knows a future
-        self._cancelled: tuple[Any, ...] | None = None  # what the CancelledError says
+        self._asyncio_future_blocking = True  # how a Task recognizes a future
+        self._cancelled: tuple[Any, ...] | None = None  # the message of the CancelledError
         self._wakeup: Callable[[Any], Any] | None = None
         self.event: Any = None
 
@@ -77,7 +77,7 @@ class DirectWaiter:
         return self.event if type(self.event) is CallCompleted else outcome(self)
 
     def wake(self) -> None:
-        """Let the Task go on with `event`, here and now; no other Task may be running."""
+        """Continue the Task with `event` immediately; no other Task may be running."""
         wakeup = self._wakeup
         if wakeup is not None:
             self._wakeup = None
@@ -87,13 +87,13 @@ class DirectWaiter:
                 wakeup = None  # or error, frames and Task would keep each other alive
 
     def wake_soon(self) -> None:
-        """Let the Task go on with `event` in the next turn of the loop."""
+        """Continue the Task with `event` in the next turn of the loop."""
         wakeup = self._wakeup
         if wakeup is not None:
             self._wakeup = None
             self._loop.call_soon(wakeup, self, context=self._context)
 
-    # What a Task asks of a future
+    # The interface of a future for a Task
 
     def add_done_callback(self, wakeup: Callable[[Any], Any], *, context: Context) -> None:
         self._wakeup = wakeup

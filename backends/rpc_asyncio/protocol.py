@@ -1,4 +1,4 @@
-"""The glue between an asyncio transport and a connection of the core: read, write, clock, timer."""
+"""The glue between an asyncio transport and a connection: reading, writing, time."""
 
 import asyncio
 import ssl as ssl_module
@@ -22,12 +22,12 @@ _READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
 _LARGE_READ_SIZE = 512 * 1024
 
 
-# Once so many bytes have come together they leave before the turn of the loop is over: the peer can
-# begin on them while this end goes on, instead of each waiting for the other.
+# Once so many bytes have accumulated, they are sent before the turn of the loop is over, so that
+# the peer can work on them in parallel.
 _EARLY = 1024
 
 
-# The bytes are taken out before the callback returns, so all connections of a loop share a buffer.
+# The bytes are consumed before the callback returns, so all connections of a loop share a buffer.
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 
 
@@ -40,7 +40,7 @@ def _shared_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
 
 
 class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
-    """Feeds a connection and writes what it says; the subclass handles its events."""
+    """Feeds a connection and writes its output; the subclass handles its events."""
 
     __slots__ = (
         "_buffer",
@@ -64,7 +64,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     )
 
     connection: Connection
-    _turns: Turns | None = None  # of those connections whose reads take long, at a server
+    _turns: Turns | None = None  # of connections whose reads take long, at a server
 
     def __init__(self, loop: asyncio.AbstractEventLoop, tls: Tls | None = None) -> None:
         self._loop = loop
@@ -77,7 +77,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._reading = True
-        self._waits = False  # until it is this connection's turn to read
+        self._waits = False  # until it is this connection's turn
         self._writable = True
         self._finished = False  # this end sends nothing more
         self._seen = -1  # the version of the connection that `_follow` has looked at
@@ -86,7 +86,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
 
     @abstractmethod
     def handle_events(self, events: list[Event]) -> None:
-        """Act on what has happened."""
+        """Handle events."""
 
     def established(self, tls: Tls) -> None:
         """Record that the TLS handshake is over."""
@@ -145,12 +145,12 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._transport.write(own)
 
     def fail(self, error: Exception) -> None:
-        """Close the transport for what went wrong with TLS; it may still send the alert."""
+        """Close the transport after a TLS error; it may still send the alert."""
         self._failure = self._failure or error
         self._transport.close()
 
     def _pace(self, nbytes: int, seconds: float) -> None:
-        """Choose the size of the next read, and leave it to others to go first."""
+        """Choose the size of the next read, and let other connections go first."""
         turns = self._turns
         if turns is not None:
             self._read_size = next_read(self._read_size, nbytes, seconds)
@@ -158,7 +158,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
         if turns is None or seconds <= SHORT or not self._reading:
             return
-        # What is still sent to one that is closing is dropped, for which nobody needs to wait.
+        # Data for a closing connection is dropped, so there is no need to wait for it.
         if self.connection.state is not State.CLOSING and turns.are_contended(self):
             self._waits = True
             self._turn_reading()
@@ -186,7 +186,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         self.connection.receive_eof(monotonic())
         self.react()
         self.flush()
-        return self._tls is None  # TLS knows no connection in one direction
+        return self._tls is None  # TLS has no half-closed connections
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -212,7 +212,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
     # Called by the driver
 
     def abort(self) -> None:
-        """Close the transport, if there is one, whatever has not been written yet."""
+        """Close the transport, if there is one, and drop unwritten data."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -222,7 +222,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         return number
 
     def react(self) -> bool:
-        """Act on what has happened by now; whether anything had."""
+        """Handle the events so far; return whether there were any."""
         events = self.connection.events()
         if events:
             self.handle_events(events)
@@ -230,7 +230,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         return False
 
     def flush(self) -> None:
-        """Write what there is to write and bring timer and back-pressure up to date."""
+        """Write all output, and update the timer and back-pressure."""
         self.flush_scheduled = False
         connection = self.connection
         while connection.outbound and self._writable:
@@ -239,7 +239,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._follow()
 
     def look_again(self) -> None:
-        """Flush soon, and look at the connection even if it says that nothing is new."""
+        """Flush soon, even if the connection's version has not changed."""
         self._seen = -1
         self.flush_soon()
 
@@ -262,7 +262,7 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             self._set_timer(at)
 
     def wrote(self) -> None:
-        """See to it that what a command wrote leaves: when enough has come together, or soon."""
+        """Send what a command wrote: at once if enough has accumulated, or soon."""
         connection = self.connection
         if connection.outbound >= _EARLY:
             while connection.outbound and self._writable:
@@ -284,9 +284,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
             transport.abort()
         elif tls is not None and not tls.established:
             self._failure = self._failure or TimeoutError("it took too long")
-            transport.abort()  # it cannot even be told so
+            transport.abort()  # it cannot even be told
         elif self._writable and not transport.is_closing():
-            # Only when the transport has nothing left: what goes wrong is ours to know here.
+            # Only if the transport has nothing left, so that errors are raised here.
             unsent = self.connection.unsent = transport.get_write_buffer_size()
             if not self._finished and (wish is Wish.CLOSE or not unsent):
                 self._finished = True

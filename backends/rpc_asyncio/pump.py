@@ -17,11 +17,11 @@ __all__ = ["Pump"]
 
 
 class Pump:
-    """One Task for each operation of a machine that is on its way.
+    """Runs a machine, with one Task for each running operation.
 
     `handle` gets the events. `tell` gives the machine a command. It ends when the machine is
-    `done`, or by `stop`. `transport` is how etcd is spoken to: "grpc", "gateway", or None for what
-    there is.
+    `done`, or by `stop`. `transport`, for etcd, is "grpc", "gateway", or None for whichever is
+    available.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Pump:
     ) -> None:
         self.machine: Any = machine
         self.ended = asyncio.Event()
-        self.died_at: float | None = None  # it never ends unasked, unlike a thread
+        self.died_at: float | None = None  # unlike a thread, it never dies
         self._handle = handle
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ class Pump:
             self._go_on()
 
     def stop(self) -> None:
-        """End at once; what is on its way is given up."""
+        """End at once and cancel all operations."""
         self.ended.set()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,4 +1,4 @@
-"""The asyncio server: listeners, connections, and where each kind of handler runs."""
+"""The asyncio server: listeners, connections, and running each kind of handler."""
 
 import asyncio
 import contextlib
@@ -145,15 +145,15 @@ class _Acceptor:
 
 
 class Server(ServerBase):
-    """Serves objects' methods; `await server.start(address)` opens it.
+    """Serves the methods of objects; `await server.start(address)` opens it.
 
-    `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
-    fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
-    them; `max_connections` bounds the connections, `threads` the pool in which `def` handlers run.
-    `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
-    callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
-    span for each that a handler serves. `pages`, a rpc_proto.http.Pages, says who
-    may see the built-in ones.
+    `config` has the limits and timeouts of each connection; `token` and `authenticate` override its
+    fields. At most `max_concurrency` handlers run at a time, and `max_queued` calls wait for them;
+    `max_connections` limits the connections, and `threads` the pool in which `def` handlers run.
+    `introspection` enables `rpc.Introspection`, and `health` `rpc.Health`; `debug` sends tracebacks
+    to callers. `access_log` logs each finished call; an OpenTelemetry `tracer_provider` gets a span
+    for each call that a handler serves. `pages`, a rpc_proto.http.Pages, controls access to the
+    built-in pages.
     """
 
     _cancellation = asyncio.CancelledError
@@ -186,10 +186,9 @@ class Server(ServerBase):
     ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
-        http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
-        called again for more addresses. `advertise` names the registries that shall know the
-        address: URLs, or `Advertisement` to say more, or several of these. Raises OSError when the
-        address cannot be had.
+        http:// and https:// mean the same as tcp:// and tls://. Port 0 picks a free port. Call it
+        again for more addresses. `advertise` is where to register the address: URLs of registries,
+        `Advertisement`s, or several of these. Raises OSError if it cannot listen on the address.
         """
         check_patching("rpc_asyncio", threads_only=True)
         where = self._check_listening(address, ssl)
@@ -228,7 +227,7 @@ class Server(ServerBase):
         return str(where)
 
     async def _deregister(self) -> None:
-        """Tell the registries before anything ends, so that callers go elsewhere."""
+        """Deregister before anything else ends, so that callers go elsewhere."""
         if self._registrations is not None:
             until = monotonic() + FAREWELL
             for pump in self._registrations.leave():
@@ -267,13 +266,13 @@ class Server(ServerBase):
                 signals.put_nowait(None)
 
         async def hear_signal() -> None:
-            while await signals.get() is None:  # that is no second signal
+            while await signals.get() is None:  # the end of standard input, not a second signal
                 pass
 
         def gone(_: object) -> None:
             signals.put_nowait(_STOPPED)
 
-        # Before the first address is told: whoever hears it may send a signal.
+        # Before the first address is printed, after which a signal may come.
         for number in SIGNALS:
             loop.add_signal_handler(number, signals.put_nowait, number)
         if program.stdin:
@@ -290,7 +289,7 @@ class Server(ServerBase):
         self._gone = self._gone or loop.create_future()
         self._gone.add_done_callback(gone)
         ending = await signals.get()
-        if ending == _STOPPED:  # by a handler, say, which was cancelled in the middle of that
+        if ending == _STOPPED:  # for example by a handler, which was cancelled while stopping
             await self.stop(grace=0.0)
         else:
             program.stopping(self, ending)
@@ -304,10 +303,10 @@ class Server(ServerBase):
         program.stopped()
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Stop in order: no new connections and calls; running ones get `grace` seconds.
+        """Stop gracefully: accept nothing new, and give running calls `grace` seconds.
 
-        Then their callers get `unavailable` and the handlers are cancelled. Returns when every
-        connection is closed, at the latest `close_timeout` after that.
+        Then their callers get `unavailable`, and the handlers are cancelled. Returns when every
+        connection is closed, at most `close_timeout` seconds later.
         """
         self._check_grace(grace)
         if self._loop is None:
@@ -331,14 +330,14 @@ class Server(ServerBase):
         await asyncio.shield(self._gone)
         self._runner.close()
         if self._runner.tasks:
-            # They were cancelled with their calls; one that does not listen is left behind.
+            # They were cancelled with their calls; one that ignores that is left running.
             await asyncio.wait(self._runner.tasks, timeout=self.config.close_timeout)
         self._log_stopped()
         self._pool.close()
         await self._end_lifespan()
 
     async def _begin_lifespan(self) -> bool:
-        """Enter what `lifespan` returns, if that is to be done now; whether it was."""
+        """Enter the lifespan, unless it is entered already; return whether it was."""
         manager = self._make_lifespan("__aenter__")
         if manager is None:
             return False
@@ -356,12 +355,12 @@ class Server(ServerBase):
 
     @property
     def stats(self) -> dict[str, int]:
-        """What is going on: counters for people and tests."""
+        """Counters, for people and tests."""
         tasks = len(self._runner.tasks) if self._loop is not None else 0
         return {**super().stats, "tasks": tasks}
 
     def _check_owner(self) -> None:
-        if not self._owner.lives_here:  # first: in a child no loop seems to run
+        if not self._owner.lives_here:  # checked first, since no loop is running in a child process
             self._owner.refuse()
         self._owner.check(asyncio.get_running_loop())
 
@@ -377,7 +376,7 @@ class Server(ServerBase):
         def end() -> None:
             raise error
 
-        # Not here: the answer has to leave, and what came together with the call has to be done.
+        # Not here: the answer must be sent first, and other events of the same read handled.
         assert self._loop is not None
         self._loop.call_soon(end)
 
@@ -455,7 +454,7 @@ class Server(ServerBase):
             self._runner.cancel(job)
 
     def _resume_soon(self) -> None:
-        # Not here: this may be the last step of a Task, inside of which no other can begin.
+        # Not here: this may be the last step of a Task, in which no other Task can start.
         if not self._resuming:
             self._resuming = True
             assert self._loop is not None

@@ -1,4 +1,4 @@
-"""What a Task waits for until its call has ended."""
+"""What a Task awaits until its call has ended."""
 
 import asyncio
 from collections.abc import Generator
@@ -28,11 +28,11 @@ class _PlainWaiter:
         return self.event if type(self.event) is CallCompleted else outcome(self)
 
     def wake(self) -> None:
-        """Let the Task go on with `event`."""
+        """Continue the Task with `event`."""
         self.wake_soon()
 
     def wake_soon(self) -> None:
-        """Let the Task go on with `event` in the next turn of the loop."""
+        """Continue the Task with `event` in the next turn of the loop."""
         if not self._future.done():
             self._future.set_result(None)
 

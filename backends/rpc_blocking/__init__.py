@@ -1,4 +1,4 @@
-"""RPC with plain threads and sockets; the standard library and the core are all it needs."""
+"""RPC with plain threads and sockets; needs only the standard library and the core."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .balanced import BalancedClient
 else:
-    # A client of one server need not pay for discovery.
+    # Clients of one server do not need discovery.
     __getattr__ = lazily(
         __name__,
         {

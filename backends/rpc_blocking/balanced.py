@@ -10,8 +10,9 @@ __all__ = ["BalancedClient"]
 
 
 class BalancedClient(SyncBalancedClient):
-    """Calls the nodes of a discovery; for the arguments see
-    `rpc_common.balanced.base.BalancedBase`."""
+    """A client of many servers; for the arguments see `rpc_common.balanced.base.BalancedBase`.
+
+    Any number of threads may use it."""
 
     _client = Client
     _log = get_log("rpc_blocking")

@@ -1,7 +1,7 @@
-"""A blocking socket with TLS or without, and what a connection of the core has to send through it.
+"""A blocking socket, with or without TLS, and the output of a connection.
 
-Whoever writes holds the lock of the connection but never waits there: what the kernel does not
-take stays in `unsent`, for somebody who can wait.
+A writer holds the lock of the connection but never blocks there: bytes that the kernel does not
+take stay in `unsent`, for a thread that can wait.
 """
 
 import socket
@@ -26,7 +26,7 @@ _LARGE_READ_SIZE = 512 * 1024
 
 _AT_ONCE = (socket.MSG_DONTWAIT,)
 
-# Bytes that are worth a system call of their own: the peer begins on them while this end goes on.
+# So many bytes are worth a system call of their own: the peer can work on them in parallel.
 EARLY = 1024
 
 # The kernel's timeouts are milliseconds in 31 bits, and a deadline may be a year away.
@@ -34,18 +34,18 @@ LONGEST = 3600.0
 
 
 def is_of_socket(error: BaseException) -> TypeGuard[OSError]:
-    """Whether the kernel says so, not a signal's handler that raises a TimeoutError, say."""
+    """Whether the error is from the kernel, and not, say, a TimeoutError of a signal handler."""
     return isinstance(error, OSError) and error.errno is not None
 
 
-# Large buffers are seldom needed and expensive to get, and a peer can ask for one by a large body:
-# there are so many at most, and these are not in use. None stands for one that was never made.
+# Large buffers are rarely needed and expensive, and a peer can cause one by a large body. So there
+# is a limited number; these are not in use, and None is one that was never created.
 _MOST_LARGE = 8
 _large_buffers: list[memoryview | None] = [None] * _MOST_LARGE
 
 
 class Channel:
-    """Reads for a connection, and writes what it says. All but `receive` under its lock."""
+    """Reads for a connection, and writes its output. All but `receive` need its lock."""
 
     __slots__ = (
         "_buffer",
@@ -72,9 +72,9 @@ class Channel:
         self._buffer = self._small_buffer = memoryview(mmap(-1, _SMALL_READ_SIZE))
 
     def receive(self, flags: int = 0) -> memoryview | bytes | None:
-        """Wait for bytes: b"" at their end, None when patience is over, OSError when lost.
+        """Wait for bytes; b"" at EOF, None after the limit of patience, OSError if lost.
 
-        With the flag MSG_DONTWAIT there is no patience.
+        With the flag MSG_DONTWAIT it does not wait.
         """
         try:
             count = self.sock.recv_into(self._buffer, self.limit, flags)
@@ -83,14 +83,14 @@ class Channel:
         return self._buffer[:count]
 
     def limit_patience(self, seconds: float) -> None:
-        """Let `receive` wait about so long and no longer."""
+        """Let `receive` wait for at most about so many seconds."""
         timeval = pack("@ll", int(seconds), int(seconds % 1 * 1e6))
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
     def wait(self, timeout: float | None, what: int, bell: socket.socket | None = None) -> bool:
-        """Wait for POLLIN, POLLOUT or both, until the bell rings, or the time is over.
+        """Wait for POLLIN, POLLOUT or both, until the bell rings or the time is over.
 
-        Whether there is something to receive, the end of the connection included.
+        Returns whether there is something to receive, including EOF.
         """
         poller = poll()
         try:
@@ -105,7 +105,7 @@ class Channel:
         return False
 
     def take(self, data: memoryview | bytes) -> None:
-        """Hand what `receive` returned to the connection."""
+        """Pass what `receive` returned to the connection."""
         connection = self.connection
         now = monotonic()
         if not data:
@@ -128,7 +128,7 @@ class Channel:
             self.limit = min(size, _SMALL_READ_SIZE)
 
     def _change_buffer(self) -> None:
-        """Take a large buffer while a large body arrives, if there is one, and then put it back."""
+        """Borrow a large buffer, if one is free, while a large body arrives."""
         if self._buffer is self._small_buffer:
             try:
                 buffer = _large_buffers.pop()
@@ -151,15 +151,15 @@ class Channel:
         self.sock.close()
 
     def lose(self, error: OSError | None) -> None:
-        """Tell the connection that the transport is gone."""
+        """Tell the connection that the transport is lost."""
         reason = f"the connection was lost: {error}" if error else "the connection was closed"
         self.connection.connection_lost(monotonic(), reason)
 
     def send(self, lock: Any = None, regain: Callable[[], None] | None = None) -> None:
         """Write as much as the kernel takes.
 
-        With a lock, let it go for each write and call `regain` behind it: whoever has something to
-        send meanwhile leaves it to this thread.
+        With a lock, release it for each write and call `regain` after it: other threads leave their
+        output to this one.
         """
         connection = self.connection
         data: memoryview | bytes = b""
@@ -181,7 +181,7 @@ class Channel:
                 try:
                     if lock is not None:
                         lock.release()
-                    # In one step: a signal's handler may raise behind every call from here.
+                    # In one step, because a signal handler may raise after every call from here.
                     sent.extend(map(self.sock.send, (data,), _AT_ONCE))
                     self._left(data, sent[0])
                 finally:
@@ -209,7 +209,7 @@ class Channel:
             self.shut(socket.SHUT_RDWR)  # wakes whoever reads
 
     def follow(self, wish: Wish) -> bool:
-        """Do what the connection wishes at its end; whether the socket is to be closed."""
+        """Do what the ending connection wishes; return whether to close the socket."""
         if wish is Wish.ABORT:
             self.shut(socket.SHUT_RDWR)  # wakes whoever reads
             return True

@@ -44,15 +44,15 @@ _log = get_log("rpc_blocking")
 # After so many seconds without a call the server may have closed the connection unnoticed.
 _STALE = 1.0
 
-# What tells whether the server has accepted the options.
+# The events that end the option handshake.
 _FIRST = (HandshakeCompleted, ConnectionTerminated)
 
 
 class Client(SyncClient):
     """A connection to one server; `Client.connect(address)` makes it.
 
-    Any number of threads may call at once. It has no thread of its own: between calls nobody
-    reads, so it does not answer pings, and asks the server for none.
+    Any number of threads may call at once. It has no thread of its own: between calls it does not
+    read, so it cannot answer pings and asks the server not to send any.
     """
 
     _runtime = BLOCKING
@@ -64,8 +64,8 @@ class Client(SyncClient):
         self.address = address
         self._channel = channel
         self.connection = channel.connection = connection
-        # Of everything below, of the connection and of the channel's writes. It knows its owner: a
-        # generator of `call_many` may be collected, and give its calls up, while its thread has it.
+        # Guards everything below, the connection and the channel's writes. It knows its owner: a
+        # generator of `call_many` may be collected, and cancel its calls, in a thread that has it.
         self._owned = OwnedLock()
         self._lock = self._owned.lock
         self._reading = Election(self._owned, channel, self)
@@ -74,7 +74,7 @@ class Client(SyncClient):
         self._outside = 0  # threads that wait for the kernel to take bytes
         self._handshake = Waiter()
         self._ended = Waiter()
-        self._closing = Lock()  # of the right to wait for that
+        self._closing = Lock()  # for waiting for that
         self._heard_at = monotonic()
         self.call_timeout = config.call_timeout
         self._owner = Owner("client")
@@ -179,7 +179,7 @@ class Client(SyncClient):
             self._owner.check()
             if waiter.taken:
                 raise LocalProtocolError(
-                    "the result was taken already, or another thread waits for it"
+                    "the result was already taken, or another thread waits for it"
                 )
             waiter.taken = True
             if self.connection.outbound:  # of `call_many`
@@ -201,14 +201,14 @@ class Client(SyncClient):
 
     def give_up_call(self, call: OutboundCall) -> None:
         self._owner.check()
-        nested = self._owned.is_owned()  # where a generator is collected, of `call_many`
+        nested = self._owned.is_owned()  # when a generator of `call_many` is collected
         with self._lock:
             self.connection.cancel(monotonic(), call)
             self._deliver()
-            if not nested:  # writing lets the lock go once, which would not do
+            if not nested:  # writing would release the lock only once
                 self._flush()
 
-    # For the election; the lock is held here and below, but for `_push`
+    # For the election; the lock is held here and below, except in `_push`
 
     def take(self, data: Any, failure: OSError | None) -> bool:
         channel = self._channel
@@ -273,7 +273,7 @@ class Client(SyncClient):
             return  # the thread that does takes this along
         if self._reading.reader is None:
             channel.send()
-        else:  # there are others, who need not wait for the kernel
+        else:  # other threads must not wait for the kernel
             self._sending = True
             try:
                 channel.send(self._lock, self._owned.regain)
@@ -295,7 +295,7 @@ class Client(SyncClient):
                 self._reading.settle(self._ended, ConnectionTerminated(None))
 
     def _push(self, deadline: float | None) -> None:
-        """Wait until all is written, or the deadline has passed: nobody will wait for an answer."""
+        """Wait until everything is written, or the deadline has passed, for a one-way call."""
         with self._lock:
             self.turn()
             while self._channel.unsent and (deadline is None or monotonic() < deadline):
@@ -303,7 +303,7 @@ class Client(SyncClient):
                 self.turn()
 
     def _glance(self, now: float) -> None:
-        """See whether the server has said goodbye while nobody read."""
+        """Check whether the server has closed the connection while nobody read."""
         self._heard_at = now
         try:
             while (data := self._channel.receive(socket.MSG_DONTWAIT)) is not None:

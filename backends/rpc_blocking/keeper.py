@@ -1,4 +1,4 @@
-"""The one thread of a server that waits for everything but the bytes of its connections."""
+"""The thread of a server that waits for everything except its connections' bytes."""
 
 import socket
 from collections import deque
@@ -24,7 +24,7 @@ Callback = Callable[[], None]
 
 
 class Appointment:
-    """Something to do at some time. Cancelled, it lets go of what it would have called."""
+    """Something to do at some time. When cancelled, it drops its callback."""
 
     __slots__ = ("due",)
 
@@ -33,9 +33,9 @@ class Appointment:
 
 
 class Keeper:
-    """Accepts connections, waits for the kernel to take more bytes, and keeps the time.
+    """Accepts connections, waits for the kernel to take more bytes, and runs timers.
 
-    What it calls must not wait; what that raises is logged.
+    Its callbacks must not block; their exceptions are logged.
     """
 
     def __init__(self, log: Log) -> None:
@@ -55,14 +55,14 @@ class Keeper:
     # From any thread
 
     def accept(self, listener: int, accept: Callable[[], float]) -> None:
-        """Call `accept()` when there is a connection to accept; it returns for how long to pause.
+        """Call `accept()` when there is a connection; it returns how long to pause.
 
-        OSError if this cannot begin, as no thread can.
+        OSError if the thread cannot be started.
         """
         self._tell(lambda: self._listen(listener, accept))
 
     def refuse(self, listener: int) -> None:
-        """Accept no more from a listener; when this returns it may be closed."""
+        """Stop accepting from a listener, which may be closed afterwards."""
         done = Event()
 
         def refuse() -> None:
@@ -78,7 +78,7 @@ class Keeper:
         self._tell(lambda: self._watch(fd, writable))
 
     def forget(self, fd: int) -> None:
-        """Watch a descriptor no more; to be called before it is closed."""
+        """Stop watching a descriptor; call it before closing it."""
         self._tell(lambda: self._forget(fd))
 
     def call_at(self, at: float, due: Callback) -> Appointment:
@@ -86,14 +86,14 @@ class Keeper:
         appointment = Appointment(due)
         with self._lock:
             heappush(self._timers, (at, next(self._order), appointment))
-            # The thread looks at the time when it begins, too.
+            # The thread checks the timers when it starts, too.
             first = self._timers[0][2] is appointment and self._thread is not None
         if first:
             self._wake()
         return appointment
 
     def cancel(self, appointment: Appointment) -> None:
-        """Do not call it; one that was called already is no error."""
+        """Cancel an appointment, if it is still pending."""
         with self._lock:
             if appointment.due is None:
                 return
@@ -105,7 +105,7 @@ class Keeper:
                 self._cancelled = 0
 
     def close(self, timeout: float | None = None) -> None:
-        """End the thread, and wait for that, though no longer than `timeout` seconds."""
+        """End the thread, and wait for that, at most `timeout` seconds."""
         if self._thread is None:
             return
 
@@ -166,7 +166,7 @@ class Keeper:
         try:
             callback()
         except BaseException:  # the other connections still need this thread
-            self._log.exception("something went wrong with one connection")
+            self._log.exception("an error in one connection")
 
     def _time_left(self) -> float | None:
         with self._lock:

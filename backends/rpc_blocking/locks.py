@@ -1,4 +1,4 @@
-"""A lock that is kept whatever a signal's handler raises, and that knows which thread has it."""
+"""A lock that is kept whatever a signal handler raises, and that knows its owner."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ has_private_names = not os.environ.get("RPC_PLAIN") and _check()
 
 
 def ownership(lock: Any) -> Callable[[], bool]:
-    """Return what tells whether this thread has an RLock."""
+    """Return a function that returns whether this thread has an RLock."""
     if has_private_names:
         is_owned: Callable[[], bool] = lock._is_owned
         return is_owned
@@ -39,7 +39,7 @@ def ownership(lock: Any) -> Callable[[], bool]:
 
 
 class OwnedLock:
-    """An RLock, `lock`, and how to take it back when somebody above is going to release it."""
+    """An RLock, `lock`, that can be taken back for a caller who will release it."""
 
     __slots__ = ("is_owned", "lock")
 
@@ -48,9 +48,9 @@ class OwnedLock:
         self.is_owned = ownership(self.lock)
 
     def take_back(self) -> BaseException | None:
-        """Take the lock, come what may; return what a signal's handler raised meanwhile.
+        """Take the lock, whatever happens; return what a signal handler raised meanwhile.
 
-        Such a handler may raise before the first line of this, too; callers then call it again.
+        Such a handler may raise before the first line of this, too; then call it again.
         """
         interruption: BaseException | None = None
         while True:

@@ -1,7 +1,7 @@
-"""Which thread reads: one of those that wait does, for all of them.
+"""Electing the thread that reads: one of the waiting threads reads for all of them.
 
-A thread that waits and finds no other one reading becomes the reader; when its own wait is over,
-it hands that on to one that sleeps. So a connection needs no thread of its own.
+A thread that starts to wait while no other reads becomes the reader. When its own wait is over, it
+passes the role to a sleeping thread. So a connection needs no thread of its own.
 """
 
 import socket
@@ -18,17 +18,17 @@ from .locks import OwnedLock
 
 __all__ = ["PATIENCE", "Election", "Host", "Transport", "Waiter"]
 
-# A reader that has waited so long, in seconds, can from then on be woken by other threads. Most
-# answers come sooner, for the price of one system call less.
+# After waiting for so many seconds, a reader can be woken by other threads. Most answers come
+# sooner, which saves a system call.
 PATIENCE = 0.008
 
-# A signal that comes just before the main thread falls asleep does not wake it, so that thread does
-# not sleep for longer than this, in seconds.
+# A signal that arrives just before the main thread falls asleep does not wake it, so that thread
+# sleeps for at most so many seconds.
 _DEAF = 1.0
 
 
 class Waiter:
-    """What waits for a call: `event` once it has ended; `bed` while it sleeps."""
+    """Waits for a call: `event` is set when it has ended; `bed` while the thread sleeps."""
 
     __slots__ = ("bed", "event", "taken")
 
@@ -38,14 +38,14 @@ class Waiter:
         self.bed: Lock | None = None
 
     def wake(self) -> None:
-        """Let the thread that sleeps look again."""
+        """Wake the sleeping thread."""
         if self.bed is not None:
             self.bed.release()
             self.bed = None
 
 
 class Transport(Protocol):
-    """What is read from: see `Channel`."""
+    """What to read from: see `Channel`."""
 
     unsent: Any
 
@@ -53,14 +53,14 @@ class Transport(Protocol):
         """Wait for bytes for at most `PATIENCE`; None when that is over."""
 
     def wait(self, timeout: float | None, what: int, bell: socket.socket | None = None) -> bool:
-        """Wait until there is something to receive, or the bell rings, or the time is over."""
+        """Wait until there is something to receive, the bell rings, or the time is over."""
 
 
 class Host(Protocol):
-    """What the election is for. All of it is called with the lock held."""
+    """The owner of an election, which calls it with the lock held."""
 
     def take(self, data: Any, failure: OSError | None) -> bool:
-        """Take what was read: bytes, None, or a failure; whether a turn is due at once."""
+        """Take what was read: bytes, None, or a failure; return whether a turn is due."""
 
     def turn(self) -> None:
         """Do what is due, and write."""
@@ -69,24 +69,23 @@ class Host(Protocol):
         """Return when a turn is due, in absolute seconds."""
 
     def tidy(self) -> None:
-        """Close what is to be closed, now that nobody reads."""
+        """Close what can be closed now that nobody reads."""
 
 
 class Election:
-    """Lets threads wait for events, and one of them read for all.
+    """Lets threads wait for events while one of them reads for all.
 
-    `lock` guards it and its host. The host calls `settle` with each event that somebody may wait
-    for.
+    `lock` guards it and its host. The host calls `settle` with each event.
     """
 
     def __init__(self, lock: OwnedLock, transport: Transport, host: Host) -> None:
-        self.reader: Waiter | None = None  # what the thread waits for that reads
+        self.reader: Waiter | None = None  # the waiter of the reading thread
         self.sleepers: dict[Waiter, None] = {}
-        self.polling = 0  # what the reader polls for, if it can be woken
+        self.polling = 0  # what the reader polls for, while it can be woken
         self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes it; made when needed
         self._lock = lock
         self._transport = transport
-        # A client that is dropped is to go at once, and not with the next collection.
+        # Weak, so that a dropped client is freed at once and not by the garbage collector.
         self._host: Callable[[], Any] = ref(host)
 
     def wait(self, waiter: Waiter) -> None:
@@ -96,7 +95,7 @@ class Election:
                 with self._lock.lock:
                     timeout, bed = self._take_part(waiter)
                 if bed is not None:
-                    # Woken with its event it need not take the lock again, as all others do.
+                    # When woken with its event, it does not need the lock again.
                     bed.acquire(timeout=max(0.0, timeout))
         except BaseException:
             with self._lock.lock:

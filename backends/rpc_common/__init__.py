@@ -1,1 +1,1 @@
-"""What the drivers share: nothing here is for users, who import rpc_asyncio and its like."""
+"""What the drivers share. Internal: users import rpc_asyncio, rpc_gevent or rpc_blocking."""

@@ -127,8 +127,8 @@ def test_child_of_a_fork_is_refused_and_its_parent_goes_on(where):
         check=False,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'backends'}"},
     )
-    client = "this client belongs to the parent process; make one after the fork"
-    server = "this server belongs to the parent process; make one after the fork"
+    client = "this client belongs to the parent process; create one after the fork"
+    server = "this server belongs to the parent process; create one after the fork"
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["before", client, client, server, "after"]
 

@@ -20,7 +20,7 @@ async def test_pending_call_is_done_when_its_answer_is_there():
         assert not pending.done()
         assert await pending == 3
         assert pending.done()
-        with pytest.raises(LocalProtocolError, match="taken already"):
+        with pytest.raises(LocalProtocolError, match="already taken"):
             await pending
 
 

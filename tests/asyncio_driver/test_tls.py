@@ -96,11 +96,11 @@ async def test_client_without_the_certificate_that_is_asked_for_fails_clearly(au
 
 async def test_addresses_and_contexts_go_together(authority):
     server = Server()
-    with pytest.raises(ValueError, match="go with ssl"):
+    with pytest.raises(ValueError, match="need ssl"):
         await server.start(TLS)
-    with pytest.raises(ValueError, match="go with ssl"):
+    with pytest.raises(ValueError, match="need ssl"):
         await server.start("tcp://127.0.0.1:0", ssl=authority.server_context())
-    with pytest.raises(ValueError, match="ssl goes with a tls:// or https:// address"):
+    with pytest.raises(ValueError, match="ssl needs a tls:// or https:// address"):
         await Client.connect("tcp://127.0.0.1:1", ssl=authority.client_context())
     await server.stop()
 

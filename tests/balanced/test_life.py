@@ -189,7 +189,7 @@ def test_child_of_a_fork_is_refused_and_its_parent_goes_on(place: Place):
         check=False,
         env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    refusal = "this client belongs to the parent process; make one after the fork"
+    refusal = "this client belongs to the parent process; create one after the fork"
     assert done.stdout.splitlines() == ["before", refusal, refusal, refusal, "after"], done.stderr
 
 

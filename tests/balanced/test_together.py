@@ -218,5 +218,5 @@ def test_hedge_of_one_node_is_one_call(place: Place, key):
 
 @pytest.mark.parametrize("options", [{"node": GONE}, {"idempotent": False}])
 def test_what_cannot_be_hedged_is_refused(place: Place, options):
-    with pytest.raises(ValueError, match=r"hedge .* does not go with"):
+    with pytest.raises(ValueError, match=r"hedge .* cannot be combined with"):
         place.client([GONE]).call("Basic.echo", 1, hedge=True, **options)

@@ -190,7 +190,7 @@ def test_second_result_of_a_failed_call_is_refused():
         pending = client.start("Work.fail")
         with pytest.raises(NotFound):
             pending.result()
-        with pytest.raises(LocalProtocolError, match="taken already"):
+        with pytest.raises(LocalProtocolError, match="already taken"):
             pending.result()
 
 

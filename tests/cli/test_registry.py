@@ -310,8 +310,11 @@ def test_watch_goes_on_through_an_outage(start: Any) -> None:
         (["call", "--registry=http://127.0.0.1:1", "A.b", "--balancer=best"], "invalid choice"),
         (["call", "--registry=http://127.0.0.1:1", "A.b", "key=1"], "only be passed by position"),
         (["call", "--registry=http://127.0.0.1:1", "A.b", "--broadcast", "--key=k"], "all nodes"),
-        (["services"], "either ADDRESS or --registry"),
-        (["services", "tcp://127.0.0.1:1", "--registry=http://127.0.0.1:1"], "either ADDRESS or"),
+        (["services"], "give exactly one of ADDRESS"),
+        (
+            ["services", "tcp://127.0.0.1:1", "--registry=http://127.0.0.1:1"],
+            "exactly one of ADDRESS",
+        ),
         (["nodes"], "--registry --etcd is required"),
         (["registry", "--protect-reads"], "needs a token"),
         (["serve", "served:Other", "--weight", "1"], "go with --registry"),
@@ -320,7 +323,7 @@ def test_watch_goes_on_through_an_outage(start: Any) -> None:
         (["serve", "served:Other", "--registry=http://h:1", "--node-metadata=x"], "key=value"),
         (
             ["serve", "served:Other", "--listen=tcp://0.0.0.0:0", "--registry=http://h:1"],
-            "say where callers reach it",
+            "set the address they can reach",
         ),
     ],
 )

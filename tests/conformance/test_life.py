@@ -181,7 +181,7 @@ def test_server_whose_certificate_nobody_vouches_for_is_not_trusted(tcp_link: Li
 
 @pytest.mark.feature("TLS, and clear errors where it does not fit")
 def test_context_goes_with_a_tls_address(client_backend: Runtime, suite: Suite):
-    with pytest.raises(ValueError, match="ssl goes with a tls:// or https:// address"):
+    with pytest.raises(ValueError, match="ssl needs a tls:// or https:// address"):
         client_backend.connect("tcp://127.0.0.1:1", ssl=suite.trusting)
 
 

@@ -172,4 +172,4 @@ def test_run_is_for_the_main_thread():
     thread = threading.Thread(target=run)
     thread.start()
     thread.join(LIMIT)
-    assert refused == ["run() handles signals, which only the main thread can"]
+    assert refused == ["run() handles signals, so call it in the main thread"]

@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_written_is_tried_again(tmp_path, caplog):
         keeper.handle_timeout(now + seconds)
         wait_for(keeper)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "nodes cannot be written" in caplog.text
+    assert "cannot write the snapshot" in caplog.text
     (folder / "nodes.new").rmdir()
     keeper.handle_timeout(now + 6.0)
     wait_for(keeper)

@@ -328,7 +328,7 @@ def test_wrong_proxy_is_refused_without_showing_its_password(client_backend, pro
 
 @pytest.mark.parametrize("proxy", ["http://proxy.invalid", "env"])
 def test_no_proxy_leads_to_a_unix_socket(client_backend, proxy):
-    with pytest.raises(ValueError, match="no proxy leads to unix:///run/rpc"):
+    with pytest.raises(ValueError, match="a proxy cannot be used for unix:///run/rpc"):
         client_backend.connect("unix:///run/rpc.sock", proxy=proxy)
 
 

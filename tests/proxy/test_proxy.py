@@ -233,7 +233,7 @@ def test_environment_without_a_proxy_means_none(client_backend, servers, monkeyp
 
 def test_wrong_proxy_in_the_environment_is_said(client_backend, monkeypatch):
     monkeypatch.setenv("all_proxy", "socks5://alice:secret@127.0.0.1:1080")
-    with pytest.raises(ValueError, match="in the environment: a proxy is http://") as caught:
+    with pytest.raises(ValueError, match="in the environment: a proxy must be http://") as caught:
         client_backend.connect("tcp://rpc.invalid:1", proxy="env")
     assert "secret" not in str(caught.value)
 
@@ -273,8 +273,8 @@ def test_command_says_in_a_line_why_the_proxy_refuses(servers, closed_proxy):
 @pytest.mark.parametrize(
     ("address", "proxy", "words"),
     [
-        ("tcp://127.0.0.1:1", "socks5://alice:secret@127.0.0.1", "a proxy is http://"),
-        ("unix:///run/rpc.sock", "http://127.0.0.1", "no proxy leads to"),
+        ("tcp://127.0.0.1:1", "socks5://alice:secret@127.0.0.1", "a proxy must be http://"),
+        ("unix:///run/rpc.sock", "http://127.0.0.1", "a proxy cannot be used for"),
     ],
 )
 def test_wrong_proxy_is_wrong_usage(address, proxy, words):

@@ -370,11 +370,11 @@ def test_requests_that_wait_for_an_earlier_one_are_bounded():
 
 def test_a_peer_that_is_turned_away_hears_it_in_its_own_language():
     connection, pages = serve()
-    connection.turn_away(0.0, "resource_exhausted", "9 connections are the limit here")
+    connection.turn_away(0.0, "resource_exhausted", "9 connections")
     events = caused(connection.receive_data, 0.5, get("/") * 2)
     assert exchanges(events) == [("GET /", 503)]
     assert pages.requests == []
-    assert connection.data_to_send().endswith(b"\r\n\r\n9 connections are the limit here\n")
+    assert connection.data_to_send().endswith(b"\r\n\r\n9 connections\n")
     assert connection.state is State.CLOSING
 
 

@@ -278,7 +278,7 @@ def test_typed_proxies_go_through(world: World) -> None:
             pending = client.start("Service.add", 3, 4)
             assert pending.result() == 7
             assert pending.done()
-            with pytest.raises(LocalProtocolError, match="taken already"):
+            with pytest.raises(LocalProtocolError, match="already taken"):
                 pending.result()
             assert list(client.call_many("Service.twice", [(n,) for n in range(5)])) == [
                 *range(0, 10, 2)

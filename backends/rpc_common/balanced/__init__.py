@@ -1,1 +1,1 @@
-"""Clients of many servers: what all backends share, and what those share that wait in place."""
+"""Clients of many servers: what all backends share, and what gevent and blocking share."""

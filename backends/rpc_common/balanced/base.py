@@ -1,4 +1,4 @@
-"""A balanced client's part that no runtime changes: settings, picking, broadcasts."""
+"""What the balanced clients of all backends share: settings, picking, broadcasts."""
 
 import ssl as ssl_module
 from abc import ABC, abstractmethod
@@ -56,15 +56,15 @@ Api = TypeVar("Api")
 _POLICIES = ("each", "all", "any", "first")
 
 _OPEN = State.OPEN
-DRAIN = 30.0  # seconds for the calls on a connection that is no longer wanted
+DRAIN = 30.0  # seconds for the calls on a connection that is no longer needed
 
 
-# What `call` takes for itself, and a method may take, too.
+# Options of `call` whose names a method's arguments may have, too.
 _OPTIONS = frozenset({"timeout", "metadata", "returns", "key", "node", "idempotent", "hedge"})
 
 
 class Request(NamedTuple):
-    """What is sent, as often as it takes."""
+    """What to send, in each attempt."""
 
     method: str
     args: tuple[Any, ...]
@@ -80,7 +80,7 @@ class Request(NamedTuple):
 
 
 class BroadcastFailed(CallError):
-    """Too few of the nodes answered well; `results` holds the result or the error of each."""
+    """Too few nodes succeeded; `results` has the result or the error of each."""
 
     def __init__(self, message: str, results: dict[str, Any]) -> None:
         super().__init__("aborted", message)
@@ -88,17 +88,17 @@ class BroadcastFailed(CallError):
 
 
 class BalancedBase(ABC):
-    """Calls the nodes of a discovery.
+    """A client of many servers: it finds them, balances calls between them, and retries.
 
     `discovery` is a list of addresses or Nodes, or a discovery of rpc_discovery. `balancer` is
     "random", "round_robin", "weighted_round_robin", "least_loaded" or "consistent_hash", or a
-    class; `zone` and `slow_start` are its settings. `connect_timeout` limits each dial in seconds,
-    `call_timeout` of the config each call with all that it takes, unless told otherwise.
-    `idempotent` is the default for calls: such may be repeated although a handler may have run. A
-    call is sent at most `max_attempts` times; if it is idempotent, it goes to another node when one
-    has not answered within `attempt_timeout` seconds (default: it waits). For `retry_ratio` and
-    `retry_minimum` see `rpc_discovery.RetryBudget`. A connection that is older than `max_age`
-    seconds is replaced. The rest is as in `Client.connect`.
+    class; `zone` and `slow_start` are its settings. `connect_timeout` limits each dial, in seconds;
+    `call_timeout` of the config limits each call with all its attempts, unless the call says
+    otherwise. `idempotent` is the default for calls: idempotent calls may be retried after a
+    handler may have run. A call is sent at most `max_attempts` times; if it is idempotent, it is
+    sent to another node when one has not answered within `attempt_timeout` seconds (default:
+    never). For `retry_ratio` and `retry_minimum` see `rpc_discovery.RetryBudget`. A connection that
+    is older than `max_age` seconds is replaced. All other arguments are as in `Client.connect`.
     """
 
     _log: Log
@@ -160,8 +160,8 @@ class BalancedBase(ABC):
     def service(self, service: Any, **options: Any) -> Any:
         """Return a proxy: `client.service("Arith").add(1, 2)`, with `await` in asyncio.
 
-        See `Client.service`. `options` are those of `call`, for all calls through it:
-        `idempotent=True` for instance.
+        See `Client.service`. `options` are options of `call` for all calls through the proxy, for
+        example `idempotent=True`.
         """
 
         def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
@@ -210,7 +210,7 @@ class BalancedBase(ABC):
         """
         if kind == "start":
             raise LocalProtocolError(
-                "a balanced client cannot start a call: it may have to be repeated by who waits"
+                "a balanced client has no start(): retries need a caller that waits"
             )
         how: dict[str, Any] = {"timeout": None, **options}
         returns, metadata = how.pop("returns", None), how.pop("metadata", None)
@@ -218,7 +218,7 @@ class BalancedBase(ABC):
         if kind == "call":
             return self._call(request, started=monotonic(), **how)
         if how.pop("hedge", None):
-            raise LocalProtocolError(f"hedge is for call, not for {kind}")
+            raise LocalProtocolError(f"hedge works with call, not with {kind}")
         whole = self._begin(request, started=monotonic(), **how)
         return self._request(whole, request)
 
@@ -228,15 +228,15 @@ class BalancedBase(ABC):
 
     @property
     def nodes(self) -> list[Node]:
-        """The nodes that are known."""
+        """The known nodes."""
         return list(self._pool.view or ())
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What is going on: for people and tests.
+        """Counters, for people and tests.
 
-        `failovers` counts the calls that were sent again; `stale` is for how many seconds nothing
-        has confirmed the view, 0 while it is good.
+        `failovers` counts the retries; `stale` is for how many seconds the view has been
+        unconfirmed, 0 while it is good.
         """
         pool = self._pool
         targets = list(pool.targets.values())
@@ -269,7 +269,7 @@ class BalancedBase(ABC):
                 if target.client is not None:
                     target.client.let_go()
 
-    # What a runtime supplies
+    # Supplied by the backend
 
     @abstractmethod
     def _stop_following(self) -> None:
@@ -292,7 +292,7 @@ class BalancedBase(ABC):
 
     @abstractmethod
     def _here(self) -> tuple[str, Any]:
-        """Return what tells this event loop, or hub, from others, after what that is called."""
+        """Return the kind of this place ("event loop" or "hub"), and the place."""
 
     @abstractmethod
     def _dial_soon(self, target: Target) -> None:
@@ -305,7 +305,7 @@ class BalancedBase(ABC):
     # The view
 
     def _weakly(self) -> Callable[[list[Event]], None]:
-        """Return what takes events as long as the client lives, and does not keep it alive."""
+        """Return a function that takes events while the client exists, without keeping it alive."""
         reference = WeakMethod(self.take)
 
         def take(events: list[Event]) -> None:
@@ -316,23 +316,23 @@ class BalancedBase(ABC):
         return take
 
     def take(self, events: list[Event]) -> None:
-        """Act on what a discovery says."""
+        """Handle the events of a discovery."""
         for event in events:
             if isinstance(event, ViewChanged):
                 self._apply(event.view)
             elif isinstance(event, StaleChanged):
                 if event.since is None:
                     self._troubles.pop("", None)
-                    self._log.info("discovery: the nodes are up to date again")
+                    self._log.info("discovery: the view of the nodes is up to date again")
                 else:
                     self._troubles[""] = event.reason
-                    self._log.warning("discovery: going on with the last view: %s", event.reason)
+                    self._log.warning("discovery: using the last known nodes: %s", event.reason)
             elif isinstance(event, SourceFailed):
                 self._troubles[event.source] = event.reason
                 self._log.warning("discovery: %s failed: %s", event.source, event.reason)
             elif isinstance(event, SourceReached):
                 self._troubles.pop(event.source, None)
-                self._log.info("discovery: %s answers", event.source)
+                self._log.info("discovery: %s responds again", event.source)
 
     def _apply(self, view: View) -> None:
         """Take a view."""
@@ -345,7 +345,7 @@ class BalancedBase(ABC):
         self._notify()
 
     def _notify(self) -> None:
-        """Let all who wait look again."""
+        """Wake everything that waits."""
         changed, self._changed = self._changed, self._make_event()
         changed.set()
 
@@ -357,7 +357,7 @@ class BalancedBase(ABC):
         return f" before any node was known{': ' if reasons else ''}{'; '.join(reasons)}"
 
     def _end(self) -> list[Target]:
-        """Take no more calls; return the nodes, whose connections are to be closed."""
+        """Accept no more calls; return the nodes, whose connections must be closed."""
         self.closed = self._pool.closed = True
         targets = self._pool.update(View(), monotonic())
         self._pool.view = None  # so that the next call looks why
@@ -367,12 +367,12 @@ class BalancedBase(ABC):
     # Calls
 
     def _find(self, method: str, now: float, key: str | None) -> Target | None:
-        """Return a node that is connected, and see to it that the one in turn will be."""
+        """Return a connected node, and dial the next one if it is not connected."""
         pool = self._pool
         balancer = pool.calm.get(method)
         target: Any = None
         if balancer is not None and now < pool.returns_at and now < balancer.due:
-            target = balancer.choose(now, key, ())  # as `pick` does, without a call more
+            target = balancer.choose(now, key, ())  # like `pick`, with one call less
             if now < target.expires_at:
                 client = target.client
                 if client is not None and client.connection.state is _OPEN:
@@ -388,7 +388,7 @@ class BalancedBase(ABC):
         node: str | None = None,
         idempotent: bool | None = None,
     ) -> BalancedCall:
-        """Return what it takes to make a call more than once; its time counts from the start."""
+        """Return a call that can be retried; its time counts from `started`."""
         return BalancedCall(
             request.service,
             inherit(timeout, self._call_timeout, started, None)[0],
@@ -401,11 +401,11 @@ class BalancedBase(ABC):
         return Attempts(self._pool, whole, self._without_view)
 
     def _blame(self, target: Target, client: Any) -> bool:
-        """Whether a failure tells something new of a node; a lost connection is let go."""
+        """Whether a failure says something new about a node; a lost connection is dropped."""
         state = client.connection.state
         if state is State.CLOSED and target.client is client:
             target.client = None
-            return True  # it was lost, and of all that are lost with it this is the first
+            return True  # it was lost, and this is the first of the calls that fail with it
         return bool(state is _OPEN)
 
     def _each(self, request: Request, timeout: float | None, started: float) -> list[BalancedCall]:
@@ -416,7 +416,7 @@ class BalancedBase(ABC):
         ]
 
     def _some(self, first: BalancedCall, count: int) -> list[BalancedCall]:
-        """Return calls for different nodes, as many as asked for if there are so many."""
+        """Return calls to different nodes, as many as requested if there are enough."""
         now = monotonic()
         chosen: list[Target] = []
         while len(chosen) < count:
@@ -438,7 +438,7 @@ class BalancedBase(ABC):
         return {"timeout": timeout, "config": self._config, "ssl": ssl, **self._connecting}
 
     def _dialled(self, target: Target, client: Any) -> bool:
-        """Take a new connection, if it is still wanted; that which it replaces ends gently."""
+        """Take a new connection, if still needed, and close the one it replaces gracefully."""
         target.dialling = None
         client.is_owned = True
         wanted = not self.closed and not target.gone
@@ -451,7 +451,7 @@ class BalancedBase(ABC):
         return wanted
 
     def _not_dialled(self, target: Target, error: Exception) -> bool:
-        """Record a dial that failed; whether it is worth a line in the log."""
+        """Record a failed dial; return whether to log it."""
         target.dialling = None
         self._pool.unreachable(target, error, monotonic(), target.is_ready())
         self._notify()
@@ -460,10 +460,10 @@ class BalancedBase(ABC):
     def _log_unreachable(self, target: Target) -> None:
         self._log.info("%s cannot be reached: %s", target.node.address, target.why)
 
-    # Whether one may
+    # Checks
 
     def _check_open(self) -> None:
-        """Raise LocalProtocolError for a client that is closed, or is used where it must not be."""
+        """Raise LocalProtocolError if the client is closed, or used in the wrong place."""
         self._check_owner()
         if self.closed:
             raise LocalProtocolError("this client was closed")
@@ -481,19 +481,19 @@ class BalancedBase(ABC):
 def check_hedge(node: str | None, idempotent: bool | None) -> None:
     """Raise ValueError for a call that cannot be hedged."""
     if node is not None:
-        raise ValueError("hedge asks a second node: it does not go with node=")
+        raise ValueError("hedge needs a second node and cannot be combined with node=")
     if idempotent is False:
-        raise ValueError("hedge may send a call twice: it does not go with idempotent=False")
+        raise ValueError("hedge may send a call twice and cannot be combined with idempotent=False")
 
 
 def check_count(count: int) -> None:
-    """Raise ValueError for what is no number of nodes."""
+    """Raise ValueError for an invalid number of nodes."""
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be a whole number from 1 up, not {count!r}")
 
 
 def check_policy(policy: str) -> None:
-    """Raise ValueError for a policy that there is not."""
+    """Raise ValueError for an unknown policy."""
     if policy not in _POLICIES:
         raise ValueError(f"policy must be one of {', '.join(_POLICIES)}, not {policy!r}")
 

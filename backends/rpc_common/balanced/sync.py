@@ -1,4 +1,4 @@
-"""The balanced client for runtimes that wait in place: gevent and blocking."""
+"""The balanced client for gevent and blocking code."""
 
 from collections.abc import Mapping
 from contextvars import Context, copy_context
@@ -42,7 +42,7 @@ _AGAIN = 0.2  # seconds until a thread is asked for again that could not be had
 
 
 class SyncBalancedClient(BalancedBase):
-    """Calls the nodes of a discovery; for the arguments see `BalancedBase`."""
+    """A client of many servers; for the arguments see `BalancedBase`."""
 
     _client: type[SyncClient]
     _runtime: Runtime
@@ -72,7 +72,7 @@ class SyncBalancedClient(BalancedBase):
     def close(self, grace: float = 0.0) -> None:
         """Close all connections; calls in flight get `grace` seconds, then are cancelled.
 
-        In rpc_blocking the thread of a dial that is under way ends within `connect_timeout`.
+        In rpc_blocking, the thread of an ongoing dial ends within `connect_timeout`.
         """
         self._check_owner()
         end = monotonic() + grace
@@ -134,10 +134,11 @@ class SyncBalancedClient(BalancedBase):
     ) -> Any:
         """Call "Service.method" on one of the nodes and return its result.
 
-        As `Client.call`, and: `key` keeps calls together where the balancer can do that; `node` is
-        the address of the one node to ask; `idempotent` says whether the call may be repeated
-        though a handler may have run, and `hedge` whether a second node is asked when the first
-        takes longer than all but 5 % of the calls. `timeout` covers it all.
+        Like `Client.call`, with these options in addition. `key`: calls with the same key go to the
+        same node, if the balancer supports that. `node`: the address of the only node to call.
+        `idempotent`: whether the call may be retried after a handler may have run. `hedge`: whether
+        to call a second node if the first takes longer than 95 % of calls. `timeout`, in seconds,
+        covers all attempts.
         """
         started = monotonic()
         owner = self._owner
@@ -232,7 +233,7 @@ class SyncBalancedClient(BalancedBase):
         node: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Send a call that has no answer to one of the nodes; returns when it is sent."""
+        """Send a one-way call, which has no answer, to a node; returns once it is sent."""
         request = Request(method, args, kwargs, None, metadata, one_way=True)
         whole = self._begin(request, timeout, monotonic(), key, node, False)
         self._persist(self._attempts(whole), request)
@@ -250,9 +251,10 @@ class SyncBalancedClient(BalancedBase):
     ) -> dict[str, Any]:
         """Call all nodes that offer the service; return {address: result or CallError}.
 
-        `policy` says when that is a success, and BroadcastFailed with the `results` is raised
-        otherwise: "each" always; "all" when all nodes answered well; "any" when one did; "first"
-        is as "any", but returns at once and cancels the other calls. 64 nodes are asked at a time.
+        `policy` is what counts as a success; otherwise BroadcastFailed is raised, which has the
+        `results`. "each": always; "all": all nodes succeeded; "any": at least one succeeded;
+        "first": like "any", but it returns at the first success and cancels the other calls. At
+        most 64 nodes are called at a time.
         """
         check_policy(policy)
         request = Request(method, args, kwargs, returns, metadata)
@@ -278,7 +280,7 @@ class SyncBalancedClient(BalancedBase):
     ) -> Any:
         """Call several nodes at once, return the first result and cancel the other calls.
 
-        For calls that may run more than once. If all fail, the last error is raised.
+        Use it only for calls that may run more than once. If all fail, the last error is raised.
         """
         check_count(count)
         request = Request(method, args, kwargs, returns, metadata)
@@ -290,7 +292,7 @@ class SyncBalancedClient(BalancedBase):
         self._gather(group, request)
         return group.winner().value
 
-    # One call, as often as it takes
+    # One call, with its attempts
 
     def _persist(self, attempts: Attempts, request: Request) -> CallCompleted:
         whole = attempts.call
@@ -298,7 +300,8 @@ class SyncBalancedClient(BalancedBase):
         changed: Any = None
         while True:
             with self._lock:
-                # From before the first dial on: one that ends between two steps is heard of.
+                # Taken before the first dial, so that a dial that ends between two steps is
+                # noticed.
                 changed = changed or self._changed
                 step = attempts.next(monotonic())
                 if isinstance(step, Dial):
@@ -348,7 +351,7 @@ class SyncBalancedClient(BalancedBase):
                 whole.pending = None
 
     def _wait(self, seconds: float, whole: BalancedCall, changed: Any, limit: float) -> None:
-        """Wait until something has changed, or for so long."""
+        """Wait until something has changed, at most for so many seconds."""
         ambient = ambient_call.get()
         undo = None
         if ambient is not None and not ambient.answered:
@@ -378,7 +381,7 @@ class SyncBalancedClient(BalancedBase):
                     del step
 
     def _begin_following(self) -> float:
-        """Follow the discovery, if that is not done yet; return after how long to try again."""
+        """Follow the discovery, unless that has begun; return after how long to try again."""
         self._check_open()
         with self._lock:
             if self._machine is None and not isinstance(self.discovery, StaticDiscovery):
@@ -458,7 +461,7 @@ class SyncBalancedClient(BalancedBase):
         del outcome
 
     def _abandon(self, wholes: list[BalancedCall]) -> None:
-        """Give calls up; those that have ended do not mind."""
+        """Cancel calls; those that have ended are ignored."""
         for whole in wholes:
             whole.abandoned = True
             pending = whole.pending

@@ -1,1 +1,1 @@
-"""The part of a client that no runtime changes."""
+"""What the clients of all backends share."""

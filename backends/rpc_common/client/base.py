@@ -1,4 +1,4 @@
-"""A client's part that no runtime changes."""
+"""What the clients of all backends share."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -28,15 +28,15 @@ Api = TypeVar("Api")
 
 
 class Reply(NamedTuple):
-    """The result of a call with the metadata that the server sent along."""
+    """The result of a call, with the metadata of the answer."""
 
     value: Any
     metadata: Mapping[str, str]
 
 
 def warn_unclosed(client: Any) -> None:
-    """Say that a client is collected that was not closed; no exception may come out of that."""
-    # Without the client as the warning's source: that would bring it back to life.
+    """Warn that a client was collected without being closed; must not raise."""
+    # Not with the client as the warning's source, which would resurrect it.
     warnings.warn(f"unclosed {client!r}", ResourceWarning, stacklevel=3)
 
 
@@ -44,10 +44,10 @@ _TAKEN: Any = object()
 
 
 def outcome(waiter: Any) -> CallCompleted:
-    """Take the event of a call that has ended from its waiter; raise what it failed with."""
+    """Take the last event of a call from its waiter; raise the error of a failed call."""
     event: CallCompleted | CallFailed = waiter.event
     if event is _TAKEN:
-        raise LocalProtocolError("the error of this call was taken already")
+        raise LocalProtocolError("the result of this call was already taken")
     event.call.waiter = None  # or call, waiter and result would keep each other alive
     if type(event) is CallCompleted:
         return event
@@ -78,7 +78,7 @@ def hand_out(events: list[Event]) -> tuple[list[Any], list[Event]]:
 class ClientBase(ABC):
     """A connection to one server."""
 
-    connection: ClientConnection  # for looking: its state, what was agreed, its numbers
+    connection: ClientConnection  # read-only: its state, what was agreed, its counters
     call_timeout: float
     address: str
     _owner: Owner
@@ -86,7 +86,7 @@ class ClientBase(ABC):
     is_owned = False  # by a balanced client, which warns for all
 
     def __del__(self) -> None:
-        # Absent if `__init__` was never run; in a child it is the parent's to close.
+        # Absent if `__init__` did not run; in a child process, the parent has to close it.
         owner = getattr(self, "_owner", None)
         if owner is not None and owner.lives_here and self._is_open():
             try:
@@ -101,7 +101,7 @@ class ClientBase(ABC):
 
     @abstractmethod
     def let_go(self) -> None:
-        """Close the connection at once; from any thread, and nobody waits for it."""
+        """Close the connection at once, without waiting; from any thread."""
 
     def __repr__(self) -> str:
         name = type(self).__module__.partition(".")[0]
@@ -113,12 +113,12 @@ class ClientBase(ABC):
 
     @property
     def closed(self) -> bool:
-        """Whether the connection takes no more calls."""
+        """Whether the connection accepts no more calls."""
         return self.connection.state is not State.OPEN
 
     @property
     def calls_in_flight(self) -> int:
-        """Calls that have not ended."""
+        """Number of calls that have not ended."""
         return self.connection.calls_in_flight
 
     @overload
@@ -146,9 +146,9 @@ class ClientBase(ABC):
     ) -> Any:
         """Return a proxy: `client.service("Arith").add(1, 2)`, with `await` in asyncio.
 
-        A class that declares the methods instead of a name gives a typed one: its annotations say
-        what the results become. `timeout`, in seconds, and `metadata` are for each call through
-        it; all arguments of such a call are the method's.
+        Pass a class that declares the methods instead of a name to get a typed proxy: results are
+        decoded to its annotations. `timeout`, in seconds, and `metadata` apply to each call through
+        the proxy, where all keywords are arguments of the method.
         """
 
         options = {"timeout": timeout, "metadata": metadata}
@@ -167,8 +167,8 @@ class ClientBase(ABC):
     ) -> WithOptions:
         """Return a view of this client whose calls all have these options.
 
-        `client.with_options(timeout=1.0).call("Store.put", key, timeout=60)`: the method gets a
-        `timeout`, too, and the call has its own.
+        In `client.with_options(timeout=1.0).call("Store.put", key, timeout=60)`, 1.0 is the timeout
+        of the call, in seconds, and 60 an argument of the method.
         """
         return WithOptions(self, {"timeout": timeout, "metadata": metadata, "returns": returns})
 
@@ -187,7 +187,7 @@ class ClientBase(ABC):
         """
 
     def _let_through(self, intercepted: Intercepted) -> None:
-        """Let all calls go through interceptors; without any nothing here has to ask."""
+        """Send all calls through interceptors; without any, these methods stay as they are."""
         self._intercepted = intercepted
         for kind in ("call", "request", "notify", "start"):
             setattr(self, kind, partial(self._through, kind))

@@ -1,4 +1,4 @@
-"""What `connect` was told, and what keeps it from connecting."""
+"""The arguments of `connect`, checked, and the errors of connecting."""
 
 import ssl as ssl_module
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ __all__ = ["Dialling", "explain", "refusal"]
 
 
 class Dialling(NamedTuple):
-    """What `connect` was told, checked."""
+    """The arguments of `connect`, checked."""
 
     where: Address
     config: ClientConfig
@@ -51,7 +51,7 @@ class Dialling(NamedTuple):
         proxy: str | None,
         timeout: float,
     ) -> Self:
-        """Raise ValueError for what cannot be dialled."""
+        """Raise ValueError for invalid arguments."""
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
             raise ValueError(f"timeout must be seconds, 0 or more, not {timeout!r}")
         where = parse_address(address)
@@ -59,7 +59,7 @@ class Dialling(NamedTuple):
         if where.has_tls:
             ssl = ssl or ssl_module.create_default_context()
         elif ssl is not None:
-            raise ValueError(f"ssl goes with a tls:// or https:// address, not {address!r}")
+            raise ValueError(f"ssl needs a tls:// or https:// address, not {address!r}")
         if tracer_provider is not None:
             from rpc_common.telemetry.otel import ClientSpans
 
@@ -85,9 +85,9 @@ def _traced(
 
 
 def explain(error: BaseException, target: Dialling, timeout: float) -> BaseException:
-    """Return what `connect` raises when this kept it from connecting."""
+    """Return the exception that `connect` raises for this error."""
     if isinstance(error, (HandshakeError, Unavailable, OSError)):
-        # The frames of the driver hold the connection, which may hold the error.
+        # The driver's frames refer to the connection, which may refer to the error.
         error.__traceback__ = None
     if isinstance(error, (HandshakeError, Unavailable)):
         return error
@@ -103,7 +103,7 @@ def explain(error: BaseException, target: Dialling, timeout: float) -> BaseExcep
 
 
 def _likely_cause(error: OSError, where: Address) -> str:
-    """Return what is probably wrong with TLS when a server that is there ends the connection."""
+    """Return the likely TLS problem if a reachable server closes the connection."""
     if where.scheme == "unix":
         return ""
     if not where.has_tls:
@@ -111,19 +111,19 @@ def _likely_cause(error: OSError, where: Address) -> str:
         is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
         return f"; if it expects TLS, use {scheme}://" if is_cut else ""
     if isinstance(error, (ssl_module.SSLCertVerificationError, ConnectionRefusedError)):
-        return ""  # which says it all
+        return ""  # whose text is enough
     reason = getattr(error, "reason", None) or ""
     if "ALERT" in reason:
-        return "; it may want a client certificate that it trusts"
+        return "; it may require a client certificate that it trusts"
     scheme = "http" if where.has_http else "tcp"
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
         return f"; if it does not use TLS, use {scheme}://"
     if isinstance(error, (ssl_module.SSLError, ConnectionError)):
-        return f"; it may want a client certificate, or not use TLS ({scheme}://)"
+        return f"; it may require a client certificate, or not use TLS ({scheme}://)"
     return ""
 
 
 def refusal(error: Exception | None) -> Exception:
-    """Return what ended the connection before the server accepted the options."""
-    # Perhaps not a word came: of something that forwards connections to nobody, say.
+    """Return the error of a connection that ended before the server accepted the options."""
+    # There may be no error, for example behind a proxy that forwards to nothing.
     return error or ConnectionResetError("the server closed the connection before the handshake")

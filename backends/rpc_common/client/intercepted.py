@@ -1,4 +1,4 @@
-"""The interceptors of a client, whatever its backend."""
+"""The interceptors of clients, for all backends."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ __all__ = ["Intercepted"]
 
 
 class Intercepted:
-    """The way of a client's calls through its interceptors: `proceed(invocation(...))`."""
+    """Sends a client's calls through its interceptors: `proceed(invocation(...))`."""
 
     def __init__(
         self, client: Any, interceptors: "tuple[Interceptor, ...]", innermost: "Proceed"
@@ -61,7 +61,7 @@ class Intercepted:
 
     @staticmethod
     def start(what: "Invocation") -> tuple[Any, ...]:
-        """Return what `_start` of a client takes, for a call that has come through."""
+        """Return the arguments for `_start` of a client, for a call from the last interceptor."""
         deadline = what.deadline
         timeout = math.inf if deadline is None else max(0.0, deadline - monotonic())
         return (
@@ -71,7 +71,7 @@ class Intercepted:
 
     @staticmethod
     def answer(what: "Invocation", event: CallCompleted) -> Any:
-        """Return the result of a call, and note what came with it."""
+        """Return the result of a call, and keep the metadata that came with it."""
         what.reply_metadata.clear()
         what.reply_metadata.update(event.metadata)
         return event.value

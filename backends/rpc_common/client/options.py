@@ -1,4 +1,4 @@
-"""A client whose calls all have the same options."""
+"""Clients with options for all their calls."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
@@ -9,10 +9,10 @@ Api = TypeVar("Api")
 
 
 class WithOptions:
-    """A view of a client whose calls all have some options; `client.with_options` returns it.
+    """A view of a client whose calls all have these options; `client.with_options` returns it.
 
-    Every keyword of a call is an argument of the method, whatever its name. What the methods return
-    is what those of the client return: in rpc_asyncio `call`, `request` and `notify` are awaited.
+    Every keyword of a call is an argument of the method, whatever its name. The methods return what
+    those of the client return: in rpc_asyncio, await `call`, `request` and `notify`.
     """
 
     __slots__ = ("_client", "_options")
@@ -26,7 +26,7 @@ class WithOptions:
         return f"<{self._client!r} with {given or 'no options'}>"
 
     def with_options(self, **options: Any) -> "WithOptions":
-        """Return a view with more options; metadata is added to that of this one.
+        """Return a view with more options; metadata is merged.
 
         The options are those of the client's `with_options`.
         """
@@ -45,7 +45,7 @@ class WithOptions:
         return self._client.perform("request", method, args, kwargs, self._options)
 
     def notify(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Send a call that has no answer."""
+        """Send a one-way call, which has no answer."""
         return self._client.perform("notify", method, args, kwargs, self._options)
 
     def start(self, method: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A client whose methods wait in place."""
+"""The client for gevent and blocking code."""
 
 import ssl as ssl_module
 from abc import abstractmethod
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class Pending(Generic[Result]):
-    """A call that was sent and may be waited for later; `start` returns it."""
+    """A call that was sent, to be waited for later; `start` returns it."""
 
     __slots__ = ("_call", "_client", "_waiter")
 
@@ -42,7 +42,7 @@ class Pending(Generic[Result]):
         self._waiter = call.waiter
 
     def done(self) -> bool:
-        """Whether the call has ended, as far as anybody has read by now."""
+        """Whether the call has ended, as far as answers have been read."""
         return self._waiter.event is not None
 
     def result(self) -> Result:
@@ -59,7 +59,7 @@ _pending: "ContextVar[PendingThrough | None]" = ContextVar("rpc_common_pending",
 
 
 class PendingThrough:
-    """A call that goes through interceptors, beside the code that waits for it later."""
+    """A started call that goes through interceptors, in a thread or greenlet of its own."""
 
     def __init__(self, client: "SyncClient", intercepted: Intercepted, what: "Invocation") -> None:
         self._client = client
@@ -82,7 +82,7 @@ class PendingThrough:
         client._runtime.spawn(run)
 
     def begin(self, call: OutboundCall) -> None:
-        """Record the call that is made at last; interceptors may make more than one."""
+        """Record the actual call; interceptors may make more than one."""
         self._call = call
         if self._given_up:
             self._client.give_up_call(call)
@@ -97,7 +97,7 @@ class PendingThrough:
         while not self._ended.wait(_LONGEST_WAIT):
             pass
         if self._taken:
-            raise LocalProtocolError("the result of this call was taken already")
+            raise LocalProtocolError("the result of this call was already taken")
         self._taken = True
         error, self._error = self._error, None
         if error is None:
@@ -120,7 +120,7 @@ Waiting = deque[tuple[OutboundCall, Any]]  # calls that were started, each with 
 
 
 class SyncClient(ClientBase):
-    """A client whose methods wait in place."""
+    """A client whose methods block."""
 
     _runtime: Runtime
 
@@ -144,14 +144,14 @@ class SyncClient(ClientBase):
 
         With http://host:port and https://host:port the connection begins with HTTP CONNECT.
         `timeout`, in seconds, covers name lookup, dialling, the proxy, TLS, CONNECT and the option
-        handshake together. `codec` ("msgpack" by default) and `token` go before what `config`
-        says. An OpenTelemetry `tracer_provider` gets a span for each call, `observers` see them,
-        and `interceptors` are around them: see rpc_proto.Observer and rpc_proto.Interceptor.
-        `trace` gets the connection's trace when it begins: see rpc_proto.trace.
-        `proxy` is the URL of an HTTP proxy, http://user:password@host:port, or "env" for what
-        http_proxy, https_proxy, all_proxy and no_proxy say. Raises Unavailable when there is no
-        connection, HandshakeError when the server or the proxy refuses, and DeadlineExceeded;
-        nothing stays open then.
+        handshake together. `codec` ("msgpack" by default) and `token` override `config`. An
+        OpenTelemetry `tracer_provider` gets a span for each call; `observers` are notified of the
+        calls, and `interceptors` wrap them: see rpc_proto.Observer and rpc_proto.Interceptor.
+        `trace` is called with the connection's trace when it starts: see rpc_proto.trace. `proxy`
+        is the URL of an HTTP proxy, http://user:password@host:port, or "env" to use the variables
+        http_proxy, https_proxy, all_proxy and no_proxy. Raises Unavailable if there is no
+        connection, HandshakeError if the server or the proxy refuses, and DeadlineExceeded; nothing
+        stays open then.
         """
         checked = Intercepted.checked(interceptors, coroutines=False)
         target = Dialling.check(
@@ -172,7 +172,7 @@ class SyncClient(ClientBase):
         return client
 
     def _intercept(self, interceptors: "tuple[Interceptor, ...]") -> None:
-        """Let all calls go through interceptors; without any nothing here has to ask."""
+        """Send all calls through interceptors."""
 
         def innermost(what: "Invocation") -> Any:
             call = self.begin_call(*Intercepted.start(what))
@@ -256,9 +256,10 @@ class SyncClient(ClientBase):
     ) -> Any:
         """Call "Service.method" and return its result.
 
-        `timeout` in seconds covers the whole call and travels with it (default: the config's
-        `call_timeout`; inside a handler never longer than what that has left). `returns` is the
-        type that the result is to be. Raises CallError: see `rpc_proto.errors`.
+        `timeout`, in seconds, covers the whole call and travels with it. The default is the
+        config's `call_timeout`; inside a handler it is never longer than the handler's remaining
+        time. `returns` is the type to decode the result to. Raises CallError: see
+        `rpc_proto.errors`.
         """
         call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
         return self.wait_for_call(call, call.waiter).value
@@ -287,9 +288,9 @@ class SyncClient(ClientBase):
         metadata: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Send a call that has no answer; returns when it is sent, and waits while that is blocked.
+        """Send a one-way call, which has no answer; returns once it is sent.
 
-        It is lost without a word when the connection breaks or the method does not exist.
+        It is lost silently if the connection breaks or the method does not exist.
         """
         call = self.begin_call(method, args, kwargs, None, timeout, metadata, True)
         if not call.sent:
@@ -327,7 +328,7 @@ class SyncClient(ClientBase):
         returns: Any = None,
         **kwargs: Any,
     ) -> Pending[Any]:
-        """Send a call and return at once; what it returns waits for the result."""
+        """Send a call and return at once; use `result()` of what it returns to wait."""
         return Pending(self, self.begin_call(method, args, kwargs, returns, timeout, metadata))
 
     @overload
@@ -367,14 +368,14 @@ class SyncClient(ClientBase):
     ) -> Iterator[Any]:
         """Call one method with many tuples of arguments; yield the results in their order.
 
-        At most `in_flight` calls are on their way at a time; requests leave together. The first
-        call that fails raises, and the rest is given up.
+        At most `in_flight` calls are in flight at a time; requests are sent in batches. The first
+        failed call raises, and the others are cancelled.
         """
         waiting: Waiting = deque()
         source = iter(calls)
         try:
             while True:
-                # Several at a time, if several have ended: that costs less for each.
+                # Several at a time, if several have ended, which costs less for each.
                 several = tuple(islice(source, max(1, in_flight) - len(waiting)))
                 if several:
                     self._begin_all(waiting, several, method, returns, timeout, metadata)
@@ -430,10 +431,10 @@ class SyncClient(ClientBase):
     def _begin_all(
         self, waiting: Waiting, calls: Iterable[tuple[Any, ...]], method: str, *options: Any
     ) -> None:
-        """Start calls of one method, each with these arguments; add them to those that wait.
+        """Start calls of one method, each with these arguments, and append them to `waiting`.
 
-        They leave when enough have come together, or when somebody waits. `options` are what
-        `_start` takes behind the arguments: `returns`, `timeout` and `metadata`.
+        They are sent when enough have accumulated, or when somebody waits. `options` are the
+        arguments of `_start` after these: `returns`, `timeout` and `metadata`.
         """
 
     @abstractmethod

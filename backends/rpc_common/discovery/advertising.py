@@ -1,4 +1,4 @@
-"""How a server makes itself known to registries."""
+"""Registering a server in registries or in etcd."""
 
 import ssl as ssl_module
 from collections.abc import Callable, Iterable, Mapping
@@ -28,12 +28,11 @@ _ANY = ("0.0.0.0", "::")
 
 
 class Advertisement:
-    """What `server.start(..., advertise=...)` tells registries, each given as http://host:port.
+    """Registers a server (`server.start(..., advertise=...)`) in registries at http://host:port.
 
-    `address` is the host, or the whole address, at which callers reach the server; it is needed
-    when the server listens on all interfaces. `weight`, `metadata`: see `rpc_discovery.Node`. The
-    server is forgotten when it has been silent for `ttl` seconds. `ssl` is for registries at
-    https://.
+    `address` is the host, or the whole address, at which callers reach the server; it is required
+    if the server listens on all interfaces. `weight`, `metadata`: see `rpc_discovery.Node`. The
+    registration lasts `ttl` seconds without a heartbeat. `ssl` is for registries at https://.
     """
 
     transport: str | None = None
@@ -60,8 +59,8 @@ class Advertisement:
         if self.address is None:
             if where.scheme != "unix" and where.host in _ANY:
                 raise ValueError(
-                    f"{where} is not an address that callers can reach; "
-                    "say where callers reach it (address=, or --advertise)"
+                    f"callers cannot reach {where}; "
+                    "set the address they can reach (address=, or --advertise)"
                 )
             address = str(where)
         elif "://" in self.address:
@@ -76,11 +75,11 @@ class Advertisement:
 
 
 class EtcdAdvertisement(Advertisement):
-    """What `server.start(..., advertise=...)` tells etcd, at endpoints http(s)://host:port.
+    """Registers a server (`server.start(..., advertise=...)`) in etcd, at http(s)://host:port.
 
-    The keys are `PREFIX/SERVICE/ADDRESS` (docs/etcd.md); they go when the server has been silent
-    for `ttl` seconds. `ssl` is for https:// endpoints, with the server's certificate as a client if
-    etcd wants one. For `transport` see `EtcdDiscovery`; the rest is as in `Advertisement`.
+    The keys are `PREFIX/SERVICE/ADDRESS` (docs/etcd.md), on a lease of `ttl` seconds. `ssl` is for
+    https:// endpoints, with a client certificate if etcd requires one. For `transport` see
+    `EtcdDiscovery`; all other arguments are as in `Advertisement`.
     """
 
     def __init__(
@@ -121,14 +120,14 @@ class Registrations:
 
     def __init__(self, log: Log, dispatcher: Dispatcher) -> None:
         self.pumps: list[Any] = []
-        self._leaving: list[Any] | None = None  # those that tell of it, when the server goes
+        self._leaving: list[Any] | None = None  # those that deregister, once the server is stopping
         self._log = log
         self._dispatcher = dispatcher
 
     def check(
         self, advertise: Advertisement | str | Iterable[Advertisement | str], where: Address
     ) -> list[Advertisement]:
-        """Return what the argument means; ValueError if that cannot be registered."""
+        """Return the advertisements of an argument; ValueError if one cannot be registered."""
         given = [advertise] if isinstance(advertise, (Advertisement, str)) else [*advertise]
         checked = [one for one in given if isinstance(one, Advertisement)]
         urls = [one for one in given if not isinstance(one, Advertisement)]
@@ -149,14 +148,14 @@ class Registrations:
             self.pumps.append(run(self.machine(advertisement, where)))
 
     def describe_again(self) -> None:
-        """Tell the registries of a change of the services."""
+        """Update the registrations after a change of the services."""
         for pump in self.pumps:
             pump.tell(partial(pump.machine.update, services=self._describe()))
 
     def leave(self) -> list[Any]:
-        """Tell the registries that the server goes; return the pumps, which end with that.
+        """Deregister; return the pumps, which end when that is done.
 
-        The second time there is no more waiting for them.
+        The second call does not wait for them.
         """
         if self._leaving is not None:
             for pump in self._leaving:
@@ -168,7 +167,7 @@ class Registrations:
         return self._leaving
 
     def take(self, events: list[Event]) -> None:
-        """Log what a registration says."""
+        """Log the events of a registration."""
         for event in events:
             if isinstance(event, SourceFailed):
                 self._log.warning("registration at %s failed: %s", event.source, event.reason)
@@ -176,7 +175,7 @@ class Registrations:
                 self._log.info("registered at %s", event.source)
 
     def _describe(self) -> dict[str, str]:
-        """Return the hash of each service's methods; the built-in ones are left out."""
+        """Return the hash of each service's methods, except built-in services."""
         services: dict[str, dict[str, str]] = {}
         for full, method in self._dispatcher.methods.items():
             name, _, short = full.rpartition(".")

@@ -1,4 +1,4 @@
-"""How operations are carried out where one waits in place: HTTP, files, etcd's gateway."""
+"""Carrying out operations in threads or greenlets: HTTP, files, etcd's gateway."""
 
 import ssl as ssl_module
 from collections.abc import Callable
@@ -27,14 +27,14 @@ Opened = Callable[[Any], None]  # takes a socket, whose shutdown ends the operat
 
 
 class Carrier(Protocol):
-    """Carries out one kind of operation, several at the same time."""
+    """Carries out one kind of operation, any number at the same time."""
 
-    in_place: bool  # whether it never waits, and needs no thread
+    in_place: bool  # whether it never blocks and needs no thread
 
     def carry(self, operation: Any, message: Callable[[Any], None], opened: Opened) -> Any:
         """Return the result within the operation's timeout, or raise any error.
 
-        `message` takes what a stream says, `opened` the socket that is in use.
+        `message` gets the messages of a stream, `opened` the socket in use.
         """
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class Carrier(Protocol):
 
 
 class HttpCarrier:
-    """Sends requests, each over a connection that was kept, or else a new one."""
+    """Sends requests, each over an idle or a new connection."""
 
     in_place = False
 
@@ -78,7 +78,7 @@ class HttpCarrier:
 
 
 class EtcdCarrier:
-    """Carries operations of etcd as requests to its JSON gateway."""
+    """Carries out operations of etcd through its JSON gateway."""
 
     in_place = False
 
@@ -86,7 +86,7 @@ class EtcdCarrier:
         self._http = http
 
     def carry(self, operation: Any, message: Callable[[Any], None], opened: Opened) -> Any:
-        """Return etcd's answer; what a watch says are its messages."""
+        """Return etcd's answer; a watch sends messages."""
         from rpc_discovery.etcd.gateway import Exchange  # only for those who use it
 
         exchange = Exchange(operation)
@@ -112,7 +112,7 @@ class FileCarrier:
     def carry(
         self, operation: ReadFile, message: Callable[[Any], None], opened: Opened
     ) -> FileRead:
-        """Return what the file holds."""
+        """Return the content of the file."""
         return read_file(operation)
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ def carriers(runtime: Runtime, ssl: ssl_module.SSLContext | PemFiles | None) -> 
 
 
 def read_file(operation: ReadFile) -> FileRead:
-    """Carry out a read, which never waits; OSError if the file cannot be read."""
+    """Read a file, which never blocks; OSError if it cannot be read."""
     try:
         return FileRead(*read_regular(operation.path, operation.limit, seen=operation.seen))
     except OSError as error:
@@ -134,14 +134,14 @@ def read_file(operation: ReadFile) -> FileRead:
 
 
 def check_source(ssl: Any, transport: str | None) -> None:
-    """Check the TLS files and the transport that users gave: OSError or ValueError."""
+    """Check TLS files and transport; raises OSError or ValueError."""
     if transport == "grpc":
-        raise ValueError("transport 'grpc' is for asyncio only; here it must be 'gateway' or None")
+        raise ValueError("only asyncio supports transport 'grpc'; use 'gateway' or None")
     context_of(ssl)
 
 
 def context_of(ssl: ssl_module.SSLContext | PemFiles | None) -> ssl_module.SSLContext | None:
-    """Return the context to use; OSError for files that are not good, ValueError for the rest."""
+    """Return the SSLContext to use; OSError for unusable files, ValueError for other types."""
     if not isinstance(ssl, PemFiles):
         if not (ssl is None or hasattr(ssl, "wrap_bio")):
             raise ValueError(f"ssl must be an SSLContext, PemFiles or None, not {ssl!r:.80}")
@@ -156,7 +156,7 @@ def context_of(ssl: ssl_module.SSLContext | PemFiles | None) -> ssl_module.SSLCo
 
 
 def fetch_of(request: HttpRequest) -> Fetch:
-    """Return what carries a request of a machine; ValueError if it cannot be sent."""
+    """Return the exchange for a machine's request; ValueError if it cannot be sent."""
     return Fetch(
         request.method,
         request.url,

@@ -1,4 +1,4 @@
-"""Files that users name: read whole, without ever waiting for them."""
+"""Reading whole files that users name, without ever blocking."""
 
 import errno
 import os
@@ -9,16 +9,16 @@ __all__ = ["check_regular", "read_regular"]
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise OSError if what is there is no regular file: to open a FIFO may wait for ever."""
+    """Raise OSError if the path is not a regular file: opening a FIFO may block forever."""
     os.close(_open(path, 0)[0])
 
 
 def read_regular(
     path: str | os.PathLike[str], limit: int, *, follow: bool = True, seen: Any = None
 ) -> tuple[Any, bytes | None]:
-    """Return what tells this state of the file from others, and its bytes; None if it is `seen`.
+    """Return the file's state, which changes with the file, and its bytes; None if it is `seen`.
 
-    At most `limit` + 1 bytes are read. OSError if it cannot be read or is no regular file, or is a
+    Reads at most `limit` + 1 bytes. OSError if it cannot be read, is not a regular file, or is a
     symbolic link and `follow` is False.
     """
     handle, found = _open(path, 0 if follow else os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""Runs a machine of rpc_discovery where one waits in place: its operations, events and time."""
+"""Runs a machine of rpc_discovery in threads or greenlets: its operations, events and time."""
 
 import ssl as ssl_module
 from collections.abc import Callable
@@ -28,8 +28,8 @@ class Pump:
     """One thread or greenlet for a machine, and one for each operation that has to wait.
 
     `handle` gets the events. `tell` gives the machine a command, from any thread. It ends when the
-    machine is `done`, or by `stop`. RuntimeError when there is no thread to begin with; later, an
-    operation without a thread is one that failed.
+    machine is `done`, or by `stop`. RuntimeError if no thread can be started; later, an operation
+    without a thread fails.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Pump:
         self._sockets: dict[int, Any] = {}
         self._lock = Lock()  # of the sockets
         self._stopped = False
-        # When it ended unasked: from then on nothing that the machine knows is up to date.
+        # When it ended by an error, after which the machine's state is no longer current.
         self.died_at: float | None = None
         runtime.end_at_exit(self)
         runtime.spawn(self._run)
@@ -62,7 +62,7 @@ class Pump:
         self._inbox.put(command)
 
     def stop(self) -> None:
-        """End at once; what is on its way is given up."""
+        """End at once and cancel all operations."""
         self._stopped = True
         self._inbox.put(self.machine.handle_timeout)
         with self._lock:
@@ -133,7 +133,7 @@ class Pump:
                 del self._sockets[operation.id]
 
     def _report(self, operation: Any) -> None:
-        """Carry an operation out, and tell the machine how it ended."""
+        """Carry out an operation, and report its end to the machine."""
         machine, carrier = self.machine, self._carriers[operation.kind]
         message, opened = (partial(to, operation.id) for to in (self._message, self._opened))
         try:
@@ -145,7 +145,7 @@ class Pump:
             self.tell(lambda now: machine.result(now, operation.id, result))
 
     def _message(self, operation_id: int, message: Any) -> None:
-        """Hand on a message of a stream, and go on when it is understood."""
+        """Pass on a message of a stream, and continue once it is handled."""
         taken = self._runtime.make_event()
 
         def take(now: float) -> None:

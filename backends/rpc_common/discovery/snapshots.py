@@ -1,4 +1,4 @@
-"""A registry that survives a restart: its snapshots in a file."""
+"""A registry that survives restarts, by snapshots in a file."""
 
 import os
 import stat
@@ -24,13 +24,12 @@ _MAX_FILE = 16 * 1024 * 1024  # bytes; a registry's own bounds keep it well belo
 
 
 class SavedRegistry:
-    """A registry with a file; `server.mount` takes it in place of the registry alone.
+    """A registry with a snapshot file; pass it to `server.mount` in place of the registry.
 
-    What the file holds is restored at once. When nodes have come, gone or changed it is written
-    again, at most each `interval` seconds, and at last by `close()`: to `path` + ".new", which then
-    takes its place, so that what is there is always whole. ValueError if it holds anything else,
-    which is left as it is; OSError if it cannot be read or written, or is no regular file. Its mode
-    is kept.
+    An existing snapshot is restored at once. When nodes have changed, it is written again, at most
+    every `interval` seconds, and finally by `close()`: to `path` + ".new", which then replaces it,
+    so that the file is always complete. ValueError if the file has any other content, which is left
+    unchanged; OSError if it cannot be read or written, or is not a regular file. Its mode is kept.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class SavedRegistry:
         self._failing = False
         now = monotonic()
         self._restore(now)
-        self._write(self.registry.snapshot(now))  # it is better to know now that it cannot be
+        self._write(self.registry.snapshot(now))  # better to fail now than later
         self._saved = registry.revision
         self._save_at = now + interval
 
@@ -78,7 +77,7 @@ class SavedRegistry:
                 self._complain(error)
 
     def close(self) -> None:
-        """Save for the last time, when the server has stopped."""
+        """Save for the last time, once the server has stopped."""
         if self._writer is not None:
             self._writer.join()
         self._try_to_write(self.registry.snapshot(monotonic()))
@@ -105,7 +104,7 @@ class SavedRegistry:
     def _complain(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
-            _log.warning("the snapshot %s cannot be written: %s", self.path, error)
+            _log.warning("cannot write the snapshot %s: %s", self.path, error)
 
     def _write(self, snapshot: dict[str, Any]) -> None:
         new = f"{self.path}.new"

@@ -1,1 +1,1 @@
-"""The part of a server that no runtime changes."""
+"""What the servers of all backends share."""

@@ -1,4 +1,4 @@
-"""A server's part that no runtime changes: settings, services, admission, events, log lines."""
+"""What the servers of all backends share: settings, services, admission, events, log lines."""
 
 import ssl as ssl_module
 from abc import ABC, abstractmethod
@@ -61,16 +61,16 @@ if TYPE_CHECKING:
 __all__ = ["FAREWELL", "Link", "ServerBase", "Settings", "SyncServer", "peer_address"]
 
 
-# So many connections beyond the limit are told that; more are closed without a word.
+# So many connections beyond the limit get a refusal; more are closed without one.
 _TURNED_AWAY = 100
 
-# How long a server waits at its end for the registries to hear of it, in seconds.
+# How long a stopping server waits to be deregistered, in seconds.
 FAREWELL = 5.0
 
 _RESUMED_AT_ONCE = 100
-_AGAIN = 1.0  # seconds until a thread is asked for again that could not be had
+_AGAIN = 1.0  # seconds until another attempt to start a thread
 
-# Of a ServerConfig; what else it holds is not for everybody to read.
+# Of a ServerConfig; other fields are not public.
 _LIMITS = (
     *(
         "max_header",
@@ -94,32 +94,32 @@ _LIMITS = (
 
 
 def peer_address(peername: Any) -> str:
-    """Return how a peer is called, in `current_call().peer` and in the log."""
+    """Return a peer's name in `current_call().peer` and in the log."""
     return f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
 
 
 class Link(Protocol):
-    """What a driver keeps for a connection."""
+    """A driver's object for a connection."""
 
     # A port until the peer makes calls; None until TLS is done, where that comes first.
     connection: Any
-    surplus: bool  # there were enough connections when it was accepted
+    surplus: bool  # the limit of connections was reached when it was accepted
 
     def fileno(self) -> int:
         """Return the descriptor of its socket; -1 if that is closed."""
 
     def settle(self, connection: ServerConnection) -> None:
-        """Go on with this connection in place of the port that it came from."""
+        """Use this connection in place of the port it came from."""
 
     def wrote(self) -> None:
-        """See to it that what a command wrote leaves."""
+        """Make sure that what a command wrote is sent."""
 
     def wake(self) -> None:
-        """See to it that the connection is asked soon when it wants `handle_timeout`."""
+        """Make sure that the connection's `next_timeout` is checked soon."""
 
 
 class Settings(TypedDict, total=False):
-    """What every server can be told."""
+    """The settings of every server."""
 
     config: ServerConfig | None
     token: str | None
@@ -140,28 +140,28 @@ class Settings(TypedDict, total=False):
 
 
 class ServerBase(ABC):
-    """Serves objects' methods.
+    """Serves the methods of objects.
 
-    `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
-    fields there. At most `max_concurrency` handlers run at a time, of which one connection may have
-    three quarters, and `max_queued` calls wait for them; `max_connections` bounds the connections.
-    `introspection` offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to
-    callers. `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a
-    span for each that a handler serves. `observers` see all calls: see rpc_proto.Observer.
-    `interceptors` are around all calls: see rpc_proto.Interceptor. `trace` gets the trace of each
-    connection when it begins: see rpc_proto.trace. `lifespan(server)` returns a context manager,
-    in rpc_asyncio an asynchronous one: it is entered before the server listens, and left when the
-    last handler has ended.
+    `config` has the limits and timeouts of each connection; `token` and `authenticate` override its
+    fields. At most `max_concurrency` handlers run at a time, of which one connection may use three
+    quarters, and `max_queued` calls wait for them; `max_connections` limits the connections.
+    `introspection` enables `rpc.Introspection`, and `health` `rpc.Health`; `debug` sends tracebacks
+    to callers. `access_log` logs each finished call; an OpenTelemetry `tracer_provider` gets a span
+    for each call that a handler serves. `observers` are notified of all calls, and `interceptors`
+    wrap them: see rpc_proto.Observer and rpc_proto.Interceptor. `trace` is called with the trace of
+    each connection when it starts: see rpc_proto.trace. `lifespan(server)` returns a context
+    manager, in rpc_asyncio an asynchronous one, which is entered before the server listens and left
+    when the last handler has ended.
 
-    `http` holds the applications for those who speak HTTP to this server: a rpc_proto.http.Router.
-    `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
+    `http`, a rpc_proto.http.Router, has the applications for HTTP requests. `pages`, a
+    rpc_proto.http.Pages, controls access to the built-in pages.
     """
 
-    # What the driver's handlers raise when they are cancelled.
+    # What handlers raise when they are cancelled.
     _cancellation: type[BaseException] = Cancelled
     _log: Log
     _serves_coroutines = True
-    # By default; with the budget of memory so many fit into 512 MiB.
+    # The default; together with the memory budget, these fit into 512 MiB.
     _most_connections = 8000
 
     def __init__(
@@ -229,25 +229,25 @@ class ServerBase(ABC):
         self._abandoned: Collection[Job] = ()  # where handlers have threads
         self._trace = trace
         self._lifespan = lifespan
-        self._living: Any = None  # what `lifespan` returned, once it is entered
+        self._living: Any = None  # the entered context manager of `lifespan`
         self._entering = False
         self._observers = Observers((self._dispatcher, *observers))
         self._http_turns = HttpTurns(monotonic, self._make_lock())
         self._memory = Memory(self.config.budget, self._make_lock())
         self._max_connections = max_connections
         self._listeners: list[Any] = []
-        self.links: set[Any] = set()  # all that were accepted, those too whose TLS is not done
+        self.links: set[Any] = set()  # accepted connections, including those in the TLS handshake
         self._turns = Turns()
         self._stopping = False
         self._told_stopped = False
         self._mounted: list[Any] = []
-        self._wakes_at = inf  # when the applications are told of the time
+        self._wakes_at = inf  # when to call `handle_timeout` of the applications
         self._wakes: Any = None
         self._registrations: Any = None
         Forks.watch(self)
 
     def _make_lock(self) -> Lock | None:
-        """Return what the calls of several connections need when these have threads."""
+        """Return a lock for what several connections share, if they have threads."""
         return None
 
     # Services
@@ -255,15 +255,15 @@ class ServerBase(ABC):
     def register(self, service: Any, name: str | None = None) -> str:
         """Offer an object's public methods as a service, or a function as one method.
 
-        `name` is that of the service, by default the `__service__` or the name of the object's
+        `name` is the name of the service, by default the `__service__` or the name of the object's
         class; for a function it is the full name, "Service.method". Works while serving. Returns
-        the name. Raises TypeError for signatures that cannot be served and ValueError for a name
-        that is taken.
+        the name. Raises TypeError for signatures that cannot be served, and ValueError if the name
+        is taken.
         """
         if not self._serves_coroutines:
             for method in reflect(service, name).values():
                 if method.is_async:
-                    raise TypeError(f"{method.name} is a coroutine function: for rpc_asyncio")
+                    raise TypeError(f"{method.name} is a coroutine function; use rpc_asyncio")
         name = self._dispatcher.register(service, name, self._wrap)
         if self._registrations is not None:
             self._registrations.describe_again()
@@ -277,18 +277,18 @@ class ServerBase(ABC):
         return method.function
 
     def _wrap(self, method: Method) -> Callable[..., Any]:
-        """Return a method's function with all that goes around those of users."""
+        """Return a method's function with interceptors and spans around it."""
         method.function = self._intercept(method)
         return method.function if self._spans is None else self._spans(method)
 
     async def _beside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a function that waits in place, where interceptors are coroutines."""
+        """Run a blocking function, where interceptors are coroutines."""
         raise NotImplementedError
 
     def unregister(self, name: str) -> None:
         """Remove a service, or a method by its full name; works while serving.
 
-        Running calls go on. ValueError if there is none of that name.
+        Running calls continue. ValueError if no service or method has that name.
         """
         self._dispatcher.unregister(name)
         self._health.forget(name)
@@ -296,21 +296,20 @@ class ServerBase(ABC):
             self._registrations.describe_again()
 
     def set_health(self, service: str, serving: bool) -> None:
-        """Say what `rpc.Health` tells of a service, or, by the name "", of the whole server.
+        """Set what `rpc.Health` reports for a service, or for the whole server ("").
 
-        A service that was registered serves until this says otherwise. ValueError if no service
-        has that name.
+        Registered services are serving until set otherwise. ValueError if no service has that name.
         """
         self._health.set(service, serving)
 
     def _descriptors(self) -> Iterator[int]:
-        """Return the numbers of the sockets that are open: a child process lets go of them."""
+        """Return the descriptors of all open sockets, which a child process closes."""
         for holder in (*self._listeners, *self.links):
             yield holder.fileno()
 
     @property
     def stats(self) -> dict[str, int]:
-        """What is going on: counters for people and tests."""
+        """Counters, for people and tests."""
         dispatcher = self._dispatcher
         return {
             "connections": len(self.links),
@@ -324,15 +323,15 @@ class ServerBase(ABC):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all numbers of the server, as JSON-able values, for pages and metrics.
+        """Return all statistics of the server as JSON-able values, for pages and metrics.
 
-        Those of `rpc_proto.service.stats.ServerStats.snapshot`, and `load`: {running, queued,
-        abandoned}, calls whose handlers run, wait to, and run in a thread that cannot be stopped,
-        and `memory`, bytes that connections have taken from the budget; `limits`:
-        those in force, by the names of the arguments and of ServerConfig; `health`: {service:
-        "serving" or "not_serving"}, with "" for the whole server; `draining`: whether the server
-        is being stopped; `uptime`: seconds since it was made; `time`: the wall clock, in seconds
-        since 1970. To be called where the server lives; rpc_blocking's in any thread.
+        They are those of `rpc_proto.service.stats.ServerStats.snapshot`, and: `load`, with the
+        numbers of calls that are `running`, `queued`, or `abandoned` (still running after they
+        ended), and `memory`, the bytes of the budget in use; `limits`, by the names of the
+        arguments and of ServerConfig; `health`, {service: "serving" or "not_serving"}, with "" for
+        the whole server; `draining`, whether the server is stopping; `uptime` in seconds; and
+        `time`, the wall clock in seconds since 1970. Call it where the server runs; that of
+        rpc_blocking in any thread.
         """
         now = monotonic()
         connections = [link.connection for link in self.links if link.connection is not None]
@@ -354,10 +353,11 @@ class ServerBase(ABC):
         where = parse_address(address, listening=True)
         if where.has_tls is not (ssl is not None):
             raise ValueError(
-                f"tls:// and https:// addresses go with ssl; got {address!r}, ssl={ssl!r}"
+                "tls:// and https:// addresses need ssl, others must not have it: "
+                f"{address!r}, ssl={ssl!r}"
             )
         if self._stopping:
-            raise LocalProtocolError("this server was stopped; make a new one")
+            raise LocalProtocolError("this server was stopped; create a new one")
         return where
 
     def _check_advertised(
@@ -386,12 +386,12 @@ class ServerBase(ABC):
         advertise: "Advertisement | str | Iterable[Advertisement | str] | None" = None,
         grace: float = 5.0,
     ) -> None:
-        """Be the program: start, print the address, and return after SIGTERM or SIGINT.
+        """Run the server as a program: start it, print the address, and wait for a signal.
 
-        The arguments are those of `start`. A signal stops the server in order, as `stop` does:
-        running calls get `grace` seconds. A second one stops it at once. Returns after `stop`, too,
-        wherever that is called. To be called in the main thread; in rpc_asyncio it makes the event
-        loop. Raises what `start` raises.
+        The arguments are those of `start`. SIGTERM or SIGINT stops the server gracefully: running
+        calls get `grace` seconds. A second signal stops it at once. It also returns after `stop`
+        was called elsewhere. Call it in the main thread; in rpc_asyncio it creates the event loop.
+        Raises what `start` raises.
         """
         from .programs import Program
 
@@ -400,21 +400,21 @@ class ServerBase(ABC):
 
     @abstractmethod
     def run_program(self, program: "Program") -> None:
-        """Do what `run` does, for programs that have more to say."""
+        """Do what `run` does, for programs with more options."""
 
     def _make_lifespan(self, enter: str) -> Any:
-        """Return what is to be entered before the server listens, if anything still is."""
+        """Return the context manager to enter before the server listens, if any."""
         if self._lifespan is None or self._living is not None:
             return None
         if self._entering:
-            raise LocalProtocolError("the server is still starting; start it once it has")
+            raise LocalProtocolError("the server is still starting; wait before starting it again")
         manager = self._lifespan(self)
         if not hasattr(manager, enter):
             raise TypeError(f"lifespan must return something with {enter}(), not {manager!r}")
         self._entering = True
         return manager
 
-    # What an operator reads of it: the same lines in all drivers
+    # Log lines, the same in all backends
 
     def _log_listening(self, where: Address) -> None:
         self._log.info("listening on %s", where)
@@ -428,7 +428,7 @@ class ServerBase(ABC):
         self._look_after()
 
     def _open_listener(self, where: Address, sockets: Any) -> Listener:
-        """Listen there, with the sockets of a module, unless the server was stopped meanwhile."""
+        """Listen, with the sockets of a module, unless the server was stopped meanwhile."""
         listener = listen(where, sockets, self._log)
         if self._stopping:
             listener.close()
@@ -440,7 +440,7 @@ class ServerBase(ABC):
             self._listeners.pop().close()
 
     def _begin_stop(self, grace: float) -> None:
-        """Record that the server is to stop, perhaps not for the first time."""
+        """Record that the server is stopping, perhaps not for the first time."""
         if not self._stopping:
             self._stopping = True
             self._rest_applications()
@@ -486,10 +486,9 @@ class ServerBase(ABC):
     # Applications
 
     def mount(self, application: Any) -> None:
-        """Host an application that has a sense of time, a Registry for instance.
+        """Host an application with timers, such as a Registry.
 
-        It adds itself to `http` by `mount`, and `handle_timeout(now)` is called at
-        `next_timeout()`.
+        Its `mount` adds it to `http`, and its `handle_timeout(now)` is called at `next_timeout()`.
         """
         application.mount(self.http)
         self._mounted.append(application)
@@ -503,7 +502,7 @@ class ServerBase(ABC):
                 self._look_after()
 
     def _look_after(self) -> None:
-        """See to it that the applications that were mounted are told of the time."""
+        """Set the timer of the mounted applications."""
         at = min((a.next_timeout() or inf for a in self._mounted), default=inf)
         if at < self._wakes_at and not self._stopping:
             timer = self._call_at(at, self._wake_applications)
@@ -530,30 +529,30 @@ class ServerBase(ABC):
 
     @abstractmethod
     def _call_at(self, at: float, function: Callable[[], None]) -> Any:
-        """Call a function at that time, and return what cancels that; None before the start."""
+        """Call a function at that time, and return the timer; None before the start."""
 
     @abstractmethod
     def _cancel_timer(self, timer: Any) -> None:
-        """Take back what `_call_at` returned."""
+        """Cancel a timer of `_call_at`."""
 
     def has_room(self) -> bool:
-        """Whether one more connection can be kept, at least to tell it that it is one too many."""
+        """Whether one more connection can be accepted, at least to refuse it with a reason."""
         return len(self.links) < self._max_connections + _TURNED_AWAY
 
     def arrive(self, link: Link) -> None:
-        """Count a connection that was accepted, whatever it is going to say."""
+        """Count an accepted connection."""
         link.surplus = len(self.links) >= self._max_connections
         self.links.add(link)
 
     def admit(self, link: Link, now: float) -> None:
-        """Begin with a connection that was accepted; one too many is told to go again."""
+        """Start with an accepted connection; refuse it if there are too many."""
         self._dispatcher.stats.connected()
         if self._stopping:
             refusal = "unavailable", "the server is shutting down"
         elif link.surplus:
             refusal = (
                 "resource_exhausted",
-                f"{self._max_connections} connections are the limit here",
+                f"the limit is {self._max_connections} connections",
             )
         else:
             return
@@ -575,7 +574,7 @@ class ServerBase(ABC):
                 self._handle_event(link, event)
 
     def _handle_event(self, link: Link, event: Event) -> None:
-        """Act on what is not about a call."""
+        """Handle an event that is not about a call."""
         if isinstance(event, SendBufferDrained):
             if self._dispatcher.resume(link.connection):
                 self._resume_soon()
@@ -594,21 +593,21 @@ class ServerBase(ABC):
             self._failed(event.error, "an observer failed")
 
     def log_tls_failed(self, peername: Any, error: Exception) -> None:
-        """Warn of a failed TLS handshake, unless only what goes wrong here is to be logged."""
+        """Warn of a failed TLS handshake, if the log level includes peers' errors."""
         if self._log.isEnabledFor(INFO):
             self._log.warning("%s: the TLS handshake failed: %s", peer_address(peername), error)
 
     def _failed(self, error: BaseException, message: str, *args: object) -> None:
-        """Log what code of the application raised where the server runs."""
+        """Log an exception of the application's code."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._end_process(error)
         self._log.error(message, *args, exc_info=error)
 
     def _end_process(self, error: KeyboardInterrupt | SystemExit) -> None:  # noqa: B027
-        """Raise this soon in the program that runs the server; threads have nothing to end."""
+        """Raise this in the program that runs the server; threads have nothing to end."""
 
     def _drop(self, link: Link) -> None:
-        """Let a connection go whose transport is closed; it may have been before."""
+        """Forget a connection whose transport is closed, if that has not been done."""
         if link in self.links:
             self.links.remove(link)
             if link.connection is not None:
@@ -628,10 +627,10 @@ class ServerBase(ABC):
 
     @abstractmethod
     def _run(self, job: Job) -> None:
-        """Run the handler of a call that has begun, and report its end to `_ended`."""
+        """Run the handler of a call, and report its end to `_ended`."""
 
     def _run_quick(self, job: Job) -> None:
-        """Run a handler that never waits, here and now."""
+        """Run a handler that never blocks, in place."""
         try:
             result = copy_context().run(job.run)
         except BaseException as error:
@@ -643,14 +642,14 @@ class ServerBase(ABC):
 
     @abstractmethod
     def _stop_handler(self, job: Job) -> None:
-        """Stop the handler of a call for whose answer nobody waits; it may have ended."""
+        """Stop the handler of a call that nobody waits for; it may have ended."""
 
     @abstractmethod
     def _resume_soon(self) -> None:
-        """Run calls of the queue soon: one waits, and a handler has ended."""
+        """Run queued calls soon: a handler has ended."""
 
     def _resume_some(self) -> bool:
-        """Run calls of the queue, not too many in a row; whether more may be waiting."""
+        """Run some queued calls; return whether more may be waiting."""
         for _ in range(_RESUMED_AT_ONCE):
             job = self._dispatcher.next_queued()
             if job is None:
@@ -676,12 +675,12 @@ class ServerBase(ABC):
         job.owner.wrote()
         if others_wait:
             self._resume_soon()
-        if failure is not None:  # last, since a log may take its time
+        if failure is not None:  # last, since logging may take time
             self._log.error("%s failed", method.name, exc_info=failure)
 
 
 class SyncServer(ServerBase):
-    """A server whose methods wait in place."""
+    """A server whose methods block."""
 
     _runtime: Runtime
 
@@ -700,10 +699,9 @@ class SyncServer(ServerBase):
     ) -> str:
         """Listen on tcp://host:port, tls://host:port or unix:///path; return the real address.
 
-        http:// and https:// are other words for tcp:// and tls://. Port 0 picks a free one. May be
-        called again for more addresses. `advertise` names the registries that shall know the
-        address: URLs, or `Advertisement` to say more, or several of these. Raises OSError when the
-        address cannot be had.
+        http:// and https:// mean the same as tcp:// and tls://. Port 0 picks a free port. Call it
+        again for more addresses. `advertise` is where to register the address: URLs of registries,
+        `Advertisement`s, or several of these. Raises OSError if it cannot listen on the address.
         """
         where = self._check_listening(address, ssl)
         advertised = self._check_advertised(advertise, where)
@@ -725,7 +723,7 @@ class SyncServer(ServerBase):
         return str(where)
 
     def _begin_lifespan(self) -> bool:
-        """Enter what `lifespan` returns, if that is to be done now; whether it was."""
+        """Enter the lifespan, unless it is entered already; return whether it was."""
         manager = self._make_lifespan("__enter__")
         if manager is None:
             return False
@@ -763,7 +761,7 @@ class SyncServer(ServerBase):
                 program.failed(address, error)
 
     def _deregister(self) -> None:
-        """Tell the registries before anything ends, so that callers go elsewhere."""
+        """Deregister before anything else ends, so that callers go elsewhere."""
         if self._registrations is not None:
             until = monotonic() + FAREWELL
             for pump in self._registrations.leave():
@@ -776,9 +774,9 @@ class SyncServer(ServerBase):
 
     @abstractmethod
     def stop(self, grace: float = 5.0) -> None:
-        """Stop in order: no new connections and calls; running ones get `grace` seconds.
+        """Stop gracefully: accept nothing new, and give running calls `grace` seconds.
 
-        Then their callers get `unavailable` and the handlers are cancelled. Returns when every
-        connection is closed, at the latest `close_timeout` after that; what still runs then is
-        left behind.
+        Then their callers get `unavailable`, and the handlers are cancelled. Returns when every
+        connection is closed, at most `close_timeout` seconds later; handlers that ignore the
+        cancellation are left running.
         """

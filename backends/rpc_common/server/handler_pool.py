@@ -1,4 +1,4 @@
-"""The threads in which handlers run that wait in place."""
+"""The threads in which blocking handlers run."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -13,16 +13,16 @@ from rpc_proto.service.context import Job
 
 __all__ = ["HandlerPool"]
 
-# deliver(job, result, error): in a thread of the pool, a handler has ended; see to it that
-# `HandlerPool.ended` hears of it where the server lives.
+# deliver(job, result, error): called in a thread of the pool when a handler has ended; it must
+# have `HandlerPool.ended` called where the server runs.
 Deliver = Callable[[Job, Any, BaseException | None], None]
 
 
 class HandlerPool:
     """Runs handlers in at most `threads` threads, each in a copy of the context.
 
-    A thread cannot be stopped: a handler whose call has ended is abandoned, and keeps its thread
-    until it returns. `answer` is told of each end, with the server's state at hand.
+    A thread cannot be stopped: a handler whose call has ended early is abandoned, and keeps its
+    thread until it returns. `answer(job, result, error)` is called for each end.
     """
 
     def __init__(self, threads: int, answer: Deliver, deliver: Deliver, log: Log) -> None:
@@ -33,7 +33,7 @@ class HandlerPool:
         self._log = log
 
     def run(self, job: Job) -> None:
-        """Run a handler; ResourceExhausted when there is no thread for it."""
+        """Run a handler; ResourceExhausted if there is no thread for it."""
         context = copy_context()
 
         def work() -> None:
@@ -51,7 +51,7 @@ class HandlerPool:
         job.handler = self.submit(job, work)
 
     def submit(self, job: Job, work: Callable[[], None]) -> Task:
-        """Run a part of a handler; ResourceExhausted when there is no thread for it."""
+        """Run a part of a handler; ResourceExhausted if there is no thread for it."""
         try:
             return self._threads.submit(work)
         except RuntimeError as error:
@@ -66,7 +66,7 @@ class HandlerPool:
 
     def stop(self, job: Job) -> None:
         """Keep a handler from running, or abandon it."""
-        if job.handler is None:  # it has ended, or is about to begin and will see that it need not
+        if job.handler is None:  # it has ended, or is about to start and will notice
             return
         if job.handler.cancel():
             self.ended(job, None, Cancelled("cancelled before it ran"))
@@ -74,7 +74,7 @@ class HandlerPool:
             self.abandon(job)
 
     def abandon(self, job: Job) -> None:
-        """Note that a handler goes on though its call has ended."""
+        """Record that a handler is still running after its call has ended."""
         self.abandoned.add(job)
         self._log.warning(
             "%s is still running after its call ended (%s); abandoned handlers hold %d threads",
@@ -84,5 +84,5 @@ class HandlerPool:
         )
 
     def close(self) -> None:
-        """Let the threads end when they are done; what has not begun is dropped."""
+        """Let the threads end when they are done; jobs that have not started are dropped."""
         self._threads.close()

@@ -1,1 +1,1 @@
-"""What an operator reads: logs, the access log, spans."""
+"""Logs, the access log, and spans."""

@@ -1,4 +1,4 @@
-"""The access log: one line for each call and HTTP request that has ended.
+"""The access log: one line for each finished call and HTTP request.
 
 Its logger is `<package>.access`.
 """
@@ -16,7 +16,7 @@ _LONGEST = 200  # characters of what a peer says
 
 
 class AccessLog(Observer):
-    """Logs who asked for what, the outcome, how long it took, and the bytes of the answer."""
+    """Logs the peer, the request, the outcome, the time, and the bytes of the answer."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -41,6 +41,6 @@ class AccessLog(Observer):
 
 
 def _word(text: str) -> str:
-    """Return a text as one word, or in quotes and escaped: nobody may forge a line or a part."""
+    """Return a text as one word, or quoted and escaped, so that no field can be forged."""
     text = text[:_LONGEST]
     return text if text.isprintable() and text and not set(text) & set(" '\"") else repr(text)

@@ -1,4 +1,4 @@
-"""Log lines that break nothing, and in which nothing from a peer can pass for something else."""
+"""Log lines that cannot break anything, and that peers cannot forge."""
 
 import logging
 import sys
@@ -14,17 +14,17 @@ __all__ = ["Log", "get_log"]
 _LONGEST = 1000  # characters of a text in a line
 _LONGEST_TRACEBACK = 32 * 1024
 
-# A line in a log is never worth a call, a slot or a connection. Handlers catch what goes wrong when
-# they write, but not what their own code raises, and filters catch nothing.
+# A log line must never cost a call, a slot or a connection. Handlers catch errors of writing, but
+# not those of their own code, and filters catch nothing.
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose methods raise no Exception; what a handler or a filter raised goes to stderr.
+    """A logger whose methods raise no Exception; errors of handlers and filters go to stderr.
 
-    What else they raise goes on: it is how threads and greenlets are told to end.
+    Other BaseExceptions are raised, because they end threads and greenlets.
 
-    Texts in a line are cut and escaped. So is a traceback in which an exception has a text that is
-    long or not printable; its lines are indented then, so that none can pass for another record.
+    Texts are shortened and escaped. So are tracebacks in which an exception's text is long or not
+    printable; their lines are indented, so that none can pass for another record.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -52,7 +52,7 @@ def get_log(name: str) -> Log:
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    """Make a record fit to be written; for a filter, that says that it is to be."""
+    """Make a record safe to write; returns True, for use as a filter."""
     if isinstance(record.args, tuple):
         record.args = tuple(map(_shown, record.args))
     error = record.exc_info[1] if record.exc_info else None
@@ -75,7 +75,7 @@ def _shown(value: object) -> object:
 
 
 def _is_plain(error: BaseException) -> bool:
-    """Whether no text of an exception, nor of what led to it, could harm a log."""
+    """Whether the texts of an exception and its causes are safe to log."""
     waiting: list[BaseException | None] = [error]
     seen = set()
     while waiting:

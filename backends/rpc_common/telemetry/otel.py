@@ -1,8 +1,9 @@
-"""OpenTelemetry spans for calls, by its semantic conventions for RPC; loaded only when asked for.
+"""OpenTelemetry spans for calls, by its semantic conventions for RPC; loaded only if needed.
 
-A span is named as its method in the form "Service/method". What is an error is said as for
-gRPC, whose codes these are: to a caller every code but "ok", to a server those that are its fault.
-A sampler, a span processor or a propagator that raises costs a span and a line in the log, no call.
+A span's name is its method in the form "Service/method". Errors are those of the conventions for
+gRPC, which has the same codes: for a client, every code but "ok"; for a server, those that are its
+fault. If a sampler, a span processor or a propagator raises, only the span is lost, with a log
+line.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -60,9 +61,9 @@ def _set_outcome(span: Span, code: str, message: str, is_error: bool) -> None:
 def server_spans(
     provider: TracerProvider, cancellation: type[BaseException]
 ) -> Callable[[Method], Callable[..., Any]]:
-    """Return what puts a span around a method's function, for Dispatcher.register.
+    """Return a wrapper of methods' functions that adds spans, for Dispatcher.register.
 
-    `cancellation` is what the driver's handlers raise when they are cancelled.
+    `cancellation` is what handlers raise when they are cancelled.
     """
     tracer = _tracer(provider)
 
@@ -99,7 +100,7 @@ def _serve(tracer: Tracer, name: str, cancellation: type[BaseException]) -> Iter
         failure = error
         raise
     finally:
-        if job.error is not None:  # what the caller was told by then, whatever the handler did
+        if job.error is not None:  # the outcome the caller already has, whatever the handler did
             failure = job.error
         if span is not None:
             try:
@@ -120,7 +121,7 @@ def _start(tracer: Tracer, name: str, job: Job) -> Span:
     attach(context)  # for good: a handler has a context of its own
     carrier: dict[str, str] = {}
     inject(carrier, context)
-    if carrier:  # a provider that does nothing adds nothing: then what came along flows on
+    if carrier:  # a no-op provider adds nothing, so the incoming context is passed on
         job.flows_on = carrier
     return span
 
@@ -156,7 +157,7 @@ class ClientSpans(Observer):
         self._spans: dict[Any, Span] = {}
 
     def carry(self, call: OutboundCall) -> Mapping[str, str] | None:
-        """Start the span, and return what makes it the parent of the server's."""
+        """Start the span, and return metadata that makes it the parent of the server's span."""
         name = _name(call.method)
         carrier = dict(call.metadata or ())
         try:

@@ -1,4 +1,4 @@
-"""One HTTP request, in place, for runtimes that wait in place."""
+"""One blocking HTTP request, for gevent and threads."""
 
 import ssl as ssl_module
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _READ_SIZE = 64 * 1024
 
 
 class Line:
-    """A connection for requests, one after another."""
+    """A connection for one request after another."""
 
     __slots__ = ("sock", "tls")
 
@@ -27,7 +27,7 @@ class Line:
         self.tls = tls
 
     def is_quiet(self) -> bool:
-        """Whether the server has said nothing since the last answer, such as a goodbye."""
+        """Whether the server has sent nothing since the last response, such as EOF."""
         try:
             self.sock.settimeout(0)
             self.sock.recv(1, MSG_PEEK)
@@ -50,11 +50,11 @@ def fetch(
     idle: Idle | None = None,
     part: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Send a request and receive the answer into it; OSError, TimeoutError or ValueError.
+    """Send a request and receive the response into it; OSError, TimeoutError or ValueError.
 
-    `opened(sock)` is told of the socket: shutting that down ends the wait. `idle` is where
-    connections are that may be used again. `part(data)` gets a good answer as it comes, piece by
-    piece; `timeout` then ends with the first one.
+    `opened(sock)` is called with the socket, whose shutdown ends the wait. `idle` has the reusable
+    connections. `part(data)` gets the pieces of a successful response as they arrive; `timeout`
+    then limits the first one.
     """
     until = monotonic() + timeout
     deadline: float | None = until

@@ -1,4 +1,4 @@
-"""Whose a socket is: it must not be used on both sides of a fork, nor by two event loops."""
+"""Ownership of sockets, which must not be used on both sides of a fork, or by two event loops."""
 
 import os
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ __all__ = ["Forks", "Holder", "Owner"]
 
 
 class Holder(Protocol):
-    """What has sockets open."""
+    """Something with open sockets."""
 
     def _descriptors(self) -> Iterable[int]:
-        """Return their numbers; -1 for one that is closed."""
+        """Return their descriptors; -1 for a closed one."""
 
 
 class Forks:
-    """Counts how often this process is a child of a process that had the library loaded.
+    """Counts the forks between the process that loaded the library and this one.
 
-    A child lets go of the sockets that its parent has open: otherwise peers would not see the
-    end of a parent that dies, nor would a port be free when the parent has let go of it.
+    A child process closes its parent's sockets. Otherwise peers would not notice when the parent
+    dies, and a port would stay in use after the parent has closed it.
     """
 
     count: ClassVar[int] = 0
@@ -30,12 +30,12 @@ class Forks:
 
     @classmethod
     def watch(cls, holder: Holder) -> None:
-        """Let children let go of the sockets of a server or a client."""
+        """Have child processes close the sockets of a server or a client."""
         cls._holders.add(holder)
 
     @classmethod
     def happened(cls) -> None:
-        """Note a fork, in the child."""
+        """Record a fork, in the child."""
         cls.count += 1
         numbers = [n for holder in cls._holders for n in holder._descriptors() if n >= 0]
         cls._holders = WeakSet()
@@ -46,7 +46,7 @@ class Forks:
 class Owner:
     """The process, and the event loop or hub in it, to which a client or a server belongs.
 
-    `what` is what belongs to it, and `kind` what the place is called.
+    `what` names the object ("client" or "server"), and `kind` the kind of place.
     """
 
     __slots__ = ("forks", "kind", "place", "what")
@@ -59,7 +59,7 @@ class Owner:
 
     @property
     def lives_here(self) -> bool:
-        """Whether this is still the process, and not a child of it."""
+        """Whether this is still the owning process, and not a child of it."""
         return self.forks == Forks.count
 
     def check(self, place: Any = None) -> None:
@@ -68,22 +68,22 @@ class Owner:
             self.refuse()
 
     def refuse(self) -> NoReturn:
-        """Raise LocalProtocolError: somebody else asks."""
+        """Raise LocalProtocolError, which says who the owner is."""
         if self.forks != Forks.count:
             raise LocalProtocolError(
-                f"this {self.what} belongs to the parent process; make one after the fork"
+                f"this {self.what} belongs to the parent process; create one after the fork"
             )
         raise LocalProtocolError(
-            f"this {self.what} belongs to another {self.kind}; make one for this {self.kind}"
+            f"this {self.what} belongs to another {self.kind}; create one for this {self.kind}"
         )
 
 
 def _let_go(numbers: list[int]) -> None:
-    """Drop this process's share in some sockets, and do nothing to the sockets.
+    """Close this process's descriptors of some sockets, without affecting the sockets.
 
-    Objects that live on in the child know these numbers, and may close them at any time: so each
-    stays taken, by a file that does no harm. It is in no epoll set, so what such an object does to
-    the set that parent and child share comes to nothing.
+    Objects in the child still have these numbers and may close them at any time, so each number
+    stays in use by a harmless file. That file is in no epoll set, so what such an object does to
+    the set shared by parent and child has no effect.
     """
     if not numbers:
         return

@@ -1,4 +1,4 @@
-"""HTTP proxies: which one to use, and what it is told."""
+"""HTTP proxies: which one to use, and how to ask it for a tunnel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENVIRONMENT = "env"  # instead of a URL: see the environment
 
 
 class Proxy:
-    """An HTTP proxy. Its credentials are in nothing that is shown."""
+    """An HTTP proxy. Its credentials are never shown."""
 
     __slots__ = ("_credentials", "where")
 
@@ -30,22 +30,21 @@ class Proxy:
     __repr__ = __str__
 
     def tunnel_to(self, target: Address) -> Tunnel:
-        """Return what asks this proxy for a connection to there."""
+        """Return the tunnel through this proxy to an address."""
         from rpc_proto.http.tunnel import Tunnel  # with h11, which few need
 
         return Tunnel(target.authority, peer=str(self), credentials=self._credentials)
 
 
 def parse_proxy(url: str) -> Proxy:
-    """Parse http://host:port or http://user:password@host:port; ValueError without a password.
+    """Parse http://host:port or http://user:password@host:port; ValueError shows no password.
 
-    User and password are percent-encoded where they need it (RFC 3986, section 3.2.1). The port is
-    80 unless it is given.
+    User and password may be percent-encoded (RFC 3986, section 3.2.1). The default port is 80.
     """
     scheme, separator, rest = url.partition("://")
     user_info, at, host = rest.rpartition("@")
     if not separator or scheme != "http":
-        raise ValueError("a proxy is http://host:port or http://user:password@host:port")
+        raise ValueError("a proxy must be http://host:port or http://user:password@host:port")
     where = parse_address(f"http://{host}")
     if not at:
         return Proxy(where, None)
@@ -58,11 +57,11 @@ def parse_proxy(url: str) -> Proxy:
 
 
 def find_proxy(proxy: str | None, target: Address) -> Proxy | None:
-    """Return the proxy that `connect` was told to use, if any; ValueError for a wrong one."""
+    """Return the proxy for `connect`, or None; ValueError for an invalid one."""
     if proxy is None:
         return None
     if target.scheme == "unix":
-        raise ValueError(f"no proxy leads to {target}")
+        raise ValueError(f"a proxy cannot be used for {target}")
     return _from_environment(target) if proxy == ENVIRONMENT else parse_proxy(proxy)
 
 

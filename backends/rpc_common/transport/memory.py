@@ -1,4 +1,4 @@
-"""Keeping the memory of large bodies: without it each costs as many page faults as it has pages."""
+"""Keeping the memory of large bodies, to avoid a page fault for each of their pages."""
 
 from functools import cache
 
@@ -9,9 +9,9 @@ _LARGEST_KEPT = 16 * 1024 * 1024
 
 @cache
 def keep_large_blocks() -> None:
-    """Teach malloc, once, to keep blocks of up to 16 MiB instead of giving them back at once.
+    """Make malloc keep blocks of up to 16 MiB instead of returning them to the system.
 
-    glibc learns from each large block that is freed: from then on it holds blocks of that size,
-    and up to twice as much at the top of its heap. To others this does nothing.
+    glibc adapts its threshold to each large block that is freed: it then keeps blocks of that size,
+    and up to twice as much at the top of its heap. Elsewhere this has no effect.
     """
     bytes(_LARGEST_KEPT)

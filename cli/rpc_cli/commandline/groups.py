@@ -48,9 +48,9 @@ def add_serving(parser: ArgumentParser, address: str) -> None:
         action="append",
         type=option_values.listening,
         metavar="ADDRESS",
-        help="tcp://host:port, tls://host:port or unix:///path, http:// and https:// being other "
-        "words for tcp:// and tls://; may be repeated; port 0 takes a free one "
-        f"(default: {address})",
+        help="the address to listen on: tcp://host:port, tls://host:port or unix:///path; http:// "
+        "and https:// mean the same as tcp:// and tls://; port 0 picks a free port; may be "
+        f"repeated (default: {address})",
     )
     add("--backend", choices=tuple(BACKENDS), default="asyncio", help="the runtime to serve with")
     add(
@@ -58,34 +58,34 @@ def add_serving(parser: ArgumentParser, address: str) -> None:
         type=option_values.number,
         default=5.0,
         metavar="SECONDS",
-        help="for running calls to end after a signal (default: 5)",
+        help="how long running calls may take after a signal (default: 5)",
     )
-    add("--verbose", action="store_true", help="log what the server does, too, not only failures")
+    add("--verbose", action="store_true", help="log more than failures")
     add(
         "--stop-with-stdin",
         action="store_true",
-        help="stop, too, when standard input ends: for a parent process that may die",
+        help="also stop when standard input ends, for example because the parent process died",
     )
     for name, access, what in (
-        ("--debug-page", Pages.debug, "what goes on, at /debug/rpc"),
-        ("--metrics", Pages.metrics, "the numbers for Prometheus, at /metrics"),
+        ("--debug-page", Pages.debug, "the debug page, /debug/rpc"),
+        ("--metrics", Pages.metrics, "the Prometheus metrics, /metrics"),
     ):
-        add(name, choices=ACCESS, default=access, help=f"who sees {what} (default: {access})")
+        add(name, choices=ACCESS, default=access, help=f"who may see {what} (default: {access})")
     add(
         "--page-token",
         metavar="TOKEN",
-        help='what shows who sees pages whose access is "token" '
+        help='the token for pages with access "token" '
         f"(default: ${PAGE_TOKEN_VARIABLE}, which other users cannot see)",
     )
-    add_tls(parser, ca="clients must show a certificate that these vouch for")
+    add_tls(parser, ca="require client certificates signed by these")
 
 
 def add_node_sources(
     parser: ArgumentParser, text: str, *, both: bool = False, required: bool = False
 ) -> None:
-    """Add the options that say where nodes are known, in registries or in etcd.
+    """Add the options for finding nodes in registries or in etcd.
 
-    `text` says what for; with `both` it may be both.
+    `text` says what for; with `both`, they may be combined.
     """
     source: Any = parser if both else parser.add_mutually_exclusive_group(required=required)
     source.add_argument(
@@ -107,27 +107,27 @@ def add_node_sources(
         "--registry-token",
         default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
         metavar="TOKEN",
-        help=f"the token to show to a registry (default: ${REGISTRY_TOKEN_VARIABLE})",
+        help=f"the token for the registry (default: ${REGISTRY_TOKEN_VARIABLE})",
     )
     add(
         "--registry-ca",
         metavar="FILE",
-        help="certificates in PEM form: trust these at https:// instead of the system's",
+        help="PEM file of certificates to trust instead of the system's, for https://",
     )
-    add("--etcd-prefix", metavar="PREFIX", help="what its keys begin with (default: /rpc)")
+    add("--etcd-prefix", metavar="PREFIX", help="the prefix of all keys (default: /rpc)")
     add(
         "--etcd-user",
         metavar="NAME",
-        help=f"log in as this user; the password is in ${ETCD_PASSWORD_VARIABLE}, which other "
-        "users cannot see",
+        help=f"log in as this user; put the password into ${ETCD_PASSWORD_VARIABLE}, where other "
+        "users cannot see it",
     )
-    add("--etcd-ca", metavar="FILE", help="as --registry-ca, for etcd")
-    add("--etcd-cert", metavar="FILE", help="the certificate to show to etcd, PEM")
-    add("--etcd-key", metavar="FILE", help="its key, if not in the same file, PEM")
+    add("--etcd-ca", metavar="FILE", help="like --registry-ca, for etcd")
+    add("--etcd-cert", metavar="FILE", help="PEM file of the client certificate for etcd")
+    add("--etcd-key", metavar="FILE", help="PEM file of its key, if not in the same file")
 
 
 def has_nodes(options: Namespace) -> bool:
-    """Whether the options say where nodes are known."""
+    """Whether the options say where to find nodes."""
     return bool(options.registry or options.etcd)
 
 
@@ -140,15 +140,17 @@ def add_address(parser: ArgumentParser, nargs: str | None = None) -> None:
 
 def add_connection(parser: ArgumentParser) -> None:
     """Add the options of all that connects to servers."""
-    parser.add_argument("--codec", choices=BUILT_IN, default="msgpack")
+    parser.add_argument(
+        "--codec", choices=BUILT_IN, default="msgpack", help="the codec to use (default: msgpack)"
+    )
     parser.add_argument(
         "--proxy",
         metavar="URL|env",
-        help="an HTTP proxy to go through, http://user:password@host:port, or env for what "
-        "http_proxy, https_proxy, all_proxy and no_proxy say, which other users cannot see",
+        help="connect through an HTTP proxy: http://user:password@host:port, or env to use the "
+        "variables http_proxy, https_proxy, all_proxy and no_proxy, which other users cannot see",
     )
-    add_token(parser, "the token to show to the server")
-    add_tls(parser, ca="trust these instead of the system's certificates")
+    add_token(parser, "the token for the server")
+    add_tls(parser, ca="trust these instead of the system's")
 
 
 def add_token(parser: ArgumentParser, text: str) -> None:
@@ -162,6 +164,8 @@ def add_token(parser: ArgumentParser, text: str) -> None:
 
 def add_tls(parser: ArgumentParser, ca: str) -> None:
     """Add the options for TLS; `ca` says what the authority is for."""
-    parser.add_argument("--tls-ca", metavar="FILE", help=f"certificates in PEM form: {ca}")
-    parser.add_argument("--tls-cert", metavar="FILE", help="the certificate to show, PEM")
-    parser.add_argument("--tls-key", metavar="FILE", help="its key, if not in the same file, PEM")
+    parser.add_argument("--tls-ca", metavar="FILE", help=f"PEM file of certificates: {ca}")
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM file of this end's certificate")
+    parser.add_argument(
+        "--tls-key", metavar="FILE", help="PEM file of its key, if not in the same file"
+    )

@@ -29,10 +29,10 @@ __all__ = ["parse"]
 
 _VALUES = """\
 Each ARG is JSON: 1, '"text"', '[1, 2]', '{"x": 1.5}', null. name=JSON passes a named argument.
-JSON has no bytes: {"$base64": "aGVsbG8="} stands for them, in arguments and in results.
+JSON has no bytes; {"$base64": "aGVsbG8="} represents them in arguments and results.
 """
 
-_EXIT_CODES = "Exit codes: 0 done, 1 the call failed or there is no connection, 2 wrong usage."
+_EXIT_CODES = "Exit codes: 0 success, 1 the call or the connection failed, 2 wrong usage."
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -40,16 +40,16 @@ def parse(argv: Sequence[str]) -> Namespace:
     parser = _make_parser()
     options, rest = parser.parse_known_args(argv)
     if rest:
-        # For argparse an ARG behind an option is one too many; here they may stand anywhere.
+        # argparse reports an ARG after an option as unrecognized; here ARGs may be anywhere.
         if not hasattr(options, "args") or not all(_is_argument(text) for text in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.args += rest
     if _has_stray_options(options):
-        parser.error("--etcd-prefix, -user, -ca, -cert and -key go with --etcd")
+        parser.error("--etcd-prefix, -user, -ca, -cert and -key need --etcd")
     if options.command == "call":
         _sort_words(parser, options)
     elif options.command == "services" and (options.address is not None) is has_nodes(options):
-        parser.error("either ADDRESS or --registry or --etcd says where to ask")
+        parser.error("give exactly one of ADDRESS, --registry and --etcd")
     return options
 
 
@@ -62,7 +62,7 @@ def _has_stray_options(options: Namespace) -> bool:
 
 
 def _sort_words(parser: ArgumentParser, options: Namespace) -> None:
-    """Tell the words of a call apart: where nodes are known there is no address among them."""
+    """Split the words of a call; with a source of nodes there is no address among them."""
     names = ["METHOD"] if has_nodes(options) else ["ADDRESS", "METHOD"]
     words = options.args
     if len(words) < len(names):
@@ -82,7 +82,7 @@ def _is_argument(text: str) -> bool:
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
+        """Report a usage error in one line, and exit."""
         print(f"rpc-proto: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(USAGE)
 
@@ -111,19 +111,23 @@ def _make_parser() -> _Parser:
     _add_call(
         add("call", "make one call and print its result as JSON", f"{_VALUES}\n{_EXIT_CODES}")
     )
-    services = add("services", "show what a server offers, with signatures", _EXIT_CODES)
+    services = add("services", "list a server's methods with their signatures", _EXIT_CODES)
     add_address(services, nargs="?")
-    add_node_sources(services, "show what the nodes offer that it knows")
+    add_node_sources(services, "list the services of its nodes")
     add_connection(services)
-    services.add_argument("--timeout", type=option_values.seconds, default=10.0, metavar="SECONDS")
-    services.add_argument("--json", action="store_true", help="as JSON")
-    _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
-    _add_registry(add("registry", "know which servers there are, until SIGTERM or SIGINT"))
-    _add_nodes(add("nodes", "show the nodes that a registry or etcd knows", _EXIT_CODES))
-    demo = add("demo", "start servers and show in half a minute what calls can do")
-    demo.add_argument(
-        "--etcd", action="store_true", help="show what they can do when nodes are known in etcd"
+    services.add_argument(
+        "--timeout",
+        type=option_values.seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for the answer (default: 10)",
     )
+    services.add_argument("--json", action="store_true", help="print JSON")
+    _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
+    _add_registry(add("registry", "run a service registry until SIGTERM or SIGINT"))
+    _add_nodes(add("nodes", "list the nodes in a registry or in etcd", _EXIT_CODES))
+    demo = add("demo", "start servers and show the features in half a minute")
+    demo.add_argument("--etcd", action="store_true", help="show them with nodes registered in etcd")
     return parser
 
 
@@ -133,38 +137,38 @@ def _add_serve(parser: ArgumentParser) -> None:
         "targets",
         nargs="+",
         metavar="module:Class",
-        help="a class to serve, made without arguments; the current directory is importable; "
-        "module:Class=Name serves it under another name",
+        help="a class to serve, created without arguments; modules in the current directory can be "
+        "imported; module:Class=Name serves it under another name",
     )
     add_serving(parser, DEFAULT_ADDRESS)
-    add("--access-log", action="store_true", help="log each call that has ended")
-    add("--debug", action="store_true", help="send tracebacks to callers and show them here")
+    add("--access-log", action="store_true", help="log each finished call")
+    add("--debug", action="store_true", help="send tracebacks to callers, and print them here")
     add(
         "--no-introspection",
         dest="introspection",
         action="store_false",
-        help="do not tell callers what is offered",
+        help="do not let callers list the services",
     )
-    add_token(parser, "the token that clients must show")
-    add_node_sources(parser, "make the server known there", both=True)
+    add_token(parser, "the token that clients must present")
+    add_node_sources(parser, "register the server there", both=True)
     add(
         "--advertise",
         metavar="HOST",
-        help="where callers find the server, when it listens on all interfaces, say",
+        help="the host to register, for example when the server listens on all interfaces",
     )
-    add("--weight", type=float, metavar="W", help="its share of the load, 0 to 1000 (default: 1)")
+    add("--weight", type=float, metavar="W", help="share of the load, 0 to 1000 (default: 1)")
     add(
         "--node-metadata",
         action="append",
         metavar="KEY=VALUE",
-        help="what to tell of the server, zone=eu-1 for instance; may be repeated",
+        help="metadata to register, for example zone=eu-1; may be repeated",
     )
     add(
         "--ttl",
         type=option_values.seconds,
         metavar="SECONDS",
-        help="of silence after which the server is forgotten; it is heard of three times as often "
-        f"(default: {USUAL_TTL:g} at a registry, 10 in etcd)",
+        help="how long the registration lasts without a heartbeat, sent every third of it "
+        f"(default: {USUAL_TTL:g} in a registry, 10 in etcd)",
     )
 
 
@@ -174,24 +178,24 @@ def _add_registry(parser: ArgumentParser) -> None:
     add(
         "--token",
         default=os.environ.get(REGISTRY_TOKEN_VARIABLE) or None,
-        help=f"the token that servers must show (default: ${REGISTRY_TOKEN_VARIABLE}, which other "
-        "users cannot see)",
+        help="the token that servers must present to register "
+        f"(default: ${REGISTRY_TOKEN_VARIABLE}, which other users cannot see)",
     )
-    add("--protect-reads", action="store_true", help="who asks for nodes must show it, too")
+    add("--protect-reads", action="store_true", help="require it for reading, too")
     add(
         "--snapshot",
         metavar="FILE",
-        help="keep what is known there over a restart; what it holds is restored, and a file that "
-        "holds anything else is an error and stays as it is",
+        help="keep the nodes in this file over restarts; a file with any other content is an error "
+        "and is left unchanged",
     )
 
 
 def _add_nodes(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add_node_sources(parser, "ask this one", required=True)
-    add("--service", metavar="NAME", help="only nodes that offer it")
-    add("--watch", action="store_true", help="go on until Ctrl-C, and show what changes")
-    add("--json", action="store_true", help="as JSON, one line for each change with --watch")
+    add_node_sources(parser, "list its nodes", required=True)
+    add("--service", metavar="NAME", help="only nodes that offer this service")
+    add("--watch", action="store_true", help="keep running and show changes, until Ctrl-C")
+    add("--json", action="store_true", help="print JSON; with --watch, one line per change")
 
 
 def _add_call(parser: ArgumentParser) -> None:
@@ -206,19 +210,19 @@ def _add_call(parser: ArgumentParser) -> None:
         help=f'{ADDRESS}; "Service.method"; JSON, or name=JSON, see below',
     )
     add = parser.add_argument
-    add_node_sources(parser, "call one of the nodes that it knows, instead of ADDRESS")
-    add("--balancer", choices=tuple(BALANCERS), help="how the node is chosen")
-    add("--key", help="calls of one key go to one node (by consistent_hash)")
+    add_node_sources(parser, "call one of its nodes, instead of ADDRESS")
+    add("--balancer", choices=tuple(BALANCERS), help="how to choose the node")
+    add("--key", help="calls with the same key go to the same node (by consistent_hash)")
     add("--node", type=option_values.address, metavar="ADDRESS", help="call this node")
     add(
         "--broadcast",
         action="store_true",
-        help="call all nodes that offer the service, and print the result or error of each",
+        help="call all nodes that offer the service, and print each result or error",
     )
     add(
         "--idempotent",
         action="store_true",
-        help="the call may be repeated at another node though a handler may have run",
+        help="allow retrying the call on another node even if a handler may have run",
     )
     add_connection(parser)
     add(
@@ -226,14 +230,14 @@ def _add_call(parser: ArgumentParser) -> None:
         type=option_values.seconds,
         default=60.0,
         metavar="SECONDS",
-        help="for the call, connecting included (default: 60)",
+        help="the timeout of the call, including connecting (default: 60)",
     )
     add(
         "--metadata",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a string to send along; may be repeated",
+        help="metadata to send with the call; may be repeated",
     )
 
 
@@ -248,32 +252,32 @@ def _add_bench(parser: ArgumentParser) -> None:
         type=option_values.count,
         default=64,
         metavar="N",
-        help="calls at a time, over all connections (default: 64)",
+        help="calls in flight, over all connections (default: 64)",
     )
     add(
         "--connections",
         type=option_values.count,
         default=1,
         metavar="N",
-        help="connections (default: 1)",
+        help="number of connections (default: 1)",
     )
     add(
         "--seconds",
         type=option_values.seconds,
         default=5.0,
         metavar="S",
-        help="how long (default: 5)",
+        help="how long to measure (default: 5)",
     )
     add(
         "--timeout",
         type=option_values.seconds,
         default=60.0,
         metavar="SECONDS",
-        help="for each call (default: 60)",
+        help="the timeout of each call (default: 60)",
     )
     add(
         "--payload",
         type=option_values.size,
         metavar="BYTES",
-        help="send one argument, so many bytes, instead of ARGS",
+        help="send one argument of this many bytes instead of ARGS",
     )
