@@ -1,12 +1,13 @@
 """Settings of both ends, with their defaults, units and bounds."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, Self, dataclass_transform
+from typing import Any, NamedTuple
 
+from .settings import Settings
 from .wire.bounds import LARGEST_BODY, LARGEST_HEADER, MAX_TIMEOUT, SMALLEST_BODY, SMALLEST_HEADER
 from .wire.codecs import BUILT_IN, Codec
 
-__all__ = ["ClientConfig", "Config", "Peer", "ServerConfig", "Settings"]
+__all__ = ["ClientConfig", "Config", "Peer", "ServerConfig"]
 
 
 class Peer(NamedTuple):
@@ -26,44 +27,6 @@ def _check_range(name: str, value: Any, low: float, high: float, whole: bool) ->
     if not right or not low <= value <= high:
         unit = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {unit} from {low:g} to {high:g}, not {value!r}")
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-class Settings:
-    """Base of the configuration classes: keyword-only fields, validated once and then immutable.
-
-    Type checkers see a dataclass. Real dataclasses would double the time it takes to import the
-    package.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        known = [vars(kind).get("__annotations__", {}) for kind in type(self).__mro__]
-        for name in settings:
-            if not any(name in fields for fields in known):
-                raise TypeError(f"{type(self).__name__} has no setting {name!r}")
-        self.__dict__.update(settings)
-        self._check()
-
-    def _check(self) -> None:
-        """Raise ValueError for a setting out of its bounds."""
-
-    def override(self, **settings: Any) -> Self:
-        """Return a copy in which each given setting that is not None replaces the old value."""
-        changes = {name: value for name, value in settings.items() if value is not None}
-        return type(self)(**{**self.__dict__, **changes}) if changes else self
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"settings cannot be changed: {name}")
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.__dict__ == other.__dict__
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        shown = {**self.__dict__, **({"token": "..."} if "token" in self.__dict__ else {})}
-        fields = ", ".join(f"{name}={value!r}" for name, value in shown.items())
-        return f"{type(self).__name__}({fields})"
 
 
 class Config(Settings):

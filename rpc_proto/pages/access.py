@@ -3,8 +3,8 @@
 import re
 from ipaddress import IPv6Address, ip_address
 
-from rpc_proto.config import Settings
 from rpc_proto.http.messages import HttpError, Request
+from rpc_proto.settings import Settings
 
 __all__ = ["ACCESS", "Pages", "check_access", "check_writer"]
 

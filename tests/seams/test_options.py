@@ -133,7 +133,7 @@ def test_balanced_view_has_what_is_for_balanced_calls(backend: str) -> None:
         assert do(view.call("Math.add", 1, 2)) == 3
         with pytest.raises(LocalProtocolError, match="has no start"):
             view.start("Math.add", 1, 2)
-        with pytest.raises(LocalProtocolError, match="hedge is for call"):
+        with pytest.raises(LocalProtocolError, match="hedge works with call"):
             view.request("Math.add", 1, 2)
 
     talk(backend, conversation, balanced=True)
