@@ -62,18 +62,9 @@ class _ClientProtocol(ConnectionProtocol):
 
     def handle_events(self, events: list[Event]) -> None:
         self.idle = len(events) <= 1 and not self.connection.calls.by_id
-        waiters, others = hand_out(events)
+        waiters = hand_out(events, self._handle_other)
         # A Task that ends with an error in here keeps this frame, and would keep it with its error.
         events.clear()
-        for event in others:
-            if isinstance(event, HandshakeCompleted):
-                self.flush()  # for its timers
-                if not self.handshake.done():
-                    self.handshake.set_result(None)
-            elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
-                self.handshake.set_exception(refusal(event.error))
-            elif isinstance(event, ObserverFailed):
-                _log.error("an observer failed", exc_info=event.error)
         if asyncio.current_task(self._loop) is not None:  # only one can run at a time
             for waiter in waiters:
                 waiter.wake_soon()
@@ -85,6 +76,16 @@ class _ClientProtocol(ConnectionProtocol):
             for waiter in waiters:
                 waiter.wake_soon()
             raise
+
+    def _handle_other(self, event: Event) -> None:
+        if isinstance(event, HandshakeCompleted):
+            self.flush()  # for its timers
+            if not self.handshake.done():
+                self.handshake.set_result(None)
+        elif isinstance(event, ConnectionTerminated) and not self.handshake.done():
+            self.handshake.set_exception(refusal(event.error))
+        elif isinstance(event, ObserverFailed):
+            _log.error("an observer failed", exc_info=event.error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         exc = self._failure or exc

@@ -68,13 +68,8 @@ class _ClientLink(Link):
     def handle_events(self, events: list[CoreEvent]) -> None:
         self.idle = len(events) <= 1 and not self.connection.calls.by_id
         in_hub = getcurrent() is self._hub
-        waiters, others = hand_out(events)
+        waiters = hand_out(events, self._handle_other)
         events.clear()
-        for event in others:
-            if isinstance(event, ObserverFailed):
-                _log.error("an observer failed", exc_info=event.error)
-            elif not self.handshake.ready():
-                self._shake_hands(event)
         try:
             for waiter in waiters:
                 if waiter.greenlet is None:
@@ -88,8 +83,12 @@ class _ClientLink(Link):
                 self._hub.loop.run_callback(waiter.wake)
             raise
 
-    def _shake_hands(self, event: CoreEvent) -> None:
-        if isinstance(event, HandshakeCompleted):
+    def _handle_other(self, event: CoreEvent) -> None:
+        if isinstance(event, ObserverFailed):
+            _log.error("an observer failed", exc_info=event.error)
+        elif self.handshake.ready():
+            pass
+        elif isinstance(event, HandshakeCompleted):
             self.handshake.set(None)
         elif isinstance(event, ConnectionTerminated):
             self.handshake.set_exception(refusal(event.error))

@@ -58,10 +58,12 @@ def outcome(waiter: Any) -> CallCompleted:
         del event
 
 
-def hand_out(events: list[Event]) -> tuple[list[Any], list[Event]]:
-    """Give each waiter the last event of its call; return these waiters, and all other events."""
+def hand_out(events: list[Event], otherwise: Callable[[Event], None]) -> list[Any]:
+    """Give each waiter the last event of its call, and return the waiters.
+
+    `otherwise` gets all other events.
+    """
     waiters: list[Any] = []
-    others: list[Event] = []
     for event in events:
         kind = type(event)
         if kind is CallCompleted or kind is CallFailed:
@@ -71,8 +73,8 @@ def hand_out(events: list[Event]) -> tuple[list[Any], list[Event]]:
             waiter.event = event
             waiters.append(waiter)
         else:
-            others.append(event)
-    return waiters, others
+            otherwise(event)
+    return waiters
 
 
 class ClientBase(ABC):
