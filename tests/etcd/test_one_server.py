@@ -22,13 +22,13 @@ def test_node_is_listed_watched_and_seen_to_go(etcd, cast, recovered):
     began = time.monotonic()
     second = cast.register(etcd.endpoints, B)
     watch.sees(A, B)
-    recovered("a node comes", time.monotonic() - began)
+    recovered("a node starts", time.monotonic() - began)
     first.tell("update", services=["Arith", "Log"])
     watch.until(lambda machine: any("Log" in node.services for node in machine.view))
     began = time.monotonic()
     second.leave()
     watch.sees(A)
-    recovered("a node says farewell", time.monotonic() - began)
+    recovered("a node deregisters", time.monotonic() - began)
     keys = etcd.ctl("get", "--prefix", "--keys-only", cast.prefix).split()
     assert keys == [f"{cast.prefix}/Arith/{A}", f"{cast.prefix}/Log/{A}"]
 
