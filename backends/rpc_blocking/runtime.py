@@ -1,4 +1,4 @@
-"""Threads and plain sockets, for code that is written once for all runtimes."""
+"""Threads and plain sockets, for code shared with gevent."""
 
 import socket
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class _Blocking(Runtime):
         sleep(seconds)
 
     def look_up(self, host: str, port: int, deadline: float) -> list[Any]:
-        """Call getaddrinfo, which knows no timeout, in a thread that may be left behind."""
+        """Call getaddrinfo, which has no timeout, in a thread that may be left running."""
         found: list[Any] = []
         failed: list[OSError] = []
 
@@ -55,7 +55,7 @@ class _Blocking(Runtime):
             thread = HelperThread(look_up, "rpc-lookup")
             try:
                 thread.start()
-            except RuntimeError as error:  # no more threads can be had
+            except RuntimeError as error:  # no more threads can be started
                 raise OSError(f"no address for {host}: {error}") from None
             thread.join(max(0.0, deadline - monotonic()))
             if thread.is_alive():

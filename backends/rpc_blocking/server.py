@@ -1,4 +1,4 @@
-"""The blocking server: a thread for each connection, and a bounded pool for the handlers."""
+"""The blocking server: a thread per connection, and a bounded pool for handlers."""
 
 import socket
 import ssl as ssl_module
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
-# The keeper does not wait longer for a connection that is busy, and comes again soon.
+# The keeper does not wait longer for a busy connection, and retries soon.
 _PATIENCE = 0.005
 
-# How long the exit of the process waits for the keeper, in seconds.
+# How long the process waits for the keeper at exit, in seconds.
 _PATIENCE_AT_EXIT = 0.5
 
 
@@ -49,10 +49,10 @@ _INTERMISSION = 50e-6
 
 _READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
 
-# How long a server that stops waits for handlers whose callers have been told, in seconds.
+# How long a stopping server waits for handlers whose callers have their answers, in seconds.
 _LAST_WORDS = 0.2
 
-# Bytes of a read for which it is worth knowing how long they take; that is a system call.
+# Reads of at least so many bytes are timed, which takes a system call.
 _LONG_READ = 1024
 
 
@@ -63,15 +63,15 @@ class _Link:
         self.lock = Lock()  # of the connection, of the channel's writes, and of what is below
         self.channel = channel
         self.connection: Any = None  # until TLS is done; a port until the peer makes calls
-        self.surplus = False  # it came when there were enough
-        self.busy = False  # what reads will write, too, when it is through with what it read
-        self.timer_at: float | None = None  # when the keeper looks after this connection
+        self.surplus = False  # the limit of connections was reached when it was accepted
+        self.busy = False  # the reader will also write, once it has handled what it read
+        self.timer_at: float | None = None  # when the keeper visits this connection
         self.timer: Appointment | None = None
         self._seen = -1  # the version of the connection that `flush` has looked at
         self._watched = False
         self._read_size = FIRST_READ
         channel.pace(FIRST_READ)
-        self._waits = False  # for its turn, since its reads take long
+        self._waits = False  # for its turn, because its reads take long
         self._server = server
         self._peername = peername
         self._may_read = Condition(self.lock)
@@ -94,7 +94,7 @@ class _Link:
             server._log.exception("%s: the connection failed", peer_address(self._peername))
         finally:
             try:
-                with self.lock:  # a handler that ends now must not write to what is being closed
+                with self.lock:  # a handler that ends now must not write to a closing socket
                     try:
                         if self.connection is not None:
                             self.channel.lose(None)
@@ -113,7 +113,7 @@ class _Link:
         self.channel.close()
 
     def _shake_hands(self) -> bool:
-        """Finish TLS, if there is any, and begin the connection; whether that could be done."""
+        """Do the TLS handshake, if any, and start the connection; return whether that worked."""
         channel = self.channel
         sock, tls = channel.sock, channel.tls
         early = b""
@@ -130,7 +130,7 @@ class _Link:
                         raise ConnectionResetError("the peer closed the connection")
                     try:
                         early = tls.decrypt(data)
-                    finally:  # what is wrong is told the peer, too
+                    finally:  # the peer gets the alert, too
                         sock.sendall(tls.pending())
             except OSError as error:
                 self._server.log_tls_failed(self._peername, error)
@@ -148,7 +148,7 @@ class _Link:
         return True
 
     def _read(self) -> bool:
-        """Wait for bytes and do what they ask for; False at the end."""
+        """Wait for bytes and handle them; False at the end."""
         channel = self.channel
         failure = None
         data: memoryview | bytes | None = None
@@ -159,7 +159,7 @@ class _Link:
         with self.lock:
             ended = data is None or not len(data)
             if not ended:
-                self._hold_back(ended)  # answers may have filled the buffers since the read began
+                self._hold_back(ended)  # answers may have filled the buffers since the read started
             if not self._waits:
                 self._take(data, failure)
                 return not self._hold_back(ended)
@@ -172,11 +172,11 @@ class _Link:
             return not self._hold_back(ended)
 
     def _take(self, data: memoryview | bytes | None, failure: OSError | None) -> None:
-        """Do what the bytes ask for that were read; the lock is held."""
+        """Handle the bytes that were read; the lock is held."""
         channel = self.channel
         count = len(data or b"")
         paced = count >= _LONG_READ or self._waits
-        # How long it waits for the interpreter's lock is the doing of others.
+        # Waiting for the interpreter's lock does not count.
         began = thread_time() if paced else 0.0
         if failure is not None or (not count and channel.failure is not None):
             channel.lose(channel.failure or failure)
@@ -193,9 +193,9 @@ class _Link:
             channel.pace(self._read_size)
 
     def _hold_back(self, ended: bool) -> bool:
-        """Wait while the peer is to be slowed down, or, when it has ended, for our end.
+        """Wait while the peer must be slowed down, or, after its EOF, until this end is done.
 
-        Whether there is nothing left to do then but to close the socket.
+        Returns whether only the socket is left to close.
         """
         while True:
             wish = self.connection.wish
@@ -210,7 +210,7 @@ class _Link:
     # For everybody who holds the lock
 
     def react(self) -> bool:
-        """Act on what has happened by now; whether anything had."""
+        """Handle the events so far; return whether there were any."""
         events = self.connection.events()
         if events:
             self._server.handle_events(self, events)
@@ -218,12 +218,12 @@ class _Link:
         return False
 
     def wrote(self) -> None:
-        """See to it that what a command wrote leaves."""
+        """Make sure that what a command wrote is sent."""
         if not self.busy or self.connection.outbound >= EARLY:
             self.flush()
 
     def flush(self) -> None:
-        """Write what the kernel takes, and bring the timer and all else up to date."""
+        """Write what the kernel takes, and update the timer and back-pressure."""
         channel = self.channel
         channel.send()
         connection = self.connection
@@ -269,7 +269,7 @@ class _Link:
             self.flush()
 
     def wake(self) -> None:
-        """Look soon, and not here: whoever settles a promise may hold another link's lock."""
+        """Check soon, not here: the thread that settles a promise may hold another link's lock."""
         self._server._keeper.call_at(monotonic(), lambda: self._visit(self._woken))
 
     def _woken(self) -> None:
@@ -277,7 +277,7 @@ class _Link:
         self.flush()
 
     def shut_down(self, grace: float) -> None:
-        """Begin to end the connection."""
+        """Start to close the connection."""
         with self.lock:
             if self.connection is not None:
                 self.connection.shutdown(monotonic(), grace)
@@ -288,18 +288,19 @@ class _Link:
 
 
 class Server(SyncServer):
-    """Serves objects' methods; `server.start(address)` opens it.
+    """Serves the methods of objects; `server.start(address)` opens it.
 
-    `config`: limits and timeouts of each connection. `token`, `authenticate`: short for the same
-    fields there. At most `max_concurrency` handlers run at a time and `max_queued` calls wait for
-    them; `max_connections` bounds the connections, each of which has a thread; `threads` bounds
-    the pool in which handlers run, but for those marked as quick. `introspection` offers
-    `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers. `access_log`
-    logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for each that a
-    handler serves. `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
+    `config` has the limits and timeouts of each connection; `token` and `authenticate` override its
+    fields. At most `max_concurrency` handlers run at a time, and `max_queued` calls wait for them;
+    `max_connections` limits the connections, each of which has a thread; `threads` limits the pool
+    in which handlers run, except those marked as quick. `introspection` enables
+    `rpc.Introspection`, and `health` `rpc.Health`; `debug` sends tracebacks to callers.
+    `access_log` logs each finished call; an OpenTelemetry `tracer_provider` gets a span for each
+    call that a handler serves. `pages`, a rpc_proto.http.Pages, controls access to the built-in
+    pages.
 
-    A thread cannot be stopped: when nobody waits for a handler any more, the caller has been
-    told, `current_call().cancelled` is True, and its thread is taken until it ends.
+    A thread cannot be stopped: when a call is cancelled, its caller gets the answer,
+    `current_call().cancelled` becomes True, and the handler keeps its thread until it returns.
     """
 
     _log = get_log("rpc_blocking")
@@ -315,12 +316,12 @@ class Server(SyncServer):
         self._closing = Lock()  # of the listeners, when several threads stop the server
         self._lock = Lock()  # of the set of links, and between start and stop
         self._applications = Lock()
-        self._turn = Lock()  # of the connection that is served, of those that take long
+        self._turn = Lock()  # for connections whose reads take long
         self._gone = Condition(self._lock)
         self._stopped = Event()
         self._tell_stopped: Callable[[], None] | None = None
         self._exiting = False
-        self._owner: Owner | None = None  # the process in which it is used, when it is
+        self._owner: Owner | None = None  # the process that uses it, once one does
 
     def _make_lock(self) -> Any:
         return Lock()
@@ -346,7 +347,7 @@ class Server(SyncServer):
             raise LocalProtocolError("start the server first")
         self._check_owner()
         try:
-            while not self._stopped.wait(1.0):  # or a signal might be heard late
+            while not self._stopped.wait(1.0):  # or a signal might be handled late
                 pass
         finally:
             self.stop(grace=0.0)
@@ -354,7 +355,7 @@ class Server(SyncServer):
     def run_program(self, program: "Program") -> None:
         from .signals import Signals
 
-        with Signals(program.stdin) as signals:  # before the first address is told
+        with Signals(program.stdin) as signals:  # before the first address is printed
             self._start_program(program)
             self._tell_stopped = signals.ring
             number = signals.wait()
@@ -370,7 +371,7 @@ class Server(SyncServer):
                 draining = HelperThread(drain, "rpc-drain")
                 try:
                     draining.start()
-                except RuntimeError:  # no more threads can be had
+                except RuntimeError:  # no more threads can be started
                     drain()
                 signals.wait()
                 self.stop(grace=0.0)
@@ -381,7 +382,7 @@ class Server(SyncServer):
     def stop(self, grace: float = 5.0) -> None:
         self._check_grace(grace)
         self._check_owner()
-        if self._exiting:  # and it has no thread any more that could help
+        if self._exiting:  # and its threads have ended
             return
         self._deregister()
         with self._closing:
@@ -395,11 +396,11 @@ class Server(SyncServer):
             links = list(self.links)
         for link in links:
             link.shut_down(grace)
-        # The connections keep to their own time limits; only a quick handler can outlast them.
+        # The connections enforce their own time limits; only a quick handler can exceed them.
         patience = grace + self.config.handshake_timeout + self.config.close_timeout
         with self._lock:
             self._gone.wait_for(lambda: not self.links, patience)
-            # Those handlers that listen have been told, and end about now.
+            # Handlers that check for cancellation end about now.
             self._gone.wait_for(lambda: not self._dispatcher.running, _LAST_WORDS)
         self._log_stopped()
         self._keeper.close()
@@ -445,7 +446,7 @@ class Server(SyncServer):
     # Connections
 
     def _take(self, ssl: ssl_module.SSLContext | None, bare: Any, peername: Any) -> None:
-        """Serve a connection that was accepted; OSError if this process cannot."""
+        """Serve an accepted connection; OSError if this process cannot."""
         if not self.has_room():
             bare.close()
             return

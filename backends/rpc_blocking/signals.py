@@ -1,4 +1,4 @@
-"""Waiting for signals in the main thread, without handlers that run in the middle of something."""
+"""Waiting for signals in the main thread, without handlers that interrupt other code."""
 
 import os
 import select
@@ -14,7 +14,7 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Between `with` and its end, signals that end a server are told by `wait` and do nothing."""
+    """Inside `with`, `wait` returns the signals that stop a server; they have no other effect."""
 
     def __init__(self, stdin: bool) -> None:
         self._stdin = stdin
@@ -58,10 +58,10 @@ class Signals:
                     return None
 
     def ring(self) -> None:
-        """Let `wait` return; from any thread, and also when nobody waits any more."""
+        """Make `wait` return; from any thread, even if nobody waits any more."""
         with suppress(OSError):
             self._mouth.send(b"\0")
 
 
 def _ignore(*_: object) -> None:
-    """Do nothing: the descriptor tells."""
+    """Do nothing: the signal is read from the descriptor."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .balanced import BalancedClient
 else:
-    # A client of one server need not pay for discovery.
+    # Clients of one server do not need discovery.
     __getattr__ = lazily(
         __name__,
         {

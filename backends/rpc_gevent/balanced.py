@@ -1,4 +1,4 @@
-"""The balanced client for gevent: many nodes, one connection to each of those that are used."""
+"""The balanced client for gevent: many nodes, one connection to each node in use."""
 
 from rpc_common.balanced.sync import SyncBalancedClient
 from rpc_common.telemetry.log import get_log
@@ -10,8 +10,9 @@ __all__ = ["BalancedClient"]
 
 
 class BalancedClient(SyncBalancedClient):
-    """Calls the nodes of a discovery; for the arguments see
-    `rpc_common.balanced.base.BalancedBase`."""
+    """A client of many servers; for the arguments see `rpc_common.balanced.base.BalancedBase`.
+
+    It belongs to the hub that uses it first."""
 
     _client = Client
     _log = get_log("rpc_gevent")

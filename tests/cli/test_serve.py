@@ -164,7 +164,7 @@ def test_no_introspection_is_said_by_services(run: Any, start: Any) -> None:
         (["served:Other="], 2, "module:Class"),
         (["nowhere:Class"], 2, "no module 'nowhere'"),
         (["served:Nothing"], 2, "no class 'Nothing'"),
-        (["served:time"], 2, "is not a class"),
+        (["served:time"], 2, "must be a class"),
         (["broken:Class"], 1, "no_such_module_anywhere"),
         (["served:NeedsArguments"], 1, "NeedsArguments() from served failed: TypeError"),
         (["served:Generates"], 2, "Generates cannot be served"),

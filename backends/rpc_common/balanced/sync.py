@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 _LONGEST = 3600.0  # seconds; not every runtime waits longer at a time
 _MOST_BESIDE = 64  # calls of one broadcast at a time
-_AGAIN = 0.2  # seconds until a thread is asked for again that could not be had
+_AGAIN = 0.2  # seconds until another attempt to start a thread
 
 
 class SyncBalancedClient(BalancedBase):
@@ -389,7 +389,7 @@ class SyncBalancedClient(BalancedBase):
                     Context().run(
                         self._follow, self.discovery
                     )  # it outlives the handler that may be the first
-                except RuntimeError as error:  # no more threads can be had
+                except RuntimeError as error:  # no more threads can be started
                     self._troubles[""] = str(error)
                     return _AGAIN
         return _LONGEST
@@ -433,7 +433,7 @@ class SyncBalancedClient(BalancedBase):
                         else:
                             # With its deadline, trace and cancellation, where a handler calls.
                             self._runtime.spawn(partial(copy_context().run, make))
-                    except RuntimeError:  # no more threads can be had
+                    except RuntimeError:  # no more threads can be started
                         make()
                     continue
                 ended = self._runtime.get(
@@ -480,7 +480,7 @@ class SyncBalancedClient(BalancedBase):
         try:
             # It cannot be over before this is noted: it needs the lock, which is held here.
             spawned = self._runtime.spawn(lambda: self._dial(target))
-        except RuntimeError as error:  # no more threads can be had
+        except RuntimeError as error:  # no more threads can be started
             self._not_dialled(target, error)
         else:
             target.dialling = spawned or True
@@ -508,7 +508,7 @@ class SyncBalancedClient(BalancedBase):
         while self._retiring:
             try:
                 self._runtime.spawn(partial(self._retire, self._retiring[-1]))
-            except RuntimeError:  # no more threads can be had: together with the next one
+            except RuntimeError:  # no more threads can be started: together with the next one
                 return
             self._retiring.pop()
 

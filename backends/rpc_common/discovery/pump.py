@@ -119,7 +119,7 @@ class Pump:
             self._sockets[operation.id] = None
         try:
             self._runtime.spawn(partial(self._carry, operation))
-        except RuntimeError as error:  # no more threads can be had
+        except RuntimeError as error:  # no more threads can be started
             with self._lock:
                 del self._sockets[operation.id]
             reason = str(error)

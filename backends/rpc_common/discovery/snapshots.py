@@ -72,7 +72,7 @@ class SavedRegistry:
             self._writer = HelperThread(write, "rpc-snapshot")
             try:
                 self._writer.start()
-            except RuntimeError as error:  # no more threads can be had
+            except RuntimeError as error:  # no more threads can be started
                 self._saved = -1  # to be tried again
                 self._complain(error)
 

@@ -746,7 +746,7 @@ class SyncServer(ServerBase):
         begin = partial(Pump, handle=registrations.take, runtime=self._runtime, log=self._log)
         try:
             registrations.add(advertisement, where, partial(begin, ssl=advertisement.ssl))
-        except RuntimeError as error:  # no more threads can be had
+        except RuntimeError as error:  # no more threads can be started
             self._log.warning("registration of %s waits for a thread: %s", where, error)
             again = partial(self._begin_advertising, advertisement, where)
             self._call_at(monotonic() + _AGAIN, again)

@@ -1,4 +1,4 @@
-"""Whether gevent has patched this process in a way in which threads cannot work."""
+"""Detecting a process that gevent has patched so that threads cannot work."""
 
 import sys
 
@@ -6,7 +6,7 @@ from rpc_proto import LocalProtocolError
 
 __all__ = ["check_patching"]
 
-# What waits for threads or for sockets.
+# Modules that wait for threads or sockets.
 _MODULES = ("_thread", "threading", "queue", "select", "socket")
 
 
@@ -20,11 +20,11 @@ _at_import = _patched()
 
 
 def check_patching(package: str, threads_only: bool = False) -> None:
-    """Raise LocalProtocolError if gevent has patched some of what the package needs, but not all.
+    """Raise LocalProtocolError if gevent has patched only some of what the package needs.
 
-    Threads would be greenlets then, and what they wait for would not know of that, or the other way
-    round: the first wait would stop them all. So it is if the process was patched after the import
-    of this module. With `threads_only`, anything goes that leaves threads what they are.
+    Threads would then be greenlets but their locks not, or the other way round, and the first wait
+    would block them all. The same is true if the process was patched after the import of this
+    module. With `threads_only`, only patches of threads matter.
     """
     now = _patched()
     if not now or (threads_only and "_thread" not in now and "threading" not in now):

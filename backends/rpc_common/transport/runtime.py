@@ -1,4 +1,4 @@
-"""What a runtime that waits in place supplies to code that is written once for all of them."""
+"""The interface of gevent and of threads for code that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,27 +9,27 @@ __all__ = ["Runtime"]
 
 
 class Runtime(ABC):
-    """Threads or greenlets, and the sockets that suit them."""
+    """Threads or greenlets, and their sockets."""
 
     socket: Any  # the module
 
     @abstractmethod
     def spawn(self, function: Callable[[], Any]) -> Any:
-        """Run a function beside all others; it does not keep the process alive.
+        """Run a function concurrently; it does not keep the process alive.
 
-        RuntimeError when no more threads can be had.
+        RuntimeError if no thread can be started.
         """
 
     @abstractmethod
     def kill(self, spawned: Any) -> None:
-        """End what was spawned, if this runtime can do that."""
+        """End what was spawned, if that is possible."""
 
     def end_at_exit(self, owner: Any) -> None:  # noqa: B027 - not all have threads
-        """See to it that threads end before the interpreter does: see `.threads`."""
+        """Make sure that threads end before the interpreter does: see `.threads`."""
 
     @abstractmethod
     def here(self) -> Any:
-        """Return what tells the hub of this thread from others; None where threads are alike."""
+        """Return what identifies this thread's hub; None where any thread may be used."""
 
     @abstractmethod
     def make_event(self) -> Any:
@@ -40,7 +40,7 @@ class Runtime(ABC):
         """Return a queue with `put(item)`, which any thread may call."""
 
     def get(self, queue: Any, seconds: float | None) -> Any:
-        """Take the next item out of a queue; None if there is none for so many seconds."""
+        """Take the next item from a queue; None if there is none within so many seconds."""
         try:
             return queue.get(timeout=seconds)
         except Empty:

@@ -1,7 +1,7 @@
-"""Listening for all drivers, and dialling for those that wait in place.
+"""Listening for all drivers, and dialling for gevent and threads.
 
-`socket` is the runtime's own module; a listener uses the bare sockets beneath it, which no
-monkey-patching changes.
+`socket` is the runtime's own module; a listener uses the bare sockets below it, which
+monkey-patching does not change.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "dial", "files_limit", "listen", "read_answer", "set_options"]
 
-# Connections that a listener accepts in a row, in about 3 ms: others of its loop want their turn.
+# Connections that a listener accepts in a row, in about 3 ms, before others get their turn.
 _ACCEPTED_AT_ONCE = 10
 
-# Seconds without accepting when the process or the system is short of something.
+# Seconds without accepting when the process or the system lacks a resource.
 _PAUSE = 0.5
 
-# What accept reports of the connection that it would have returned; the next one may be well.
+# Errors of accept that concern only the connection it would have returned.
 _GONE = (
     *(errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ENETUNREACH, errno.EOPNOTSUPP, errno.EPERM, errno.ETIMEDOUT),
 )
 
-# What may stand at a path where a socket is to be.
+# Kinds of files that may be at the path of a socket.
 _KINDS = {
     stat.S_IFREG: "regular file",
     stat.S_IFDIR: "directory",
@@ -67,10 +67,10 @@ _READ_AHEAD = 4096
 def dial(
     where: Address, proxy: Proxy | None, deadline: float, socket: Any, lookup: Callable[..., Any]
 ) -> Any:
-    """Return a connected socket of the module `socket`; OSError or TimeoutError if there is none.
+    """Return a connected socket of the module `socket`; OSError or TimeoutError on failure.
 
-    `lookup(host, port, deadline)` is getaddrinfo with a deadline. Each address of the host gets
-    its share of the time that is left. HandshakeError says why the proxy refuses.
+    `lookup(host, port, deadline)` is getaddrinfo with a deadline. Each address of the host gets its
+    share of the remaining time. HandshakeError if the proxy refuses.
     """
     if proxy is None:
         return _dial(where, deadline, socket, lookup)
@@ -89,9 +89,9 @@ def dial(
 
 
 def read_answer(sock: Any, tunnel: Tunnel) -> bool:
-    """Read what a proxy says, and leave in the socket what is behind it; whether that was all.
+    """Read a proxy's answer, but not the bytes after it; return whether it is complete.
 
-    It is for whoever reads next: TLS, or a server that refuses before it was asked anything.
+    These are for the next reader: TLS, or the connection, if a server refuses at once.
     """
     try:
         data = sock.recv(_READ_AHEAD, MSG_PEEK)
@@ -143,7 +143,7 @@ def _connect(socket: Any, family: int, address: Any, deadline: float) -> Any:
 
 
 def set_options(sock: Any) -> None:
-    """Let small messages leave at once, and the kernel find out about peers that vanished."""
+    """Send small messages at once (TCP_NODELAY), and detect vanished peers (SO_KEEPALIVE)."""
     if sock.family in (AF_INET, AF_INET6):
         with contextlib.suppress(OSError):  # the peer has reset it; the first read will tell
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -157,7 +157,7 @@ def files_limit() -> int | None:
 
 
 class Listener:
-    """A listening socket, which never waits, and the path that it made for itself if it is unix."""
+    """A listening socket, which never blocks, and its path if it is a unix socket."""
 
     def __init__(self, sock: Socket, where: Address, log: Log) -> None:
         self.sock = sock
@@ -170,10 +170,11 @@ class Listener:
         return self.sock.fileno()
 
     def accept(self, take: Callable[[Socket, Any], None]) -> float:
-        """Give connections that wait to `take(socket, peername)`; return for how long to pause.
+        """Pass waiting connections to `take(socket, peername)`; return how long to pause.
 
-        The pause is 0.0 seconds, unless something is short: descriptors or memory here, or what
-        `take` needs, which it reports by an OSError. That is logged once, until one is accepted.
+        The pause is 0.0 seconds, unless a resource is exhausted: descriptors or memory here, or
+        whatever `take` needs, which it reports by an OSError. That is logged once, until a
+        connection is accepted again.
         """
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
@@ -197,11 +198,11 @@ class Listener:
     def _pause(self, error: OSError) -> float:
         if not self._short:
             self._short = True
-            self._log.error("no connection can be accepted for now: %s", error)
+            self._log.error("cannot accept connections for now: %s", error)
         return _PAUSE
 
     def close(self) -> None:
-        """Listen no more, not even through a copy of the socket in a child process."""
+        """Stop listening, even through a copy of the socket in a child process."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(SHUT_RDWR)
         # While the socket is open no other file can have its inode number.
@@ -212,7 +213,7 @@ class Listener:
 
 
 def listen(where: Address, socket: Any, log: Log) -> Listener:
-    """Listen at an address, whose port 0 picks a free one; OSError if that is impossible."""
+    """Listen on an address, where port 0 picks a free port; OSError if that is impossible."""
     family: int = AF_UNIX
     address: Any = where.path
     if where.scheme != "unix":
@@ -239,7 +240,7 @@ def listen(where: Address, socket: Any, log: Log) -> Listener:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return what tells the file of a path from all others; None if there is none."""
+    """Return what identifies the file at a path; None if there is none."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -251,14 +252,14 @@ def _make_way(path: str) -> None:
     """Remove the socket of a server that did not stop cleanly; OSError for anything else."""
     try:
         found = os.lstat(path)
-    except OSError:  # bind will say what is wrong, if anything is
+    except OSError:  # bind will report what is wrong, if anything is
         return
     if not stat.S_ISSOCK(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "file")
-        raise FileExistsError(errno.EEXIST, f"a {kind} is in the way of the socket", path)
+        raise FileExistsError(errno.EEXIST, f"there is a {kind} at the path of the socket", path)
     probe = Socket(AF_UNIX, SOCK_STREAM)
     try:
-        probe.setblocking(False)  # the queue of one that hangs may be full
+        probe.setblocking(False)  # the queue of a hanging server may be full
         failure = probe.connect_ex(path)
     finally:
         probe.close()
@@ -267,6 +268,6 @@ def _make_way(path: str) -> None:
         if _identity(path) == (found.st_dev, found.st_ino):
             os.unlink(path)
     elif failure in (0, errno.EAGAIN, errno.EINPROGRESS):
-        raise OSError(errno.EADDRINUSE, "the path is in use: a server listens there", path)
+        raise OSError(errno.EADDRINUSE, "the path is in use by another server", path)
     elif failure != errno.ENOENT:
         raise OSError(failure, os.strerror(failure), path)

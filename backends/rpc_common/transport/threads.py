@@ -1,8 +1,8 @@
-"""The threads of the library, and a bounded pool of them for handlers.
+"""The library's threads, and a bounded pool of them for handlers.
 
-All are daemons: a handler that never ends must not keep the process from ending. But a daemon that
-wakes up while the interpreter is torn down may crash it, so at exit they are told to end, and are
-waited for.
+All are daemons, because a handler that never returns must not keep the process alive. But a daemon
+that wakes up while the interpreter is torn down may crash it, so at exit they are told to end and
+are waited for.
 """
 
 import atexit
@@ -22,7 +22,7 @@ __all__ = ["HelperThread", "Job", "Threads", "end_at_exit"]
 
 _log = get_log("rpc_common")
 
-# How long the exit of the process waits for threads that were told to end, in seconds.
+# How long the process waits for its threads at exit, in seconds.
 _PATIENCE = 1.0
 
 
@@ -35,14 +35,14 @@ class HelperThread(Thread):
 
 class _Owner(Protocol):
     def end_threads(self) -> None:
-        """Tell the threads to end, and do not wait for them; the process is about to exit."""
+        """Tell the threads to end, without waiting; the process is about to exit."""
 
 
 _owners: "WeakSet[_Owner]" = WeakSet()
 
 
 def end_at_exit(owner: _Owner) -> None:
-    """Call `owner.end_threads()` before the interpreter is torn down, if it still lives."""
+    """Call `owner.end_threads()` before the interpreter is torn down, if the owner still exists."""
     _owners.add(owner)
 
 
@@ -61,7 +61,7 @@ os.register_at_fork(after_in_child=_owners.clear)  # their threads and sockets a
 
 
 class Job:
-    """Something to run once, or never: whoever claims it first decides."""
+    """Something to run at most once: the first to claim it decides."""
 
     __slots__ = ("_claim", "run")
 
@@ -70,11 +70,11 @@ class Job:
         self._claim = Lock()
 
     def claim(self) -> bool:
-        """Return True to the first who asks: a thread to run it, or `cancel`."""
+        """Return True to the first caller: a thread that runs it, or `cancel`."""
         return self._claim.acquire(blocking=False)
 
     def cancel(self) -> bool:
-        """Keep it from running; False if it has begun."""
+        """Keep it from running; False if it has started."""
         return self.claim()
 
 
@@ -83,7 +83,7 @@ def _nothing() -> None:
 
 
 class Threads:
-    """Runs jobs in at most `count` threads, which are started when they are needed."""
+    """Runs jobs in at most `count` threads, which are started when needed."""
 
     def __init__(self, count: int, name: str) -> None:
         if count < 1:
@@ -93,12 +93,12 @@ class Threads:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._lock = Lock()
         self._started = 0
-        self._idle = 0  # those that wait, less the jobs that have been put for them
+        self._idle = 0  # waiting threads, less the jobs in the queue
 
     def submit(self, run: Callable[[], None]) -> Job:
-        """Run something as soon as a thread is free; what it raises is logged.
+        """Run something as soon as a thread is free; exceptions are logged.
 
-        RuntimeError if there is no thread and none can be had.
+        RuntimeError if there is no thread and none can be started.
         """
         job = Job(run)
         with self._lock:
@@ -112,7 +112,7 @@ class Threads:
             end_at_exit(self)
             try:
                 HelperThread(self._work, self._name).start()
-            except RuntimeError:  # no more threads can be had; those that there are will do
+            except RuntimeError:  # no more threads can be started; the existing ones will do
                 with self._lock:
                     self._started -= 1
                     self._idle -= 1
@@ -121,7 +121,7 @@ class Threads:
         return job
 
     def close(self) -> None:
-        """Let the threads end when they are done; jobs that have not begun are dropped."""
+        """Let the threads end when they are done; jobs that have not started are dropped."""
         with suppress(Empty):
             while True:
                 self._jobs.get_nowait()

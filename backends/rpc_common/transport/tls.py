@@ -1,4 +1,4 @@
-"""TLS between a socket and a connection, over memory: it never waits and never does I/O."""
+"""TLS between a socket and a connection, over memory: it never blocks and does no I/O."""
 
 import ssl as ssl_module
 from contextlib import suppress
@@ -21,16 +21,16 @@ class Tls:
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname
         )
-        self._unsent = bytearray()  # what came to be sent before the handshake was over
+        self._unsent = bytearray()  # data to send once the handshake is over
         self.established = False
         self._said_goodbye = False
         if not server_side:
             self._shake_hands()
 
     def decrypt(self, data: bytes | memoryview) -> bytes:
-        """Take bytes from the socket; return what they say, which may be nothing yet.
+        """Take bytes from the socket; return the decrypted bytes, possibly none yet.
 
-        After `goodbye` they are thrown away: what the peer still sends is no error.
+        After `goodbye` they are discarded: more data from the peer is not an error.
         """
         if self._said_goodbye:
             return b""
@@ -44,11 +44,11 @@ class Tls:
         except ssl_module.SSLWantReadError:
             pass
         except ssl_module.SSLZeroReturnError:
-            pass  # the peer's goodbye; the end of the socket's bytes follows
+            pass  # the peer's close_notify; EOF of the socket follows
         return b"".join(parts)
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
-        """Take bytes to be sent and return what goes to the socket; nothing in the handshake."""
+        """Take bytes to send and return what to write to the socket; none during the handshake."""
         if not self.established:
             self._unsent += data
         elif data:
@@ -56,14 +56,14 @@ class Tls:
         return self.pending()
 
     def pending(self) -> bytes:
-        """Return what TLS itself has to send."""
+        """Return TLS's own pending bytes."""
         return self._outgoing.read()
 
     def goodbye(self) -> bytes:
-        """Return what tells the peer that nothing more comes."""
+        """Return the close_notify for the peer."""
         if self.established:
             self._said_goodbye = True
-            with suppress(ssl_module.SSLError):  # it does not wait for the peer's
+            with suppress(ssl_module.SSLError):  # without waiting for the peer's
                 self._object.unwrap()
         return self.pending()
 

@@ -1,4 +1,4 @@
-"""What the texts of options stand for; ArgumentTypeError says what is wrong with one."""
+"""The types of options' values; ArgumentTypeError says what is wrong with one."""
 
 import math
 from argparse import ArgumentTypeError
@@ -37,7 +37,7 @@ def registry(text: str) -> str:
 
 
 def endpoints(text: str) -> list[str]:
-    """Take the URLs of one etcd, with commas between them."""
+    """Take the URLs of one etcd, separated by commas."""
     from rpc_discovery.etcd.session import parse_endpoint
 
     try:
@@ -61,7 +61,7 @@ def seconds(text: str) -> float:
     """Take seconds, more than 0."""
     value = number(text)
     if not value:
-        raise ArgumentTypeError("0 seconds are too few")
+        raise ArgumentTypeError("must be more than 0 seconds")
     return value
 
 

@@ -1,1 +1,1 @@
-"""What the command does, one module for each of its parts."""
+"""The commands, one module each."""

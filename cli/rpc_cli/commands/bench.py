@@ -1,4 +1,4 @@
-"""`rpc-proto bench`: callers that call one after the other, and how long each call took."""
+"""`rpc-proto bench`: measures the latency and the rate of calls."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ _REFRESH = 0.1  # seconds between two updates of the progress bar
 
 @dataclass
 class Measurement:
-    """What came out: calls that ended, and those that were cut off, by neither end's fault."""
+    """The results: calls that ended, and those that were cut off by the end of the measurement."""
 
     latencies: Latencies = field(default_factory=Latencies)
     errors: Counter[str] = field(default_factory=Counter)
@@ -50,7 +50,7 @@ def bench(options: Namespace) -> int:
     args, kwargs = parse_call(options.args)
     if options.payload is not None:
         if options.args:
-            raise UsageError("--payload sends its bytes instead of ARGS; give one of them")
+            raise UsageError("give either --payload or ARGS, not both")
         args = [bytes(options.payload)]
     return asyncio.run(_bench(options, client_tls(options), args, kwargs))
 
@@ -70,7 +70,7 @@ async def measure(
     """Let `concurrency` callers, spread over the clients, call for so many seconds.
 
     Each calls again as soon as it has its answer. `stop` ends it early; `progress(seconds, calls)`
-    is told how far it is. What has not ended in time is counted as unfinished and cancelled.
+    is called with the progress. Calls that have not ended in time count as unfinished.
     """
     result = Measurement()
     latencies = result.latencies
@@ -87,7 +87,7 @@ async def measure(
                 result.examples.setdefault(error.code, error.message)
                 if client.closed:
                     return
-                # A call that fails before it is sent must not keep the loop for itself.
+                # A call that fails before it is sent must not block the loop.
                 await asyncio.sleep(0)
             else:
                 latencies.add(perf_counter() - begin)
@@ -139,7 +139,7 @@ def summarize(result: Measurement, *, bar: str) -> list[str]:
     if result.unfinished:
         lines.append(f"unfinished  {result.unfinished:,} when the time was over, not counted")
     if result.lost:
-        lines.append(f"lost        {result.lost:,} callers: their connection ended")
+        lines.append(f"lost        {result.lost:,} callers, whose connections were closed")
     if latencies.count:
         lines += ["", *histogram_lines(latencies, bar=bar)]
     return lines

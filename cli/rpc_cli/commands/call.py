@@ -1,4 +1,4 @@
-"""`rpc-proto call`: one call, to a server or to one of many nodes, its result as JSON."""
+"""`rpc-proto call`: makes one call, to a server or to a node, and prints the result as JSON."""
 
 import asyncio
 import ssl
@@ -31,7 +31,7 @@ def call(options: Namespace) -> int:
         raise UsageError(str(error)) from None
     if balanced:
         if options.broadcast and (options.balancer or options.key or options.node):
-            raise UsageError("--broadcast goes to all nodes, without --balancer, --key or --node")
+            raise UsageError("--broadcast calls all nodes: remove --balancer, --key and --node")
         result, code = asyncio.run(
             _call_nodes(options, tls_for_nodes(options), args, kwargs, metadata or None)
         )
@@ -40,8 +40,7 @@ def call(options: Namespace) -> int:
             (options.balancer, options.key, options.node, options.broadcast, options.idempotent)
         ):
             raise UsageError(
-                "--balancer, --key, --node, --broadcast and --idempotent go with --registry "
-                "or --etcd"
+                "--balancer, --key, --node, --broadcast and --idempotent need --registry or --etcd"
             )
         result = asyncio.run(_call(options, client_tls(options), args, kwargs, metadata))
         code = 0
@@ -52,14 +51,14 @@ def call(options: Namespace) -> int:
 def parse_call(
     texts: list[str], reserved: Sequence[str] = _OPTIONS_OF_CALLS
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return positional and named arguments; UsageError says how to write what is wrong."""
+    """Return positional and named arguments; UsageError says how to write a wrong one."""
     try:
         args, kwargs = parse_arguments(texts)
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name in reserved:
         if name in kwargs:
-            raise UsageError(f"an argument called {name} can only be passed by position")
+            raise UsageError(f"the argument {name} can only be passed by position")
     return args, kwargs
 
 
@@ -70,7 +69,7 @@ async def _call(
     kwargs: dict[str, Any],
     metadata: dict[str, str],
 ) -> Any:
-    # One time limit over both: what connecting took is no longer there for the call.
+    # One time limit for both: the time for connecting is subtracted.
     deadline = monotonic() + options.timeout
     async with await connect(options, tls, timeout=min(CONNECT_TIMEOUT, options.timeout)) as client:
         return await client.call(
@@ -89,7 +88,7 @@ async def _call_nodes(
     kwargs: dict[str, Any],
     metadata: dict[str, str] | None,
 ) -> tuple[Any, int]:
-    """Return what is to be shown, and the exit code."""
+    """Return what to print, and the exit code."""
     from rpc_cli.setup.registries import find_nodes
 
     deadline = monotonic() + options.timeout
@@ -98,7 +97,7 @@ async def _call_nodes(
             nodes = await find_nodes(options)
     except TimeoutError:
         asked = "etcd" if options.etcd else "a registry"
-        raise CommandError(f"no answer of {asked} within {options.timeout:g} s") from None
+        raise CommandError(f"no answer from {asked} within {options.timeout:g} s") from None
     balancer = options.balancer or ("consistent_hash" if options.key else "round_robin")
     async with balance(options, nodes, tls, balancer) as client:
         left = max(0.0, deadline - monotonic())

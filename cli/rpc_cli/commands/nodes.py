@@ -1,4 +1,4 @@
-"""`rpc-proto nodes`: what registries or etcd know, once or as it changes."""
+"""`rpc-proto nodes`: lists the nodes in registries or in etcd, once or as they change."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["nodes"]
 
 _REFRESH = 1.0  # seconds
-_WIDE = 10_000  # characters: nobody is there whose terminal would end
+_WIDE = 10_000  # characters, when there is no terminal with a width
 
 
 class _Known(NamedTuple):
-    """What is known: entries by address, how many were left out, what is wrong.
+    """The known nodes: entries by address, how many were omitted, what is wrong.
 
-    `confirmed` is when it was last confirmed, if nothing does that now.
+    `confirmed` is when they were last confirmed, if they are unconfirmed now.
     """
 
     entries: dict[str, dict[str, Any]]
@@ -39,22 +39,22 @@ class _Known(NamedTuple):
     confirmed: float | None = None
 
     def what_changes(self) -> Any:
-        """Return what is worth a new table: not the ages, and one reason for an outage will do."""
+        """Return what requires a new table: not the ages, and only one reason per outage."""
         entries = [{**entry, "age": 0} for entry in self.entries.values()]
         return entries, self.omitted, self.confirmed or self.errors
 
     @property
     def stale(self) -> float | None:
-        """For how many seconds nothing has confirmed it."""
+        """For how many seconds the nodes have been unconfirmed."""
         return None if self.confirmed is None else monotonic() - self.confirmed
 
 
 class _Source(Protocol):
     async def look(self) -> _Known:
-        """Return what is known; CommandError if nobody tells."""
+        """Return the known nodes; CommandError if no source answers."""
 
     async def pause(self) -> None:
-        """Wait until it is time to look again."""
+        """Wait until it is time to check again."""
 
 
 def nodes(options: Namespace) -> int:
@@ -113,7 +113,7 @@ class _FromRegistries:
                 if known is None or entry["age"] < known["age"]:
                     entries[entry["address"]] = entry
         if refused:
-            errors = [*errors, f"{_count(refused, 'node')} left out: not as a registry shows them"]
+            errors = [*errors, f"{_count(refused, 'node')} skipped: not in a registry's format"]
         return _Known({at: entries[at] for at in sorted(entries)}, omitted, errors)
 
     async def pause(self) -> None:
@@ -121,7 +121,7 @@ class _FromRegistries:
 
 
 def _read_entry(value: Any) -> dict[str, Any] | None:
-    """Return what a registry shows of a node; None if it is not right."""
+    """Return a registry's entry of a node; None if it is invalid."""
     try:
         entry = describe_node(parse_node(value))
         for name in ("age", "ttl", "flaps"):
@@ -149,7 +149,7 @@ class _FromEtcd:
             errors.append(f"etcd {printable(watch.stale_reason)}")
             confirmed = watch.stale_since
         if watch.refused_nodes:
-            errors.append(f"{_count(watch.refused_nodes, 'key')} left out: not a node's")
+            errors.append(f"{_count(watch.refused_nodes, 'key')} skipped: not a node's")
         return _Known({at: found[at] for at in sorted(found)}, 0, errors, confirmed)
 
     async def pause(self) -> None:
@@ -184,14 +184,14 @@ async def _follow(source: _Source, show: Callable[[_Known], None]) -> None:
         try:
             known = await source.look()
             seen = monotonic()
-        except CommandError as error:  # what was known last is still worth to be seen
+        except CommandError as error:  # the last known nodes are still worth showing
             known = known._replace(errors=[str(error)], confirmed=seen)
         show(known)
         await source.pause()
 
 
 def _on_change(show: Callable[[_Known], None]) -> Callable[[_Known], None]:
-    """Show only what differs from what was shown before."""
+    """Show only changes."""
     shown: Any = None
 
     def show_changed(known: _Known) -> None:
@@ -235,7 +235,7 @@ def _table(known: _Known) -> "Group":
         table.add_column(name, overflow="fold")
     table.add_column("WEIGHT", justify="right")
     table.add_column("METADATA", overflow="fold")
-    beats = any("age" in entry for entry in known.entries.values())  # etcd tells of none
+    beats = any("age" in entry for entry in known.entries.values())  # etcd has none
     if beats:
         table.add_column("HEARTBEAT", justify="right")
         table.add_column("FLAPPED", justify="right")

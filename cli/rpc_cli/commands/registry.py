@@ -1,4 +1,4 @@
-"""`rpc-proto registry`: knows which servers there are, until a signal."""
+"""`rpc-proto registry`: runs a service registry until a signal."""
 
 from argparse import Namespace
 from typing import Any
@@ -13,12 +13,12 @@ from .serve import check_listening, set_up_logging
 __all__ = ["registry"]
 
 
-# What the address is called by those who ask there.
+# The scheme of the registry's URL by that of the address.
 _AS_HTTP = {"tcp": "http", "tls": "https"}
 
 
 def registry(options: Namespace) -> int:
-    """Be a registry as the options say, and return after a signal."""
+    """Run a registry as the options say, and return after a signal."""
     from secrets import token_hex
 
     from rpc_discovery import Registry
@@ -59,10 +59,10 @@ def _saved(kept: Any, path: str) -> Any:
         return SavedRegistry(kept, path)
     except ValueError as error:
         raise CommandError(
-            f"{path} is not a snapshot of a registry and is left as it is: {error}"
+            f"{path} is not a snapshot of a registry and was left unchanged: {error}"
         ) from None
     except OSError as error:
-        raise CommandError(f"the snapshot {path} cannot be used: {error.strerror}") from None
+        raise CommandError(f"cannot use the snapshot {path}: {error.strerror}") from None
 
 
 def _as_http(address: str) -> str:

@@ -54,7 +54,7 @@ def serve(options: Namespace) -> int:
 
 
 def set_up_logging(options: Namespace) -> None:
-    """Log to standard error; without options only what is wrong, as Python does by itself."""
+    """Log to standard error; without options only warnings and errors, like Python's default."""
     debug, access_log = getattr(options, "debug", False), getattr(options, "access_log", False)
     if options.verbose or access_log or debug:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -70,12 +70,12 @@ def check_listening(
     if (options.tls_cert or options.tls_key or options.tls_ca) and not any(
         tls for _, tls in listen
     ):
-        raise UsageError("--tls-* options go with a tls:// address to --listen on")
+        raise UsageError("--tls-* options need a tls:// address in --listen")
     return listen
 
 
 def _registering(options: Namespace) -> "list[Advertisement] | None":
-    """Return what registries and etcd are to be told; None without any."""
+    """Return the advertisements for registries and etcd; None without any."""
     said = {
         "address": options.advertise,
         "weight": options.weight,
@@ -84,11 +84,11 @@ def _registering(options: Namespace) -> "list[Advertisement] | None":
     }
     said = {name: value for name, value in said.items() if value is not None}
     if options.registry_ca and not options.registry:
-        raise UsageError("--registry-ca goes with --registry")
+        raise UsageError("--registry-ca needs --registry")
     if not has_nodes(options):
         if said:
             raise UsageError(
-                "--advertise, --weight, --node-metadata and --ttl go with --registry or --etcd"
+                "--advertise, --weight, --node-metadata and --ttl need --registry or --etcd"
             )
         return None
     from rpc_common.discovery.advertising import Advertisement, EtcdAdvertisement
@@ -123,14 +123,14 @@ def _load(target: str, debug: bool) -> tuple[Any, str | None]:
     path, renamed, name = target.partition("=")
     module_name, separator, class_name = path.partition(":")
     if not (separator and module_name and class_name) or (renamed and not name):
-        raise UsageError(f"a service is written module:Class or module:Class=Name, not {target!r}")
+        raise UsageError(f"a service must be module:Class or module:Class=Name, not {target!r}")
     try:
         with _telling_when_long(module_name):
             found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(
-                f"there is no module {error.name!r} here or among the installed ones"
+                f"there is no module {error.name!r} in this directory or installed"
             ) from None
         raise _broken(f"importing {module_name} failed", error, debug) from None
     except Exception as error:
@@ -140,7 +140,7 @@ def _load(target: str, debug: bool) -> tuple[Any, str | None]:
             raise UsageError(f"module {module_name} has no class {class_name!r}")
         found = getattr(found, attribute)
     if not isinstance(found, type):
-        raise UsageError(f"{path} is not a class but {found!r:.100}")
+        raise UsageError(f"{path} must be a class, not {found!r:.100}")
     try:
         return found(), name or None
     except Exception as error:
@@ -149,7 +149,7 @@ def _load(target: str, debug: bool) -> tuple[Any, str | None]:
 
 @contextmanager
 def _telling_when_long(module: str) -> Iterator[None]:
-    """Say so when an import takes long: the module may be a program, which would run here."""
+    """Print a hint if an import takes long: the module may be a program, which then runs here."""
 
     def tell() -> None:
         print(

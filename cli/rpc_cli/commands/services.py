@@ -1,4 +1,4 @@
-"""`rpc-proto services`: what a server, or each of many nodes, says that it offers."""
+"""`rpc-proto services`: lists the services of a server, or of many nodes."""
 
 import asyncio
 import ssl
@@ -19,8 +19,8 @@ from rpc_proto.texts import printable
 __all__ = ["services"]
 
 _METHOD = "rpc.Introspection.services"
-_SILENT = "does not tell what it offers (it was started without introspection)"
-_TRIES = 3  # nodes that are asked for the same
+_SILENT = "does not list its services (it was started without introspection)"
+_TRIES = 3  # nodes to ask for the same service
 
 
 class _Described(TypedDict):
@@ -61,10 +61,10 @@ async def _ask(options: Namespace, tls: ssl.SSLContext | None) -> _Offer:
 async def _ask_nodes(
     options: Namespace, tls: ssl.SSLContext | None
 ) -> tuple[_Offer, dict[str, str]]:
-    """Return what nodes offer, and how many offer each service.
+    """Return the services of nodes, and how many nodes offer each.
 
-    Of nodes whose services have the same methods one is asked, another if it does not answer. If
-    nodes of a service differ, what most of them offer is shown.
+    Of nodes with the same methods, one is asked, and another if it does not answer. If the nodes of
+    a service differ, the methods of the majority are shown.
     """
     from rpc_cli.setup.registries import find_nodes
 
@@ -107,7 +107,7 @@ async def _ask_one_of(
         else:
             return known[node.address].get(service, {})
     assert error is not None
-    raise CommandError(f"no node of {service} can be asked: {explain(error)}")
+    raise CommandError(f"no node of {service} responds: {explain(error)}")
 
 
 def _count(most: list[Node], all_of_them: int) -> str:

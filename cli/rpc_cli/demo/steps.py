@@ -137,7 +137,7 @@ def _deadline_right(outcome: Outcome) -> list[str]:
 
 
 async def _cancelled(client: Client, _server: Server) -> Any:
-    """... and the work was stopped, too: the server, asked how that handler ended, says"""
+    """... and the handler was stopped, too: the server reports how it ended"""
     return await client.service(Slow).outcome("report")
 
 
@@ -158,7 +158,7 @@ def _bad_argument_right(outcome: Outcome) -> list[str]:
 
 
 async def _unknown(client: Client, _server: Server) -> Any:
-    """An unknown method fails alone: the connection goes on"""
+    """An unknown method fails only its own call: the connection stays usable"""
     sum_of_two = client.call("Arith.add", 5, 3)
     difference = client.call("Arith.subtract", 5, 3)
     return await asyncio.gather(sum_of_two, difference, return_exceptions=True)
@@ -172,7 +172,7 @@ def _unknown_right(outcome: Outcome) -> list[str]:
 
 
 async def _benchmark(client: Client, _server: Server) -> Any:
-    """How fast? For one second, 64 callers call as fast as they are answered"""
+    """How fast? For one second, 64 callers call as fast as they can"""
     return await measure([client], "Arith.add", (1, 2), concurrency=64, seconds=1.0)
 
 
@@ -187,7 +187,7 @@ def _benchmark_right(outcome: Outcome) -> list[str]:
 
 
 async def _drain(client: Client, server: Server) -> Any:
-    """Stopping in order: SIGTERM lets the call that runs end, then the server ends"""
+    """A graceful stop: after SIGTERM, the running call ends, then the server"""
     last = asyncio.create_task(client.call("Slow.work", "last", 0.3))
     await client.call("Slow.started", "last")
     server.terminate()

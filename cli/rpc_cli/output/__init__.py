@@ -1,1 +1,1 @@
-"""What the command prints: values, errors, latencies, and what a terminal can show."""
+"""The command's output: values, errors, latencies, and what a terminal can show."""

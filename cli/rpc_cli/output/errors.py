@@ -1,4 +1,4 @@
-"""How a command ends when it cannot do its job: one line for the user and an exit code."""
+"""The errors of commands: one line for the user and an exit code."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 
 
 class CommandError(Exception):
-    """The command failed; the text is what the user is told."""
+    """The command failed; the text is for the user."""
 
     exit_code = FAILED
 
 
 class UsageError(CommandError):
-    """The command line asks for what cannot be."""
+    """The command line is invalid."""
 
     exit_code = USAGE
 
 
 def explain(error: BaseException) -> str:
-    """Return what the user is told: one line, then the details that a server sent along."""
+    """Return the text for the user: one line, then the details that a server sent."""
     text = _one_line(str(error) or type(error).__name__)
     details: Any = error.details if isinstance(error, CallError) else None
     if details is None:

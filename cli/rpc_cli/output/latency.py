@@ -18,7 +18,7 @@ class Latencies:
         self._buckets: dict[int, int] = {}
 
     def add(self, seconds: float) -> None:
-        """Take one measurement."""
+        """Add one measurement."""
         bucket = _bucket_of(seconds)
         self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
         self.count += 1
@@ -26,7 +26,7 @@ class Latencies:
             self.max = seconds
 
     def percentile(self, percent: float) -> float:
-        """Return the time that so many per cent of the measurements took at most, in seconds."""
+        """Return a percentile of the measurements, in seconds."""
         rank = max(1, ceil(self.count * percent / 100))
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]

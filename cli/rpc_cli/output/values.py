@@ -1,4 +1,4 @@
-"""Arguments as they are typed, results as they are shown: JSON, with a form for bytes."""
+"""Parsing arguments and printing results: JSON, with a form for bytes."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ def parse_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         name, separator, value = text.partition("=")
         if separator and name.isidentifier():
             if name in named:
-                raise ValueError(f"the argument {name} is given twice")
+                raise ValueError(f"duplicate argument {name}")
             named[name] = _parse(value, prefix=f"{name}=")
         else:
             positional.append(_parse(text))
@@ -33,12 +33,12 @@ def parse_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
 
 
 def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
-    """Return the mapping that several `key=value` stand for; ValueError if one is none."""
+    """Return the mapping of several `key=value`; ValueError if one is malformed."""
     pairs: dict[str, str] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise ValueError(f"metadata is written key=value, not {text!r}")
+            raise ValueError(f"metadata must be key=value, not {text!r}")
         pairs[key] = value
     return pairs
 
@@ -46,7 +46,7 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
 def to_json(value: Any, indent: int | None = 2, ascii_only: bool = False) -> str:
     """Return a result as JSON; bytes become {"$base64": "..."}, other foreign values strings.
 
-    What could steer a terminal, or change how text is read, is escaped.
+    Anything that could control a terminal, or mislead a reader, is escaped.
     """
     text = json.dumps(_plain(value), indent=indent, ensure_ascii=ascii_only)
     if text.isprintable():

@@ -18,7 +18,7 @@ CONNECT_TIMEOUT = 10.0  # seconds
 
 
 def client_tls(options: Namespace) -> ssl.SSLContext | None:
-    """Return the TLS context that the options ask for; UsageError if they do not go together."""
+    """Return the TLS context for the options; UsageError if they do not fit together."""
     where = parse_address(options.address)
     try:
         find_proxy(options.proxy, where)
@@ -28,7 +28,7 @@ def client_tls(options: Namespace) -> ssl.SSLContext | None:
         return client_context(options.tls_ca, options.tls_cert, options.tls_key)
     if options.tls_ca or options.tls_cert or options.tls_key:
         raise UsageError(
-            f"--tls-* options go with a tls:// address or an https:// one, not {options.address}"
+            f"--tls-* options need a tls:// or https:// address, not {options.address}"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""What commands have to do with etcd: the settings that options name, and the nodes it holds."""
+"""etcd for commands: its settings from the options, and the nodes in it."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ def etcd_settings(options: Namespace) -> dict[str, Any]:
         raise UsageError("--etcd-key needs --etcd-cert")
     if options.etcd_ca or options.etcd_cert:
         if not any(url.startswith("https:") for url in options.etcd):
-            raise UsageError("--etcd-ca, --etcd-cert and --etcd-key go with https:// endpoints")
+            raise UsageError("--etcd-ca, --etcd-cert and --etcd-key need https:// endpoints")
         settings["ssl"] = client_context(options.etcd_ca, options.etcd_cert, options.etcd_key)
     return settings
 

@@ -1,4 +1,4 @@
-"""The pages of a server that the command starts: who may see them, and where they are."""
+"""The pages of a server that the command starts: access, and their URLs."""
 
 import os
 from argparse import Namespace

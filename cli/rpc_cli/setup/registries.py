@@ -1,4 +1,4 @@
-"""What commands ask registries: one question to each, and what they know together."""
+"""Registries for commands: one question to each, and the merged answer."""
 
 import asyncio
 import ssl
