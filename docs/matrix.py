@@ -28,24 +28,24 @@ This page is generated: `python docs/matrix.py` (see its first lines).
 DIFFERENCES = """\
 ## Differences that stay
 
-- A handler is `async def` in asyncio, where `def` runs in a pool of threads, or at once if it is
-  marked `quick`. In gevent it is `def`, in a greenlet; in blocking `def`, in a pool of threads.
-- A handler that is cancelled gets `CancelledError` where it waits in asyncio, and `GreenletExit` in
-  gevent. In blocking it goes on: it can ask `current_call().cancelled`, or use `on_cancel`.
-- Many calls at once are tasks in asyncio, greenlets in gevent, and in blocking threads that share
-  the client. `start` begins a call and waits for nothing.
-- To give a call up, cancel its task in asyncio or kill its greenlet in gevent; where there is
-  `start`, `cancel()` what it gave.
-- Between calls nobody reads for a blocking client, so it asks the server for no pings, and learns
-  of the end of its connection at its next call. The other two learn of it at once.
+- A handler is `async def` in asyncio, where `def` runs in a thread pool, or in place if it is marked
+  `quick`. In gevent it is `def`, in a greenlet; in blocking `def`, in a thread pool.
+- A cancelled handler gets `CancelledError` where it waits in asyncio, and `GreenletExit` in gevent. In
+  blocking it keeps running: it can check `current_call().cancelled`, or use `on_cancel`.
+- For many calls at once, use tasks in asyncio, greenlets in gevent, and in blocking threads that share
+  the client. `start` starts a call and returns at once.
+- To cancel a call, cancel its task in asyncio or kill its greenlet in gevent; a call of `start` has
+  `cancel()`.
+- A blocking client does not read between calls, so it asks the server for no pings, and notices the
+  end of its connection at its next call. The other two notice it at once.
 
-A thread cannot be killed. So in the blocking server, and for `def` handlers of the asyncio server,
-the answer goes out at the deadline while the handler may go on: it keeps its place in the pool, and
-`stats["abandoned"]` counts it until it ends. A handler in asyncio or gevent that swallows its
-cancellation is in the same position; `stats["running"]` counts it.
+A thread cannot be killed. In the blocking server, and for `def` handlers of the asyncio server, the
+answer is sent at the deadline while the handler may keep running: it keeps its place in the pool, and
+`stats["abandoned"]` counts it until it returns. The same is true of a handler in asyncio or gevent that
+swallows its cancellation; `stats["running"]` counts it.
 
-An asyncio client belongs to its event loop, a gevent client to the hub of its thread; a blocking
-client to any number of threads. None of them survives a fork: the child has to connect anew.
+An asyncio client belongs to its event loop, a gevent client to the hub of its thread; any number of
+threads may share a blocking client. None of them survives a fork: connect again in the child.
 """
 
 
