@@ -28,24 +28,25 @@ This page is generated: `python docs/matrix.py` (see its first lines).
 DIFFERENCES = """\
 ## Differences that stay
 
-- A handler is `async def` in asyncio, where `def` runs in a thread pool, or in place if it is marked
-  `quick`. In gevent it is `def`, in a greenlet; in blocking `def`, in a thread pool.
-- A cancelled handler gets `CancelledError` where it waits in asyncio, and `GreenletExit` in gevent. In
-  blocking it keeps running: it can check `current_call().cancelled`, or use `on_cancel`.
-- For many calls at once, use tasks in asyncio, greenlets in gevent, and in blocking threads that share
-  the client. `start` starts a call and returns at once.
-- To cancel a call, cancel its task in asyncio or kill its greenlet in gevent; a call of `start` has
-  `cancel()`.
-- A blocking client does not read between calls, so it asks the server for no pings, and notices the
-  end of its connection at its next call. The other two notice it at once.
+- A handler is `async def` in asyncio, where `def` runs in a thread pool, or in place if it is
+  marked `quick`. In gevent it is `def`, in a greenlet; in blocking `def`, in a thread pool.
+- A cancelled handler gets `CancelledError` where it waits in asyncio, and `GreenletExit` in
+  gevent. In blocking it keeps running: it can check `current_call().cancelled`, or use
+  `on_cancel`.
+- For many calls at once, use tasks in asyncio, greenlets in gevent, and in blocking threads that
+  share the client. `start` starts a call and returns at once.
+- To cancel a call, cancel its task in asyncio or kill its greenlet in gevent; a call of `start`
+  has `cancel()`.
+- A blocking client does not read between calls, so it asks the server for no pings, and notices
+  the end of its connection at its next call. The other two notice it at once.
 
-A thread cannot be killed. In the blocking server, and for `def` handlers of the asyncio server, the
-answer is sent at the deadline while the handler may keep running: it keeps its place in the pool, and
-`stats["abandoned"]` counts it until it returns. The same is true of a handler in asyncio or gevent that
-swallows its cancellation; `stats["running"]` counts it.
+A thread cannot be killed. In the blocking server, and for `def` handlers of the asyncio server,
+the answer is sent at the deadline while the handler may keep running: it keeps its place in the
+pool, and `stats["abandoned"]` counts it until it returns. The same is true of a handler in
+asyncio or gevent that swallows its cancellation; `stats["running"]` counts it.
 
-An asyncio client belongs to its event loop, a gevent client to the hub of its thread; any number of
-threads may share a blocking client. None of them survives a fork: connect again in the child.
+An asyncio client belongs to its event loop, a gevent client to the hub of its thread; any number
+of threads may share a blocking client. None of them survives a fork: connect again in the child.
 """
 
 

@@ -11,7 +11,7 @@ from conformance.host import has_no_delay
 from conformance.links import Link
 from conformance.wire import accepted, dialled
 
-_FULL = "no connection can be accepted for now"
+_FULL = "cannot accept connections for now"
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def test_server_accepts_every_id_but_those_in_flight() -> None:
 
 
 @page(
-    "A server that has no memory for a call refuses it in the same way, perhaps before the whole "
+    "A server without memory for a call refuses it in the same way, perhaps before the whole "
     "of it has arrived; the client sends the rest all the same.",
 )
 def test_call_for_which_there_is_no_memory_is_refused_before_its_end() -> None:
@@ -133,17 +133,17 @@ SHAPES: dict[str, tuple[str, bytes, int, Any]] = {
 
 @page(
     "the body is an array of two: the positional arguments, and a map of the named ones",
-    "the handler surely did not start; a retry is safe",
+    "the handler certainly did not start; a retry is safe",
     "The body of a REQUEST is an array of the positional arguments.",
     "With NAMED it is an array of two, the positional ones (an array) and the named ones "
     "(a map with strings as keys).",
     "Arguments that do not fit are answered with `invalid_argument`, and so is a body "
-    "that cannot be decoded: the frame boundary is known, so the connection goes on.",
+    "that cannot be decoded: the frame boundary is known, so the connection stays open.",
     "the arguments do not fit the method",
     "no such method, codec or version",
     "Without RAW and NAMED, an empty body means no arguments.",
     "All of these have NOT_EXECUTED.",
-    "The server looks the method up by its whole name",
+    "The server looks up the method by its full name",
 )
 @pytest.mark.parametrize(("method", "body", "flags", "result"), SHAPES.values(), ids=SHAPES)
 def test_body_of_a_request(method: str, body: bytes, flags: int, result: Any) -> None:
@@ -152,7 +152,7 @@ def test_body_of_a_request(method: str, body: bytes, flags: int, result: Any) ->
     if isinstance(result, str):
         assert error_of(one) == (result, True)
         assert served.service.ran == []
-        [pong] = served.send(frame(PING, 2))  # the connection goes on
+        [pong] = served.send(frame(PING, 2))  # the connection stays open
         assert pong.type == PONG
     else:
         assert (one.type, json.loads(one.body or b"null")) == (RESPONSE, result)
@@ -235,8 +235,7 @@ def test_calls_over_the_limit_are_refused_and_one_way_calls_stop_the_reading() -
 
 
 @page(
-    "A server may end a connection that goes on causing refusals (GOAWAY with "
-    "`resource_exhausted`).",
+    "A server may end a connection that keeps causing refusals (GOAWAY with `resource_exhausted`).",
 )
 def test_too_many_refusals_end_the_connection() -> None:
     server = open_server(ServerConfig(refusals=2), codec="json")
@@ -273,9 +272,7 @@ def test_client_that_stops_waiting_sends_cancel() -> None:
     assert frames_in(client.data_to_send()) == [(CANCEL, 0, n, b"", b"") for n in (1, 2)]
 
 
-@page(
-    "Back-pressure is that of the stream: a server that cannot get its answers out stops reading."
-)
+@page("Back-pressure is that of the stream: a server that cannot send its answers stops reading.")
 def test_server_that_cannot_get_its_answers_out_stops_reading() -> None:
     server = open_server(ServerConfig(high_water=1024), codec="json")
     [event] = caused(server.receive_data, START, WIRE.request(1))
@@ -286,7 +283,7 @@ def test_server_that_cannot_get_its_answers_out_stops_reading() -> None:
     assert server.wish is Wish.READ
 
 
-@page("A client must keep reading while it writes, or both may wait for ever.")
+@page("A client must keep reading while it writes, or both may wait forever.")
 def test_client_reads_while_its_output_is_blocked() -> None:
     client = open_client(ClientConfig(codec="json", high_water=1024), codec="json")
     client.start_call(START, "S.m", ("x" * 9000,))
@@ -313,7 +310,7 @@ BAD_ERRORS = [
 
 @page(
     "The body of an ERROR is an array of three: the status code (a string), a message",
-    "Any other body fails the call with `data_loss`, and the connection goes on.",
+    "Any other body fails the call with `data_loss`, and the connection stays open.",
 )
 @pytest.mark.parametrize("flags", [0, NOT_EXECUTED])
 @pytest.mark.parametrize("body", BAD_ERRORS)
@@ -467,7 +464,7 @@ def test_goaway_with_0_fails_every_call() -> None:
 
 
 @page(
-    "An end that has sent or received GOAWAY begins no new calls",
+    "An end that has sent or received GOAWAY starts no new calls",
     "A client's GOAWAY has id 0, which the server does not look at",
     "A server answers a REQUEST that arrives meanwhile with `unavailable` and NOT_EXECUTED.",
     "closes the connection once there are none.",
@@ -560,7 +557,7 @@ def test_stream_that_ends_inside_a_frame_is_a_violation(codec: str) -> None:
 
 
 @page(
-    "It uses nothing of that frame, and reads nothing behind it.",
+    "It uses nothing of that frame, and reads nothing after it.",
     "All frames before it count, whether they came in the same segment or long before: the answers "
     "among them have arrived, and what was to be sent is sent, ahead of the GOAWAY.",
     "A client fails them with `unavailable`; each whose request was sent may have been executed",

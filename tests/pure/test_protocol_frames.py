@@ -208,9 +208,10 @@ BAD_BODIES = {
     "NaN and infinities cannot be sent.",
     "The receiver limits the depth.",
     "the answer cannot be decoded",
-    "A value must take up its whole body: bytes behind it are an error.",
-    "So is half of a surrogate pair in a string.",
-    "A result that cannot be decoded fails its call with `data_loss`, and the connection goes on.",
+    "A value must take up its whole body: bytes after it are an error.",
+    "So is a lone surrogate in a string.",
+    "A result that cannot be decoded fails its call with `data_loss`, and the connection stays "
+    "open.",
 )
 @pytest.mark.parametrize(("codec", "body"), BAD_BODIES.values(), ids=BAD_BODIES)
 def test_result_that_cannot_be_decoded_is_data_loss(codec: str, body: bytes) -> None:

@@ -136,8 +136,8 @@ BAD_OPTIONS = {
 
 
 @page(
-    "White space, a carriage return before the newline included, may stand inside and behind the "
-    "object",
+    "White space, a carriage return before the newline included, may be inside "
+    "and after the object",
     "A receiver must ignore keys that it does not know;",
     "Lengths of strings count Unicode code points.",
     "it may treat a line that is nested more than 16 deep as malformed.",
@@ -310,7 +310,7 @@ def test_server_checks_the_line_in_order() -> None:
 
 @page(
     "a [status code](#errors) and a text, both strings",
-    "Or the server refuses, and closes the connection behind the line:",
+    "Or the server refuses, and closes the connection after the line:",
     "A line with the key `error` is a refusal, whatever else it contains.",
     "arrays of what the server supports | optional",
     "A client that receives a malformed line, another version or another codec closes the "
@@ -391,8 +391,8 @@ def test_client_sends_no_frame_before_it_is_accepted() -> None:
 
 
 @page(
-    "A server must nevertheless process frames that arrive together with the options: everything "
-    "behind the newline is frames.",
+    "A server must still process frames that arrive together with the options: everything after "
+    "the newline is frames.",
 )
 def test_frames_behind_the_options_are_processed() -> None:
     server = ServerConnection(now=START)

@@ -34,7 +34,7 @@ from support.wire import (
     "byte after its empty line on, the connection is as described on this page, and the "
     "client sends its option line.",
     "The client skips informational answers (1xx) before it.",
-    "It must send nothing behind the empty line before the answer.",
+    "It must send nothing after the empty line before the answer.",
 )
 def test_client_sends_nothing_behind_connect_before_the_answer() -> None:
     client = ClientConnection(now=START, connect="x:1")
@@ -83,7 +83,7 @@ def http(data: bytes) -> tuple[bytes, ServerPort]:
 
 @page(
     "1 200 Connected and an empty line, without any field.",
-    "Everything behind the empty line of the *request* is then the connection as "
+    "Everything after the empty line of the *request* is then the connection as "
     "described on this page, including what was sent before the answer; so the server's "
     "line follows its 200 only after the client's.",
     "A server accepts a CONNECT whose target is a host (IPv6 in brackets) and a port from 1 to "
@@ -111,7 +111,7 @@ def test_connect_is_accepted(data: bytes) -> None:
 
 
 @page(
-    "an upper-case letter behind the request is refused like any other byte.",
+    "an upper-case letter after the request is refused like any other byte.",
     "The time for the option handshake starts again with the 200.",
 )
 def test_http_does_not_come_back_behind_connect() -> None:
@@ -168,8 +168,8 @@ def test_other_requests_have_the_status_of_the_table(
 
 
 @page(
-    "A server with too many connections still answers a CONNECT with 200, and refuses behind the "
-    "200 at once, with a line of the option handshake, so that the client learns the code.",
+    "A server with too many connections still answers a CONNECT with 200, and refuses at once "
+    "after the 200, with a line of the option handshake, so that the client learns the code.",
 )
 def test_server_with_too_many_connections_refuses_behind_the_200() -> None:
     server = ServerPort(now=START)
