@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .addresses import Address, parse_address
 from .config import ClientConfig, Peer, ServerConfig
-from .connection.calls import InboundCall, OutboundCall
+from .connection.calls import InboundCall, InboundStream, OutboundCall, OutboundStream
 from .connection.client import ClientConnection
 from .connection.events import (
     CallCancelled,
@@ -19,10 +19,13 @@ from .connection.events import (
     GoAwayReceived,
     HandshakeCompleted,
     HttpServed,
+    ItemsEnded,
+    ItemsReceived,
     ObserverFailed,
     RequestReceived,
     ResponsePromised,
     SendBufferDrained,
+    Writable,
 )
 from .connection.observers import Observer
 from .connection.port import ServerPort
@@ -100,16 +103,20 @@ __all__ = [
     "HandshakeError",
     "HttpServed",
     "InboundCall",
+    "InboundStream",
     "Interceptor",
     "Internal",
     "InvalidArgument",
     "Invocation",
+    "ItemsEnded",
+    "ItemsReceived",
     "LocalProtocolError",
     "NotFound",
     "Observer",
     "ObserverFailed",
     "OutOfRange",
     "OutboundCall",
+    "OutboundStream",
     "Peer",
     "PermissionDenied",
     "ProtocolError",
@@ -128,6 +135,7 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "Wish",
+    "Writable",
     "__version__",
     "current_call",
     "expose",

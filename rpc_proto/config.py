@@ -42,6 +42,9 @@ class Config(Settings):
     """Most memory, in bytes, that a decoded body may take, as `Codec.growth` estimates it."""
     high_water: int = 1024 * 1024
     """Unsent bytes at which a server stops reading and a client stops sending calls."""
+    max_window: int = 1024 * 1024
+    """Most bytes of a stream's items that the peer may send ahead of the consumer. A stream begins
+    with 16 KiB, and gets more while its consumer keeps up."""
     handshake_timeout: float = 10.0
     """Seconds from the start of the connection to the end of the option handshake."""
     ping_interval: float | None = 20.0
@@ -60,6 +63,7 @@ class Config(Settings):
         _check_range("max_encoded", self.max_encoded, SMALLEST_BODY, LARGEST_BODY, whole=True)
         _check_range("max_decoded", self.max_decoded, 1024 * 1024, 2**40, whole=True)
         _check_range("high_water", self.high_water, 1024, 2**40, whole=True)
+        _check_range("max_window", self.max_window, 16 * 1024, 2**31, whole=True)
         for name in ("handshake_timeout", "frame_timeout", "write_timeout", "close_timeout"):
             _check_range(name, getattr(self, name), 0.001, MAX_TIMEOUT, whole=False)
         if self.ping_interval:
@@ -79,12 +83,15 @@ class ClientConfig(Config):
     """Most calls that may wait for the handshake, for a free slot, or for a slow peer."""
     max_queued_bytes: int = 64 * 1024 * 1024
     """Most bytes of arguments that waiting calls may hold; a call waiting alone may exceed it."""
+    max_buffered_items: int = 64 * 1024 * 1024
+    """Most bytes of items that all streams of a connection may hold until they are taken."""
 
     def _check(self) -> None:
         super()._check()
         _check_range("call_timeout", self.call_timeout, 0.001, float("inf"), whole=False)
         _check_range("max_queued_calls", self.max_queued_calls, 1, 2**31, whole=True)
         _check_range("max_queued_bytes", self.max_queued_bytes, 1, 2**50, whole=True)
+        _check_range("max_buffered_items", self.max_buffered_items, 1024 * 1024, 2**50, whole=True)
 
 
 # Together with the process itself and its connections, this fits into 512 MiB.

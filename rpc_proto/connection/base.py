@@ -22,10 +22,10 @@ from rpc_proto.wire.handshake import Answer, LineReader
 from rpc_proto.wire.headers import Headers
 from rpc_proto.wire.typed import decoder
 
-from .endpoint import Endpoint
 from .events import GoAwayReceived
 from .observers import Observer, Observers
 from .states import State, Trigger
+from .streams.streaming import Streaming
 from .timers import Timer
 
 __all__ = ["Connection"]
@@ -41,6 +41,8 @@ _SLOWEST = 64 * 1024  # bytes a second, at which a large frame has to arrive at 
 
 _LONGEST_TEXT = 1024  # bytes of a message on the wire
 
+_OF_STREAMS = frozenset({int(FrameType.ITEM), int(FrameType.END), int(FrameType.CREDIT)})
+
 _GOAWAY_BODY = tuple[str, str]
 _LARGEST_GOAWAY = 8 * 1024  # bytes
 
@@ -52,7 +54,7 @@ def clip(text: str) -> str:
     return text.encode("utf-8", "replace")[:_LONGEST_TEXT].decode("utf-8", "ignore")
 
 
-class Connection(Endpoint):
+class Connection(Streaming):
     """One end of a connection for calls; use ClientConnection or ServerConnection.
 
     See `Endpoint` for how to drive it.
@@ -72,7 +74,6 @@ class Connection(Endpoint):
         "agreed",
         "calls",
         "codec",
-        "ignored",
     )
 
     calls: Any  # a CallTable; its calls are the subclass's
@@ -95,7 +96,7 @@ class Connection(Endpoint):
         self._pinged_at = now
         self._reason = ""
         self.agreed: Answer | None = None
-        self.ignored = 0
+        self._open_streams()
 
     # Getters
 
@@ -282,7 +283,9 @@ class Connection(Endpoint):
         self._move(Trigger.ACCEPTED)
         self.agreed = agreed
         self._line = None
-        self._reader = FrameReader(self._config.max_header, self._config.max_body)
+        config = self._config
+        streams = "streams" in agreed.features
+        self._reader = FrameReader(config.max_header, config.max_body, streams=streams)
         self._headers = Headers.of(self.codec)
         self._timers.clear(Timer.HANDSHAKE)
         if agreed.ping:
@@ -291,8 +294,13 @@ class Connection(Endpoint):
 
     def _receive_control(self, frame: Frame, now: float) -> None:
         """Handle the frame types that both ends may send; any other is a violation."""
-        kind, _, call_id, _, body = frame
-        if kind == FrameType.PING:
+        kind, flags, call_id, header, body = frame
+        if kind in _OF_STREAMS:
+            if header:
+                self._violate(f"ITEM with a header of {len(header)} bytes; it has none", now)
+            else:
+                self._receive_stream(kind, flags, call_id, body, now)
+        elif kind == FrameType.PING:
             if self.outbound >= self.high_water:
                 self.ignored += 1  # it would have to read first
             else:
@@ -358,6 +366,8 @@ class Connection(Endpoint):
             self._expire_grace(now)
         elif timer is Timer.IDLE:
             self._check_idle(now)
+        elif timer is Timer.SILENCE:
+            self._check_silence(now)
         else:
             super()._handle_timer(timer, now)
 

@@ -7,7 +7,9 @@ from typing import Any, Generic, TypeVar
 from rpc_proto.wire.frames import Flag
 from rpc_proto.wire.headers import NO_METADATA
 
-__all__ = ["IDS", "CallTable", "InboundCall", "OutboundCall"]
+from .streams.halves import ReceiveHalf, SendHalf
+
+__all__ = ["IDS", "CallTable", "InboundCall", "InboundStream", "OutboundCall", "OutboundStream"]
 
 _ONE_WAY = Flag.ONE_WAY
 
@@ -18,8 +20,12 @@ class OutboundCall:
     """A call at the client's end.
 
     `waiter` belongs to the driver, which stores there whatever waits for the answer and finds it
-    again in the event. `sent` is whether the request may have reached the peer.
+    again in the event. `sent` is whether the request may have reached the peer. `sending` and
+    `receiving` are the halves of a stream, and None for other calls.
     """
+
+    sending: SendHalf | None = None
+    receiving: ReceiveHalf | None = None
 
     __slots__ = (
         "body",
@@ -61,6 +67,17 @@ class OutboundCall:
         return f"<OutboundCall {self.id} {self.method}>"
 
 
+class OutboundStream(OutboundCall):
+    """A call with a stream of items in one direction or both, at the client's end.
+
+    `idle_timeout` is how many seconds may pass without an item, or None.
+    """
+
+    __slots__ = ("idle_timeout", "receiving", "sending")
+
+    idle_timeout: float | None
+
+
 class InboundCall:
     """A call at the server's end, from its request until its handler has returned.
 
@@ -68,8 +85,12 @@ class InboundCall:
     None; `arrived` is when the request came. `ended` is whether the caller already has an outcome,
     so that the handler's result will be dropped. `reply_metadata` is sent with the answer.
     `connection` is where to answer; `cost` is how many bytes count for the call there. `job`
-    belongs to the dispatcher.
+    belongs to the dispatcher. `sending` and `receiving` are the halves of a stream, and None for
+    other calls.
     """
+
+    sending: SendHalf | None = None
+    receiving: ReceiveHalf | None = None
 
     __slots__ = (
         "arrived",
@@ -114,6 +135,17 @@ class InboundCall:
 
     def __repr__(self) -> str:
         return f"<InboundCall {self.id} {self.method}>"
+
+
+class InboundStream(InboundCall):
+    """A call with a stream of items in one direction or both, at the server's end.
+
+    `idle_timeout` is how many seconds may pass without an item, or None.
+    """
+
+    __slots__ = ("idle_timeout", "receiving", "sending")
+
+    idle_timeout: float | None
 
 
 AnyCall = TypeVar("AnyCall", OutboundCall, InboundCall)

@@ -17,19 +17,21 @@ from rpc_proto.errors import (
     ResourceExhausted,
     RpcError,
     Unavailable,
+    Unimplemented,
 )
 from rpc_proto.wire.bounds import MAX_TIMEOUT
 from rpc_proto.wire.codecs import SMALL, explain, find_codec
-from rpc_proto.wire.frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
+from rpc_proto.wire.frames import BYTES, PREFIX_SIZE, STREAMS, Flag, Frame, FrameType, encode_prefix
 from rpc_proto.wire.handshake import FEATURES, Options, agree_features, encode_options, parse_answer
 from rpc_proto.wire.headers import NO_METADATA, HeaderError
 from rpc_proto.wire.typed import convert, decoder, weight
 
 from .base import Connection, clip
-from .calls import IDS, CallTable, OutboundCall
+from .calls import IDS, CallTable, OutboundCall, OutboundStream
 from .events import CallCompleted, CallFailed, HandshakeCompleted, ObserverFailed
 from .observers import Observer, Observers
 from .states import State, Trigger
+from .streams.halves import WINDOW, ReceiveHalf, SendHalf
 
 if TYPE_CHECKING:
     from rpc_proto.http.tunnel import Tunnel
@@ -41,6 +43,8 @@ _NEVER = float("inf")
 _RAW = Flag.RAW
 _NAMED = Flag.NAMED
 _ONE_WAY = Flag.ONE_WAY
+_CLIENT_STREAM = Flag.CLIENT_STREAM
+_SERVER_STREAM = Flag.SERVER_STREAM
 _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _ERROR = int(FrameType.ERROR)
@@ -60,7 +64,7 @@ class ClientConnection(Connection):
     follow once it is accepted. `observers` are notified of the calls: see `rpc_proto.Observer`.
     """
 
-    __slots__ = ("_max_calls", "_options", "_queued", "_serial", "_tunnel")
+    __slots__ = ("_items_held", "_max_calls", "_options", "_queued", "_serial", "_tunnel")
 
     _config: ClientConfig
 
@@ -84,6 +88,7 @@ class ClientConnection(Connection):
         self._queued = 0  # bytes of their arguments
         self._serial = 0  # calls ever started; the id of a call is its serial modulo 2**64
         self._max_calls = 0
+        self._items_held = 0  # bytes of the items that wait to be taken
         ping = config.ping_interval
         options = encode_options(
             Options(
@@ -126,15 +131,21 @@ class ClientConnection(Connection):
         returns: Any = None,
         one_way: bool = False,
         waiter: Any = None,
+        client_stream: bool = False,
+        server_stream: bool = False,
+        idle_timeout: float | None = None,
     ) -> OutboundCall:
         """Start a call and return it.
 
         `method` is "Service.method"; `args` and `kwargs` are encoded before this returns;
         `deadline` is in absolute seconds; `returns` is the type of the result, None for whatever
-        the codec decodes. Raises InvalidArgument if the arguments cannot be encoded,
-        ResourceExhausted if too many calls are waiting or the arguments exceed the server's limits,
-        Unavailable if the connection accepts no more calls, and TypeError if no value can be
-        decoded to `returns`; in each case nothing was sent.
+        the codec decodes. With `client_stream` the call has a half for items to send, which follow
+        with `send_item`; with `server_stream` it has one for items to receive, of the type
+        `returns`. If none moves for `idle_timeout` seconds, the call fails with DeadlineExceeded.
+        Raises InvalidArgument if the arguments cannot be encoded, ResourceExhausted if too many
+        calls are waiting or the arguments exceed the server's limits, Unimplemented if the server
+        has no streams, Unavailable if the connection accepts no more calls, and TypeError if no
+        value can be decoded to `returns`; in each case nothing was sent.
         """
         if type(method) is not str or not method:
             raise LocalProtocolError(f'method must be a string "Service.method", not {method!r}')
@@ -151,15 +162,24 @@ class ClientConnection(Connection):
         flags, body = self._encode_arguments(args, kwargs)
         if one_way:
             flags |= _ONE_WAY
+        if client_stream or server_stream:
+            flags |= self._stream_flags(client_stream, server_stream, one_way, idle_timeout)
         serial = call_id = self._serial + 1
         calls = self.calls
         if serial >= IDS:  # the ids wrapped: leave out 0 and those of calls still in flight
             while serial % IDS == 0 or serial % IDS in calls:
                 serial += 1
             call_id = serial % IDS
-        call = OutboundCall(
-            serial, call_id, method, deadline, metadata, returns, flags, body, waiter
-        )
+        if flags & STREAMS:
+            call: OutboundCall = self._new_stream(
+                idle_timeout,
+                (serial, call_id, method, deadline, metadata, returns, flags, body, waiter),
+                now,
+            )
+        else:
+            call = OutboundCall(
+                serial, call_id, method, deadline, metadata, returns, flags, body, waiter
+            )
         observers = self._observers
         if observers.started or observers.carry:
             self._announce(call, now)
@@ -267,10 +287,14 @@ class ClientConnection(Connection):
             # At least one millisecond: the server refuses calls without any time left.
             timeout = int((left if left < MAX_TIMEOUT else MAX_TIMEOUT) * 1000 + 0.5) or 1
         try:
-            if call.metadata:
+            if call.flags & STREAMS:
+                header = self._check_stream(call, timeout)
+            elif call.metadata:
                 header = self._headers.request(call.method, timeout, call.metadata)
             else:
                 header = self._headers.request_plain(call.method, timeout)
+        except CallError:
+            raise
         except Exception as error:  # a codec may raise anything
             raise InvalidArgument(
                 f"the header cannot be encoded: {error}", maybe_executed=False
@@ -293,6 +317,8 @@ class ClientConnection(Connection):
         self.outbound += PREFIX_SIZE + header_size + body_size
         call.sent = True
         call.body = b""
+        if call.flags & STREAMS:
+            self._begin_stream(call, now)
 
     def _settle(self, now: float) -> None:
         queue = self._queue
@@ -357,6 +383,91 @@ class ClientConnection(Connection):
                 with suppress(InvalidArgument):  # which is raised when the call is sent
                     call.metadata = self._copy_metadata(call.metadata or {}) | dict(carried)
 
+    # Streams
+
+    def _stream_flags(
+        self, client_stream: bool, server_stream: bool, one_way: bool, idle_timeout: float | None
+    ) -> int:
+        if one_way:
+            raise LocalProtocolError("a one-way call has no stream")
+        if idle_timeout is not None and not idle_timeout > 0:
+            raise LocalProtocolError(
+                f"idle_timeout must be seconds, more than 0, or None, not {idle_timeout!r}"
+            )
+        self._check_feature()
+        return (_CLIENT_STREAM if client_stream else 0) | (_SERVER_STREAM if server_stream else 0)
+
+    def _check_feature(self) -> None:
+        if self.agreed is not None and "streams" not in self.agreed.features:
+            raise Unimplemented("the server has no streams", maybe_executed=False)
+
+    def _new_stream(self, idle: float | None, given: Any, now: float) -> OutboundStream:
+        call = OutboundStream(*given)
+        call.idle_timeout = None if idle is None or idle == _NEVER else idle
+        call.sending = call.receiving = None
+        if call.flags & _CLIENT_STREAM:
+            call.sending = SendHalf(call, 0, now)
+            call.sending.waits = True  # until the request is sent
+        if call.flags & _SERVER_STREAM:
+            returns = call.returns
+            decode = self.codec.decode if returns is None else decoder(self.codec, returns)
+            half = call.receiving = ReceiveHalf(call, decode, DataLoss, now)
+            factor = weight(returns)
+            half.check = lambda body: self.check_encoded(body, factor)
+            if returns is not None and returns is not bytes:
+                half.convert = lambda body: convert(body, returns)
+        return call
+
+    def _check_stream(self, call: Any, timeout: int | None) -> bytes:
+        """Return the header of a stream whose turn has come; CallError if it cannot be sent."""
+        self._check_feature()
+        first = call.sending.rest if call.sending is not None else None
+        if first is not None and len(first) > self._send_limits[1]:
+            raise ResourceExhausted(
+                f"item 1 of {call.method} has {len(first)} bytes; "
+                f"the peer accepts {self._send_limits[1]}",
+                maybe_executed=False,
+            )
+        idle = call.idle_timeout
+        if idle is not None:
+            idle = int(min(idle, MAX_TIMEOUT) * 1000 + 0.5) or 1
+        return self._headers.stream(call.method, timeout, call.metadata or {}, idle)
+
+    def _begin_stream(self, call: Any, now: float) -> None:
+        sending: SendHalf | None = call.sending
+        if sending is not None:
+            sending.active_at = now
+            sending.credit = WINDOW
+            self._queue_turn(sending)
+        if call.receiving is not None:
+            call.receiving.active_at = now
+        self._watch_silence(call, now)
+        self._pump()
+
+    def _fail_stream(self, call: Any, error: CallError, now: float) -> None:
+        if self.calls.remove(call):
+            self._abandon(call, error)
+            self.version += 1
+
+    def _count_items(self, call: Any, more: int) -> bool:
+        if more > 0 and self._items_held + more > self._config.max_buffered_items:
+            return False
+        self._items_held += more
+        return True
+
+    def _may_grow(self, call: Any, more: int) -> bool:
+        return self._items_held + more <= self._config.max_buffered_items // 2
+
+    def _may_hold(self, size: int) -> bool:
+        return True  # it was the application's before
+
+    def _is_live(self, call: Any) -> bool:
+        sent: bool = call.sent
+        return sent
+
+    def _is_past(self, call_id: int) -> bool:
+        return call_id not in self.calls and self._was_used(call_id)
+
     # Ends of calls
 
     def _complete(
@@ -367,6 +478,8 @@ class ClientConnection(Connection):
             self._tell(self._observers.answered, call, size)
 
     def _fail(self, call: OutboundCall, error: CallError, size: int = 0) -> None:
+        if call.flags & STREAMS:
+            self._close_stream(call)
         self._events.append(CallFailed(call, error))
         if self._observers.failed:
             self._tell(self._observers.failed, call, error, size)
@@ -477,7 +590,10 @@ class ClientConnection(Connection):
             if len(body) > SMALL and not flags & _RAW:
                 self.check_encoded(body, weight(call.returns))
             if flags or call.returns is not None:
-                value = self._decode_result(call.returns, flags, body)
+                if call.flags & _SERVER_STREAM and not body and not flags:
+                    value = None  # the items were the result
+                else:
+                    value = self._decode_result(call.returns, flags, body)
             else:
                 value = self.codec.decode(body) if body else None
         except ResourceExhausted as error:
@@ -488,6 +604,8 @@ class ClientConnection(Connection):
             bad = DataLoss(f"the result of {call.method} is bad: {explain(error)}")
             self._fail(call, bad, PREFIX_SIZE + len(header) + len(body))
         else:
+            if call.flags & STREAMS:
+                self._close_stream(call)
             self._events.append(CallCompleted(call, value, metadata))
             if self._observers.answered:
                 size = PREFIX_SIZE + len(header) + len(body)

@@ -67,6 +67,7 @@ class Endpoint(ABC):
         "_silent",
         "_terminated",
         "_timers",
+        "_turns",
         "_watched",
         "high_water",
         "outbound",
@@ -92,6 +93,7 @@ class Endpoint(ABC):
         self._received_at = now
         self._events: list[Event] = []
         self._out: list[bytes | memoryview] = []
+        self._turns: Any = ()  # what waits to be sent when little is outbound: see `_pump`
         self.outbound = 0  # bytes that `data_to_send` would return
         self.unsent = 0
         self.high_water = config.high_water
@@ -164,7 +166,10 @@ class Endpoint(ABC):
 
     def data_to_send(self) -> bytes:
         """Return all bytes to write now; b"" if there are none."""
-        return bytes(self._take_out(len(self._out)))
+        data = self._take_out(len(self._out))
+        while self._out:  # more, in its turn
+            data = b"".join((data, self._take_out(len(self._out))))
+        return bytes(data)
 
     def next_buffer(self) -> bytes | memoryview:
         """Return the next bytes to write: up to 256 KiB of a large body, or 64 KiB of small ones.
@@ -178,6 +183,8 @@ class Endpoint(ABC):
             self.outbound = 0
             data = b"".join(out)
             self.sent += len(data)
+            if self._turns:
+                self._pump()
             return data
         size = 0
         for count, chunk in enumerate(out):
@@ -198,6 +205,9 @@ class Endpoint(ABC):
         return at if at is None or at > self._now else self._now
 
     # Differs by protocol
+
+    def _pump(self) -> None:  # noqa: B027 - HTTP has nothing there
+        """Queue more of what waits in `_turns`."""
 
     @abstractmethod
     def _settle(self, now: float) -> None:
@@ -253,6 +263,8 @@ class Endpoint(ABC):
                 self._linger(self._now)
         elif before >= self._room > self.outbound or before >= self.high_water > self.outbound:
             self._drained()
+        if self._turns:
+            self._pump()
         return data
 
     def _send_line(self, line: bytes) -> None:

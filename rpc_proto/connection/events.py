@@ -20,10 +20,13 @@ __all__ = [
     "GoAwayReceived",
     "HandshakeCompleted",
     "HttpServed",
+    "ItemsEnded",
+    "ItemsReceived",
     "ObserverFailed",
     "RequestReceived",
     "ResponsePromised",
     "SendBufferDrained",
+    "Writable",
 ]
 
 # Plain slotted classes: one is built for each call, and a dataclass or a named tuple costs more.
@@ -89,6 +92,37 @@ class CallFailed(Event):
     def __init__(self, call: OutboundCall, error: CallError) -> None:
         self.call = call
         self.error = error
+
+
+class ItemsReceived(Event):
+    """There are items to take, after there were none: see `Connection.take_item`."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: InboundCall | OutboundCall) -> None:
+        self.call = call
+
+
+class ItemsEnded(Event):
+    """Server: the client sends no more items. Those that have arrived can still be taken.
+
+    With an `error` they were cut off. At a client the end of the call is that of the items.
+    """
+
+    __slots__ = ("call", "error")
+
+    def __init__(self, call: InboundCall, error: CallError | None = None) -> None:
+        self.call = call
+        self.error = error
+
+
+class Writable(Event):
+    """The next item can be sent, after `send_item` returned False."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: InboundCall | OutboundCall) -> None:
+        self.call = call
 
 
 class GoAwayReceived(Event):

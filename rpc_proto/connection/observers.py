@@ -46,6 +46,9 @@ class Observer:
         A server's handler may still be running.
         """
 
+    def item(self, now: float, call: "InboundCall | OutboundCall", size: int, sent: bool) -> None:
+        """An item of a stream was sent or received; `size` counts its first part."""
+
     def served(self, now: float, peer: "Peer", exchange: "HttpServed") -> None:
         """A server has answered an HTTP request."""
 
@@ -53,7 +56,7 @@ class Observer:
 class Observers:
     """Several observers, as a connection uses them: by the methods they override."""
 
-    __slots__ = ("answered", "carry", "failed", "served", "started")
+    __slots__ = ("answered", "carry", "failed", "item", "served", "started")
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         observers = tuple(observers)
@@ -64,6 +67,7 @@ class Observers:
         self.carry = _overriding(observers, "carry")
         self.answered = _overriding(observers, "answered")
         self.failed = _overriding(observers, "failed")
+        self.item = _overriding(observers, "item")
         self.served = _overriding(observers, "served")
 
     @classmethod

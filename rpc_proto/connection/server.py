@@ -10,13 +10,14 @@ from rpc_proto.errors import (
     DeadlineExceeded,
     HandshakeError,
     Internal,
+    InvalidArgument,
     LocalProtocolError,
     ResourceExhausted,
     RpcError,
     Unavailable,
 )
 from rpc_proto.wire.codecs import SMALL, explain, find_codec
-from rpc_proto.wire.frames import BYTES, PREFIX_SIZE, Flag, Frame, FrameType, encode_prefix
+from rpc_proto.wire.frames import BYTES, PREFIX_SIZE, STREAMS, Flag, Frame, FrameType, encode_prefix
 from rpc_proto.wire.handshake import (
     Answer,
     agree_features,
@@ -29,11 +30,12 @@ from rpc_proto.wire.headers import LONGEST_CACHED, NO_METADATA, HeaderError
 
 from .base import Connection, clip
 from .budget import PATIENCE, Budgeted
-from .calls import CallTable, InboundCall
+from .calls import CallTable, InboundCall, InboundStream
 from .events import CallCancelled, HandshakeCompleted, RequestReceived, SendBufferDrained
 from .memory import Memory
 from .observers import Observer, Observers
 from .states import State, Trigger
+from .streams.halves import WINDOW, ReceiveHalf, SendHalf
 from .timers import Timer
 
 __all__ = ["ServerConnection"]
@@ -44,6 +46,7 @@ _RAW = Flag.RAW
 _REQUEST = int(FrameType.REQUEST)
 _RESPONSE = int(FrameType.RESPONSE)
 _CANCEL = int(FrameType.CANCEL)
+_ITEM = int(FrameType.ITEM)
 
 _REFUSED_BYTES = 256 * 1024  # of a refused call, which count as much as another one
 
@@ -64,6 +67,8 @@ class ServerConnection(Budgeted, Connection):
 
     `observers` are notified of the calls: see `rpc_proto.Observer`.
     """
+
+    _bad_item = Internal
 
     __slots__ = (
         "_given_up",
@@ -142,6 +147,8 @@ class ServerConnection(Budgeted, Connection):
                 if self.state is not State.OPEN:
                     self._settle(now)
             return
+        if call.flags & STREAMS:
+            self._finish_stream(call)
         del self.calls.by_id[call.id]  # one that has not ended is there
         call.ended = True
         if call.cost:
@@ -242,7 +249,7 @@ class ServerConnection(Budgeted, Connection):
 
     def _held(self) -> int:
         """Return how many bytes are held for the peer."""
-        held = self._account.calls + self.outbound + self.unsent
+        held = self._account.calls + self.outbound + self.unsent + self._resting
         if self._reader is not None:
             held += self._reader.arrived
         return held
@@ -291,6 +298,11 @@ class ServerConnection(Budgeted, Connection):
             self._fail(call, error)
             self._last_id = call_id
             self._count_refusal(call, now)
+        elif kind == _ITEM:
+            stream = self.calls.get(call_id)
+            if stream is not None and not stream.ended:
+                why = f"the server has no memory for an item of {size} bytes now"
+                self._fail_stream(stream, ResourceExhausted(why), now)
         return self._cover()
 
     def _drained(self) -> None:
@@ -303,6 +315,8 @@ class ServerConnection(Budgeted, Connection):
     def _conclude(self, call: InboundCall, now: float) -> bool:
         """Remove the call from the table; return whether its caller is still waiting."""
         calls = self.calls.by_id
+        if call.flags & STREAMS:
+            self._close_stream(call)
         if call.cost:
             self._uncount(call)
         if calls.get(call.id) is not call:
@@ -353,6 +367,8 @@ class ServerConnection(Budgeted, Connection):
         """Tell the driver that nobody waits for this call any more; `size` is the answer's."""
         call.ended = True
         self._given_up += 1
+        if call.flags & STREAMS:
+            self._close_stream(call)
         if self._observers.failed:
             self._tell(self._observers.failed, call, error, size)
         self._events.append(CallCancelled(call, error))
@@ -429,7 +445,9 @@ class ServerConnection(Budgeted, Connection):
             return
         try:
             headers = self._headers
-            if len(header) <= LONGEST_CACHED:  # what parse_request does, without the way there
+            if flags & STREAMS:
+                (method, timeout, metadata), idle = headers.parse_stream(header)
+            elif len(header) <= LONGEST_CACHED:  # what parse_request does, without the way there
                 parse = headers.parse_cached
                 method, timeout, metadata = parse(header)
             else:
@@ -444,7 +462,12 @@ class ServerConnection(Budgeted, Connection):
         limit = self._handling_timeout
         if limit is not None and (deadline is None or deadline > now + limit):
             deadline = now + limit
-        call = InboundCall(self, call_id, method, deadline, metadata, flags, body, now)
+        if flags & STREAMS:
+            call: InboundCall = self._new_stream(
+                idle, (self, call_id, method, deadline, metadata, flags, body, now), now
+            )
+        else:
+            call = InboundCall(self, call_id, method, deadline, metadata, flags, body, now)
         if (
             self.state is not _OPEN
             or (timeout is not None and timeout <= 0)
@@ -467,11 +490,59 @@ class ServerConnection(Budgeted, Connection):
         if call.one_way:
             self._one_way += 1
             self.version += 1
+        elif flags & STREAMS:
+            self._watch_silence(call, now)
         if self._observers.started:
             self._tell(self._observers.started, call)
         event = _new(RequestReceived)  # in half the time, since no __init__ is called
         event.call = call
         self._events.append(event)
+
+    # Streams
+
+    def _new_stream(self, idle: float | None, given: Any, now: float) -> InboundStream:
+        call = InboundStream(*given)
+        call.idle_timeout = idle
+        call.sending = call.receiving = None
+        if call.flags & Flag.SERVER_STREAM:
+            call.sending = SendHalf(call, WINDOW, now)
+        if call.flags & Flag.CLIENT_STREAM:
+            call.receiving = ReceiveHalf(call, self.codec.decode, InvalidArgument, now)
+            call.receiving.check = self.check_encoded
+        return call
+
+    def _finish_stream(self, call: InboundCall) -> None:
+        if call.sending is not None and call.sending.rest is not None:
+            raise LocalProtocolError(
+                f"an item of {call!r} still waits to be sent; wait for Writable"
+            )
+        self._close_stream(call)
+
+    def _fail_stream(self, call: Any, error: CallError, now: float) -> None:
+        self._end_with_answer(call, error)
+        if not isinstance(error, DeadlineExceeded):
+            self._count_refusal(call, now)
+
+    def _count_items(self, call: Any, more: int) -> bool:
+        if more > 0 and not self._count(more):
+            return False
+        if more < 0:
+            self._account.calls += more
+        call.cost += more
+        return True
+
+    def _may_grow(self, call: Any, more: int) -> bool:
+        account = self._account
+        return account.calls + more <= account.most // 4 and account.memory.has_plenty(more)
+
+    def _may_hold(self, size: int) -> bool:
+        return self._afford(size)
+
+    def _is_live(self, call: Any) -> bool:
+        return not call.ended
+
+    def _is_past(self, call_id: int) -> bool:
+        return True
 
     def _is_taken(self, call_id: int, now: float) -> bool:
         """Whether no new call may have this id, which is a violation."""
@@ -511,6 +582,11 @@ class ServerConnection(Budgeted, Connection):
 
     def _receive_half_close(self, now: float) -> None:
         self._move(Trigger.HALF_CLOSED)
+        for call in self.calls:
+            if call.flags & STREAMS and not call.ended:
+                self._cut_items(call, Unavailable("the caller ended the connection before END"))
+                self._credit_unbounded(call)
+        self._pump()
         if self._has_callers():
             # Ping even if pings are off: only a write can tell whether the caller still reads.
             self._ping = self._ping or 1.0

@@ -17,6 +17,7 @@ class Timer(Enum):
     FRAME = auto()
     IDLE = auto()
     WRITE = auto()
+    SILENCE = auto()
     MEMORY = auto()
     GRACE = auto()
     LINGER = auto()

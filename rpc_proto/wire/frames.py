@@ -5,7 +5,18 @@ from io import BytesIO
 from struct import Struct
 from typing import Any, Final
 
-__all__ = ["BYTES", "PREFIX_SIZE", "Flag", "Frame", "FrameReader", "FrameType", "encode_prefix"]
+__all__ = [
+    "BYTES",
+    "CREDIT_SIZE",
+    "PART",
+    "PREFIX_SIZE",
+    "STREAMS",
+    "Flag",
+    "Frame",
+    "FrameReader",
+    "FrameType",
+    "encode_prefix",
+]
 
 _PREFIX = Struct(">BBHIQ")  # type, flags, header length, body length, call id
 PREFIX_SIZE = _PREFIX.size
@@ -23,7 +34,10 @@ class FrameType(IntEnum):
     PING = 0x05
     PONG = 0x06
     GOAWAY = 0x07
-    # 0x08 to 0x0f are reserved for streams and their credit.
+    ITEM = 0x08
+    END = 0x09
+    CREDIT = 0x0A
+    # 0x0b to 0x0f are reserved for streams, too.
 
 
 IGNORABLE = 0x80
@@ -39,22 +53,40 @@ class Flag:
     NAMED: Final = 0x02  # the body is [positional arguments, named arguments]
     ONE_WAY: Final = 0x04  # no answer is wanted
     NOT_EXECUTED: Final = 0x08  # the handler surely did not start
+    CLIENT_STREAM: Final = 0x10  # the client sends items until it sends END
+    SERVER_STREAM: Final = 0x20  # the client takes items until the answer
+    MORE: Final = 0x40  # a part of an item, and not the last
+
+
+STREAMS: Final = Flag.CLIENT_STREAM | Flag.SERVER_STREAM
+
+# Bytes. A larger item travels in parts of exactly this size and a last one that is not empty.
+PART: Final = 64 * 1024
+
+CREDIT_SIZE: Final = 4  # bytes of the body of a CREDIT, which is a number
 
 
 _FLAGS: dict[int, int] = {
-    FrameType.REQUEST: Flag.RAW | Flag.NAMED | Flag.ONE_WAY,
+    FrameType.REQUEST: Flag.RAW | Flag.NAMED | Flag.ONE_WAY | STREAMS,
     FrameType.RESPONSE: Flag.RAW,
     FrameType.ERROR: Flag.NOT_EXECUTED,
     FrameType.CANCEL: 0,
     FrameType.PING: 0,
     FrameType.PONG: 0,
     FrameType.GOAWAY: 0,
+    FrameType.ITEM: Flag.RAW | Flag.MORE,
+    FrameType.END: 0,
+    FrameType.CREDIT: 0,
 }
-_NO_HEADER = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG, FrameType.GOAWAY})
-_NO_BODY = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG})
+_OF_STREAMS = frozenset({FrameType.ITEM, FrameType.END, FrameType.CREDIT})
+_NO_HEADER = _OF_STREAMS | {
+    *(FrameType.CANCEL, FrameType.PING, FrameType.PONG, FrameType.GOAWAY),
+}
+_NO_BODY = frozenset({FrameType.CANCEL, FrameType.PING, FrameType.PONG, FrameType.END})
 
-# The frames that come with each call need no closer look.
+# The frames that come with each call need no closer look; nor do items, but for their header.
 _USUAL = frozenset({FrameType.REQUEST.value, FrameType.RESPONSE.value})
+_USUAL_WITH_STREAMS = _USUAL | {FrameType.ITEM.value}
 _UNUSUAL_FLAGS = ~Flag.RAW
 _SHAPE = Flag.RAW | Flag.NAMED
 
@@ -75,7 +107,8 @@ class _Nothing(BytesIO):
 class FrameReader:
     """Splits a stream of bytes into frames; never holds more than the largest frame allowed.
 
-    After a violation, `error` describes it and `feed` returns nothing more.
+    With `streams`, the frames of streams are known, too; the header of an ITEM is for the caller to
+    refuse. After a violation, `error` describes it and `feed` returns nothing more.
     """
 
     __slots__ = (
@@ -83,6 +116,8 @@ class FrameReader:
         "_later",
         "_part",
         "_prefix",
+        "_streams",
+        "_usual",
         "begun",
         "error",
         "lacking",
@@ -90,7 +125,9 @@ class FrameReader:
         "max_header",
     )
 
-    def __init__(self, max_header: int, max_body: int) -> None:
+    def __init__(self, max_header: int, max_body: int, *, streams: bool = False) -> None:
+        self._streams = streams
+        self._usual = _USUAL_WITH_STREAMS if streams else _USUAL
         self.max_header = max_header
         self.max_body = max_body
         self.error: str | None = None
@@ -150,11 +187,12 @@ class FrameReader:
         end = len(data)
         max_header = self.max_header
         max_body = self.max_body
+        usual = self._usual
         while end - start >= PREFIX_SIZE:
             kind, flags, header_size, body_size, call_id = _decode_prefix(data, start)
             # Limits are enforced at the prefix, before anything of the frame is stored.
             if (
-                kind not in _USUAL
+                kind not in usual
                 or flags & _UNUSUAL_FLAGS
                 or header_size > max_header
                 or body_size > max_body
@@ -222,15 +260,21 @@ class FrameReader:
         if kind >= IGNORABLE:
             return None
         known = _FLAGS.get(kind)
-        if known is None:
+        if known is None or (kind in _OF_STREAMS and not self._streams):
             return f"unknown frame type 0x{kind:02x}"
         name = FrameType(kind).name
+        if not self._streams:
+            known &= ~STREAMS
         if flags & ~known:
             return f"{name} with unknown flags 0x{flags & ~known:02x}"
         if kind == FrameType.REQUEST and flags & _SHAPE == _SHAPE:
             return "REQUEST with both RAW and NAMED"
+        if flags & Flag.ONE_WAY and flags & STREAMS:
+            return "REQUEST of a stream with ONE_WAY"
         if header_size and kind in _NO_HEADER:
             return f"{name} with a header of {header_size} bytes; it has none"
         if body_size and kind in _NO_BODY:
             return f"{name} with a body of {body_size} bytes; it has none"
+        if kind == FrameType.CREDIT and body_size != CREDIT_SIZE:
+            return f"CREDIT with a body of {body_size} bytes, not {CREDIT_SIZE}"
         return None

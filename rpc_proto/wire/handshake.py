@@ -29,7 +29,7 @@ MAGIC = 0x52504350  # "RPCP"
 VERSION = 1
 MAX_LINE = 4096  # bytes, with the newline
 
-FEATURES: frozenset[str] = frozenset()  # optional parts of the protocol that both ends here have
+FEATURES = frozenset({"streams"})  # the optional parts of the protocol that both ends here have
 
 _TOKEN_LIMIT = 2048
 _MOST_FEATURES = 32

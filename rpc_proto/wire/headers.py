@@ -51,13 +51,21 @@ class Headers:
 
     def request(self, method: str, timeout_ms: int | None, metadata: Mapping[str, str]) -> bytes:
         """Encode the header of a request with metadata; TypeError if the metadata is malformed."""
-        fields = dict(metadata)
-        if len(fields) > MOST_METADATA:
-            raise TypeError(f"metadata of {len(fields)} entries; the limit is {MOST_METADATA}")
-        for name, value in fields.items():
-            if type(name) is not str or type(value) is not str:
-                raise TypeError(f"metadata must map strings to strings, not {name!r} to {value!r}")
-        return self._codec.encode([method, timeout_ms, fields])
+        return self._codec.encode([method, timeout_ms, _checked(metadata)])
+
+    def stream(
+        self,
+        method: str,
+        timeout_ms: int | None,
+        metadata: Mapping[str, str],
+        idle_ms: int | None,
+    ) -> bytes:
+        """Encode the header of a request for a stream; TypeError if the metadata is malformed."""
+        if idle_ms is None:
+            if not metadata:
+                return self.request_plain(method, timeout_ms)
+            return self.request(method, timeout_ms, metadata)
+        return self._codec.encode([method, timeout_ms, _checked(metadata) or None, idle_ms])
 
     def answer(self, metadata: Mapping[str, str]) -> bytes:
         """Encode the header of a response or an error; empty without metadata."""
@@ -71,18 +79,16 @@ class Headers:
             return self.parse_cached(header)
         return self._parse_request(header)
 
+    def parse_stream(self, header: bytes) -> tuple[Request, float | None]:
+        """Return the same of a request for a stream, and its idle timeout in seconds or None."""
+        fields = self._fields(header, 1, 4)
+        idle = _seconds(fields[3], "idle timeout") if len(fields) > 3 else None
+        if idle is not None and idle <= 0:
+            raise HeaderError(f"the idle timeout must be more than 0, not {fields[3]!r:.40}")
+        return _request(fields), idle
+
     def _parse_request(self, header: bytes) -> Request:
-        fields = self._fields(header, 1, 3)
-        method = fields[0]
-        if type(method) is not str:
-            raise HeaderError(f"the method must be a string, not {method!r:.40}")
-        timeout = fields[1] if len(fields) > 1 else None
-        if timeout is not None:
-            if type(timeout) not in (int, float) or (timeout - timeout) != 0:
-                raise HeaderError(f"the timeout must be a finite number, not {timeout!r:.40}")
-            # Clipped before the division: a JSON integer may be too large for a float.
-            timeout = max(-1, min(timeout, MAX_TIMEOUT * 1000)) / 1000
-        return method, timeout, _metadata(fields[2]) if len(fields) > 2 else NO_METADATA
+        return _request(self._fields(header, 1, 3))
 
     def parse_answer(self, header: bytes) -> Mapping[str, str]:
         """Return the metadata of a response or an error; HeaderError if it is malformed."""
@@ -98,6 +104,34 @@ class Headers:
         if type(fields) not in (list, tuple) or not fewest <= len(fields) <= most:
             raise HeaderError(f"the header must be an array of {fewest} to {most} fields")
         return list(fields)
+
+
+def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
+    fields = dict(metadata)
+    if len(fields) > MOST_METADATA:
+        raise TypeError(f"metadata of {len(fields)} entries; the limit is {MOST_METADATA}")
+    for name, value in fields.items():
+        if type(name) is not str or type(value) is not str:
+            raise TypeError(f"metadata must map strings to strings, not {name!r} to {value!r}")
+    return fields
+
+
+def _request(fields: list[Any]) -> Request:
+    method = fields[0]
+    if type(method) is not str:
+        raise HeaderError(f"the method must be a string, not {method!r:.40}")
+    timeout = _seconds(fields[1], "timeout") if len(fields) > 1 else None
+    return method, timeout, _metadata(fields[2]) if len(fields) > 2 else NO_METADATA
+
+
+def _seconds(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or (value - value) != 0:
+        raise HeaderError(f"the {what} must be a finite number, not {value!r:.40}")
+    # Clipped before the division: a JSON integer may be too large for a float.
+    seconds: float = max(-1, min(value, MAX_TIMEOUT * 1000)) / 1000
+    return seconds
 
 
 def _metadata(fields: Any) -> Mapping[str, str]:

@@ -33,7 +33,7 @@ def test_both_ends_agree_on_codec_limits_and_ping(codec: str) -> None:
     ).open()
     agreed = only(pair.client_events, HandshakeCompleted).agreed
     assert agreed == only(pair.server_events, HandshakeCompleted).agreed
-    assert agreed == (codec, 400, 10_000, 5, 7000, frozenset())
+    assert agreed == (codec, 400, 10_000, 5, 7000, frozenset({"streams"}))
     assert pair.server._send_limits == (300, 9000)
 
 
@@ -47,6 +47,7 @@ def test_line_of_the_client_is_what_the_specification_says() -> None:
         "token": "secret",
         "limits": {"header": 16384, "body": 16777216},
         "timeouts": {"ping": 20000},
+        "features": ["streams"],
     }
 
 
@@ -99,11 +100,10 @@ def test_client_names_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fields["features"] == ["other", "streams"]
 
 
-def test_ends_without_features_name_none_and_have_none_in_force() -> None:
-    pair = Pair()
-    assert b"features" not in pair.client.data_to_send()
+@pytest.mark.parametrize("theirs", [{}, {"features": []}, {"features": ["later"]}])
+def test_features_of_one_end_are_not_in_force(theirs: Any) -> None:
     server = ServerConnection(now=START)
-    [event] = caused(server.receive_data, START, line(options(features=["streams"])))
+    [event] = caused(server.receive_data, START, line(options(**theirs)))
     assert isinstance(event, HandshakeCompleted)
     assert event.agreed.features == frozenset()
     assert "features" not in server_line(server.data_to_send())

@@ -271,10 +271,14 @@ def test_client_pings_as_the_line_of_the_server_says() -> None:
     assert client.next_timeout() is None
 
 
-@page("must not use a feature that is not in force.", "Version 1 has no features yet.")
+@page(
+    "must not use a feature that is not in force.",
+    "Version 1 has one feature, `streams`: see [Streams](#streams).",
+)
 def test_features_that_nobody_else_has_are_not_in_force() -> None:
-    assert "features" not in accepted(options_with(',"features":["streams"]'))
-    client = open_client(features=["streams"])
+    assert "features" not in accepted(options_with(',"features":["later"]'))
+    assert accepted(options_with(',"features":["later","streams"]'))["features"] == ["streams"]
+    client = open_client(features=["later"])
     assert client.agreed is not None
     assert client.agreed.features == frozenset()
 

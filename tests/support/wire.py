@@ -17,8 +17,8 @@ from rpc_proto import (
 from rpc_proto.wire.frames import FrameReader
 from rpc_proto.wire.handshake import MAGIC
 
-REQUEST, RESPONSE, ERROR, CANCEL, PING, PONG, GOAWAY = range(1, 8)
-RAW, NAMED, ONE_WAY, NOT_EXECUTED = 1, 2, 4, 8
+REQUEST, RESPONSE, ERROR, CANCEL, PING, PONG, GOAWAY, ITEM, END, CREDIT = range(1, 11)
+RAW, NAMED, ONE_WAY, NOT_EXECUTED, CLIENT_STREAM, SERVER_STREAM, MORE = (2**n for n in range(7))
 CODECS = ("msgpack", "json")
 START = 1000.0  # what the virtual clocks begin with
 
@@ -122,7 +122,7 @@ def line(fields: Any) -> bytes:
 
 def frames_in(data: bytes) -> list[Frame]:
     """The frames in bytes that an end wrote, all of them whole."""
-    reader = FrameReader(65535, 2**32 - 1)
+    reader = FrameReader(65535, 2**32 - 1, streams=True)
     frames = [Frame(*raw) for raw in reader.feed(data)]
     assert reader.error is None
     assert not reader.mid_frame

@@ -1,0 +1,1 @@
+"""Streams of items: the two halves of a call, and what a connection does for them."""
