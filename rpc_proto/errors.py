@@ -22,6 +22,7 @@ __all__ = [
     "RemoteProtocolError",
     "ResourceExhausted",
     "RpcError",
+    "StreamEnded",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -39,6 +40,10 @@ class ProtocolError(RpcError):
 
 class LocalProtocolError(ProtocolError):
     """The calling code broke a rule; the state has not changed."""
+
+
+class StreamEnded(LocalProtocolError):
+    """An item cannot be sent, because the server has answered and wants no more."""
 
 
 class RemoteProtocolError(ProtocolError):

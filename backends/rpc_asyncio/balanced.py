@@ -19,16 +19,18 @@ from rpc_common.balanced.base import (
     judge,
 )
 from rpc_common.client.base import Reply
+from rpc_common.client.streams import Request as StreamRequest
 from rpc_common.telemetry.log import get_log
 from rpc_discovery import Discovery, StaticDiscovery
 from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
 from rpc_discovery.groups import Begin, Group, Hedge
 from rpc_discovery.pool import BalancedCall, Target
-from rpc_proto import CallCompleted, CallError
+from rpc_proto import CallCompleted, CallError, InvalidArgument
 
 from .carriers import check_source
 from .client import Client
 from .pump import Pump
+from .streams import Stream
 
 __all__ = ["BalancedClient"]
 
@@ -136,6 +138,13 @@ class BalancedClient(BalancedBase):
                     call = client.begin_call(method, args, kwargs, returns, timeout, metadata)
                     value = (await call.waiter).value
                 except CallError as error:
+                    items = None
+                    if type(error) is InvalidArgument and call is None:
+                        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+                        items = self._with_items(method, args, kwargs, {**options, "key": key})
+                    if items is not None:
+                        self._pool.cancelled(target)
+                        return await self._send_items(items)
                     request = Request(method, args, kwargs, returns, metadata)
                     whole = self._begin(request, timeout, started, key, node, idempotent)
                     attempts = self._attempts(whole)
@@ -157,6 +166,10 @@ class BalancedClient(BalancedBase):
                         self._pool.ended_well += 1
                     return value
                 return (await self._persist(attempts, request)).value
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        items = self._with_items(method, args, kwargs, {**options, "key": key, "node": node})
+        if items is not None:
+            return await self._send_items(items)
         request = Request(method, args, kwargs, returns, metadata)
         return await self._call(
             request,
@@ -215,6 +228,76 @@ class BalancedClient(BalancedBase):
         request = Request(method, args, kwargs, None, metadata, one_way=True)
         whole = self._begin(request, timeout, monotonic(), key, node, False)
         await self._persist(self._attempts(whole), request)
+
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        key: str | None = None,
+        node: str | None = None,
+        **kwargs: Any,
+    ) -> Stream[Any]:
+        """Return a call with items on one of the nodes: see `Client.stream`.
+
+        It begins at a node that can be reached, within `timeout` or, without one, within the time
+        of a call, and stays there; once it has begun, it is never repeated.
+        """
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        more = {"idle_timeout": idle_timeout, "key": key, "node": node}
+        return Stream(self, StreamRequest.of(method, args, kwargs, {**options, **more}))
+
+    def _make_stream(self, request: StreamRequest) -> Stream[Any]:
+        return Stream(self, request)
+
+    async def _send_items(self, request: StreamRequest) -> Any:
+        stream: Stream[Any] = Stream(self, request)
+        try:
+            await self.begin_stream(stream, request, True, False)
+            return await stream.result()
+        finally:
+            stream.close()
+
+    async def begin_stream(
+        self, stream: Stream[Any], request: StreamRequest, sends: bool, takes: bool
+    ) -> None:
+        """Not for users: begin a stream at a node."""
+        self._begin_following()
+        attempts = self._route(request)
+        while True:
+            step = attempts.next(monotonic())
+            if isinstance(step, Send):
+                client = step.target.client
+                assert client is not None
+                timeout = request.timeout if request.timeout == inf else step.timeout
+                try:
+                    here = request._replace(timeout=timeout)
+                    await client.begin_stream(stream, here, sends, takes)
+                except CallError as error:
+                    attempts.failed(monotonic(), error, self._blame(step.target, client))
+                except BaseException:
+                    attempts.cancelled()
+                    raise
+                else:
+                    stream.running.on_end = attempts.cancelled
+                    return
+            elif isinstance(step, Dial):
+                self._dial_soon(step.target)
+            elif isinstance(step, Wait):
+                await self._wait(step.seconds)
+            elif isinstance(step, Fail):
+                try:
+                    raise step.error
+                finally:
+                    del step  # or error, traceback and frame would keep each other alive
+
+    def check_here(self) -> None:
+        """Raise LocalProtocolError if this is the wrong place to use the client."""
+        self._check_owner()
 
     async def broadcast(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from rpc_common.client.base import ClientBase, Reply, hand_out
 from rpc_common.client.dialling import Dialling, explain, refusal
 from rpc_common.client.intercepted import Intercepted
+from rpc_common.client.streams import OF_STREAMS, Request
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.patching import check_patching
@@ -24,6 +25,7 @@ from rpc_proto import (
     ConnectionTerminated,
     Event,
     HandshakeCompleted,
+    InvalidArgument,
     LocalProtocolError,
     Observer,
     ObserverFailed,
@@ -32,6 +34,7 @@ from rpc_proto import (
 
 from .dialling import dial_through
 from .protocol import ConnectionProtocol
+from .streams import RunningStream, Stream
 from .waiters import Waiter
 
 if TYPE_CHECKING:
@@ -78,7 +81,9 @@ class _ClientProtocol(ConnectionProtocol):
             raise
 
     def _handle_other(self, event: Event) -> None:
-        if isinstance(event, HandshakeCompleted):
+        if type(event) in OF_STREAMS:
+            event.call.waiter.ring()  # type: ignore[attr-defined]
+        elif isinstance(event, HandshakeCompleted):
             self.flush()  # for its timers
             if not self.handshake.done():
                 self.handshake.set_result(None)
@@ -294,6 +299,8 @@ class Client(ClientBase):
         """Send all calls through interceptors."""
 
         async def innermost(what: "Invocation") -> Any:
+            if what.begin is not None:
+                return what.begin(what)
             call = self.begin_call(*Intercepted.start(what))
             if what.one_way and call.sent:
                 return None
@@ -356,14 +363,107 @@ class Client(ClientBase):
         `timeout`, in seconds, covers the whole call and travels with it. The default is the
         config's `call_timeout`; inside a handler it is never longer than the handler's remaining
         time. `returns` is the type to decode the result to. Raises CallError: see
-        `rpc_proto.errors`. Cancelling the task that waits cancels the handler.
+        `rpc_proto.errors`. Cancelling the task that waits cancels the handler. One argument may be
+        an iterator, also an asynchronous one, whose items are sent one by one to a method that
+        takes a stream.
         """
-        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
+        try:
+            call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
+        except InvalidArgument:  # as it is if an argument is an iterator
+            options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+            request = self._with_items(method, args, kwargs, options)
+            if request is None:
+                raise
+            return await self._send_items(request)
         try:  # like _wait, without the cost of another coroutine
             return (await call.waiter).value
         except asyncio.CancelledError:
             self.give_up_call(call)
             raise
+
+    @overload
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        **kwargs: Any,
+    ) -> Stream[Result]: ...
+    @overload
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Stream[Any]:
+        """Return a call with items, which begins when it is first used: see `Stream`.
+
+        `returns` is the type of an item, or of the result of a method that only takes items. One
+        argument may be an iterator, also an asynchronous one, whose items are sent one by one,
+        beside what the caller does. `timeout`, in seconds, covers the whole stream, and has no
+        default, except that of the call that a handler serves; `idle_timeout` is how long no item
+        may move in either direction.
+        """
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        options["idle_timeout"] = idle_timeout
+        return Stream(self, Request.of(method, args, kwargs, options))
+
+    async def _send_items(self, request: Request) -> Any:
+        """Make a call whose items come from an iterator, and return the result."""
+        stream: Stream[Any] = Stream(self, request)
+        try:
+            await self.begin_stream(stream, request, True, False)
+            return await stream.result()
+        finally:
+            stream.close()
+
+    async def begin_stream(
+        self, stream: Stream[Any], request: Request, sends: bool, takes: bool
+    ) -> None:
+        """Not for users: send the request of a stream, and feed it from its iterator, if any."""
+
+        def begin(request: Request) -> Any:
+            self.check_here()
+            protocol = self._protocol
+            running = RunningStream(self._loop, protocol)
+            running.call = self._start_stream(running, request, sends, takes)
+            stream.running = running
+            protocol.idle = False
+            protocol.flush()
+            if request.source is not None:
+                running.feed(request.source)
+            return stream
+
+        if self._intercepted is not None:
+            await self._begin_through(request, begin)
+        else:
+            begin(request)
+
+    def check_here(self) -> None:
+        """Raise LocalProtocolError if this is the wrong place to use the client."""
+        owner = self._owner
+        if get_ident() != owner.place or owner.forks != Forks.count or not self._is_running():
+            owner.refuse()
 
     async def request(
         self,
@@ -443,10 +543,16 @@ class Client(ClientBase):
         kwargs: dict[str, Any],
         options: Mapping[str, Any],
     ) -> Any:
-        """Do what `call`, `request`, `notify` or `start` does, with keywords of any name.
+        """Do what `call`, `request`, `notify`, `start` or `stream` does, with any keywords.
 
         `options` are those that `with_options` takes.
         """
+        if kind == "stream":
+            return Stream(self, Request.of(method, args, kwargs, options))
+        if kind == "call":
+            request = self._with_items(method, args, kwargs, options)
+            if request is not None:
+                return self._send_items(request)
         returns, timeout = options.get("returns"), options.get("timeout")
         given = (returns, timeout, options.get("metadata"))
         intercepted = self._intercepted

@@ -20,9 +20,11 @@ from rpc_common.transport.sockets import Listener
 from rpc_common.transport.tls import Tls
 from rpc_proto import Event, LocalProtocolError, Peer, ResourceExhausted
 from rpc_proto.service.context import Job, ambient_call
+from rpc_proto.service.methods import Method
 
 from .handlers import HandlerRunner
 from .protocol import ConnectionProtocol
+from .serving import iterating
 
 if TYPE_CHECKING:
     from rpc_common.discovery.advertising import Advertisement
@@ -390,6 +392,9 @@ class Server(ServerBase):
                 self._gone.set_result(None)
 
     # Handlers
+
+    def _iterating(self, method: Method, in_thread: bool) -> Callable[..., Any]:
+        return iterating(method, in_thread, self._beside)
 
     def _run(self, job: Job) -> None:
         method = job.method

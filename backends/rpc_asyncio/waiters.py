@@ -1,7 +1,7 @@
-"""What a Task awaits until its call has ended."""
+"""What a Task awaits until its call has ended, or something of a stream has come."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from rpc_common.client.base import outcome
@@ -9,7 +9,7 @@ from rpc_proto import CallCompleted
 
 from .internals import HAS_PRIVATE_NAMES, DirectWaiter
 
-__all__ = ["Waiter"]
+__all__ = ["Bell", "Waiter"]
 
 
 class _PlainWaiter:
@@ -41,3 +41,29 @@ if TYPE_CHECKING or HAS_PRIVATE_NAMES:  # noqa: SIM108 - a type to a type checke
     Waiter = DirectWaiter
 else:
     Waiter = _PlainWaiter
+
+
+class Bell:
+    """Wakes the tasks that wait for something; each then looks whether it has come."""
+
+    __slots__ = ("_loop", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def ring(self) -> None:
+        """Wake them soon."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Return when `ready()` is true."""
+        while not ready():
+            future = self._loop.create_future()
+            self._waiting.append(future)
+            try:
+                await future
+            finally:
+                self._waiting.remove(future)

@@ -1,7 +1,8 @@
 """The blocking client: one connection, shared by any number of threads, without one of its own."""
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from select import POLLOUT
 from ssl import SSLError
 from threading import Lock
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 from rpc_common.client.base import outcome
 from rpc_common.client.dialling import Dialling, refusal
+from rpc_common.client.streams import OF_STREAMS, Request, SyncRunning
 from rpc_common.client.sync import SyncClient, Waiting
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
@@ -36,6 +38,7 @@ from .channel import EARLY, Channel
 from .locks import OwnedLock
 from .reading import PATIENCE, Election, Waiter
 from .runtime import BLOCKING
+from .streams import RunningStream
 
 __all__ = ["Client"]
 
@@ -43,6 +46,8 @@ _log = get_log("rpc_blocking")
 
 # After so many seconds without a call the server may have closed the connection unnoticed.
 _STALE = 1.0
+
+_CHANGED = object()
 
 # The events that end the option handshake.
 _FIRST = (HandshakeCompleted, ConnectionTerminated)
@@ -70,6 +75,7 @@ class Client(SyncClient):
         self._lock = self._owned.lock
         self._reading = Election(self._owned, channel, self)
         self._sending = False
+        self._dropped: list[OutboundCall] = []  # streams to cancel, from finalizers
         self._seen = -1  # the version of the connection that `_flush` has looked at
         self._outside = 0  # threads that wait for the kernel to take bytes
         self._handshake = Waiter()
@@ -208,6 +214,73 @@ class Client(SyncClient):
             if not nested:  # writing would release the lock only once
                 self._flush()
 
+    # Streams
+
+    _feeds_beside = False
+
+    def _begin_running(
+        self,
+        request: Request,
+        sends: bool,
+        takes: bool,
+        on_end: Callable[[], object] | None,
+    ) -> SyncRunning:
+        self._owner.check()
+        running = RunningStream(self)
+        running.on_end = on_end
+        now = monotonic()
+        with self._lock:
+            if now - self._heard_at > _STALE and self._reading.reader is None:
+                self._glance(now)
+            running.call = self._start_stream(running, request, sends, takes)
+            self._flush()
+        return running
+
+    def check_here(self) -> None:
+        self._owner.check()
+
+    def wait_until(self, waiters: "list[Waiter]", ready: Callable[[], bool]) -> None:
+        """Wait, or read for all, until `ready()` is true; `waiters` has those who wait for it."""
+        while True:
+            waiter = Waiter()
+            with self._lock:
+                if ready():
+                    return
+                waiters.append(waiter)
+            try:
+                self._reading.wait(waiter)
+            finally:
+                with suppress(ValueError):
+                    waiters.remove(waiter)
+
+    def awaken(self, waiters: "list[Waiter]") -> None:
+        """Let those who wait look again; the lock is held."""
+        while waiters:
+            self._reading.settle(waiters.pop(), _CHANGED)
+
+    def act(self, command: Callable[..., Any], *args: Any) -> None:
+        """Give the connection a command about a stream, and write what it makes."""
+        nested = self._owned.is_owned()
+        with self._lock:
+            command(monotonic(), *args)
+            self._deliver()
+            if not nested:  # writing would release the lock only once
+                self._flush()
+
+    def drop_call(self, call: OutboundCall) -> None:
+        """Cancel a call from a finalizer, which must not wait."""
+        self._dropped.append(call)
+        if not self._owned.is_owned() and self._lock.acquire(blocking=False):
+            try:
+                self._flush()
+            finally:
+                self._lock.release()
+
+    def _cancel_dropped(self) -> None:
+        while self._dropped:
+            self.connection.cancel(monotonic(), self._dropped.pop())
+        self._deliver()
+
     # For the election; the lock is held here and below, except in `_push`
 
     def take(self, data: Any, failure: OSError | None) -> bool:
@@ -268,6 +341,8 @@ class Client(SyncClient):
                 self.tidy()
 
     def _flush(self) -> None:
+        if self._dropped:
+            self._cancel_dropped()
         channel = self._channel
         if self._sending:
             return  # the thread that does takes this along
@@ -319,7 +394,15 @@ class Client(SyncClient):
         for event in self.connection.events():
             kind = type(event)
             if kind is CallCompleted or kind is CallFailed:
-                self._reading.settle(event.call.waiter, event)  # type: ignore[attr-defined]
+                waiter = event.call.waiter  # type: ignore[attr-defined]
+                if type(waiter) is RunningStream:
+                    waiter.event = event
+                    event.call.waiter = None  # type: ignore[attr-defined]
+                    waiter.wake()
+                else:
+                    self._reading.settle(waiter, event)
+            elif kind in OF_STREAMS:
+                event.call.waiter.wake()  # type: ignore[attr-defined]
             elif self._handshake.event is None and kind in _FIRST:
                 self._handshake.event = event
             elif kind is ObserverFailed:

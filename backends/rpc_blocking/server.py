@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from rpc_common.server.base import Settings, SyncServer, peer_address
 from rpc_common.server.handler_pool import HandlerPool
+from rpc_common.server.streams import iterating
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Owner
 from rpc_common.transport.patching import check_patching
@@ -26,10 +27,12 @@ from rpc_proto import (
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
 from rpc_proto.service.context import Job
+from rpc_proto.service.methods import Method
 
 from .channel import EARLY, Channel
 from .keeper import Appointment, Keeper
 from .runtime import BLOCKING
+from .streams import ThreadStream
 
 if TYPE_CHECKING:
     from rpc_common.server.programs import Program
@@ -472,6 +475,9 @@ class Server(SyncServer):
             self._gone.notify_all()
 
     # Handlers
+
+    def _iterating(self, method: Method, in_thread: bool) -> Callable[..., Any]:
+        return iterating(method, ThreadStream)
 
     def _run(self, job: Job) -> None:
         if job.method.is_quick:

@@ -1,7 +1,7 @@
 """The gevent client: one connection, any number of greenlets at once."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from gevent.event import AsyncResult, Event
 
 from rpc_common.client.base import Reply, hand_out, outcome
 from rpc_common.client.dialling import Dialling, refusal
+from rpc_common.client.streams import OF_STREAMS, Request, SyncRunning
 from rpc_common.client.sync import SyncClient, Waiting
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
@@ -30,6 +31,7 @@ from rpc_proto import Event as CoreEvent
 
 from .link import Link, take_over
 from .runtime import GEVENT, check_greenlet, get_ident
+from .streams import RunningStream
 
 __all__ = ["Client", "Reply"]
 
@@ -72,7 +74,9 @@ class _ClientLink(Link):
         events.clear()
         try:
             for waiter in waiters:
-                if waiter.greenlet is None:
+                if type(waiter) is RunningStream:
+                    waiter.wake()
+                elif waiter.greenlet is None:
                     pass
                 elif in_hub:
                     waiter.greenlet.switch()
@@ -86,6 +90,8 @@ class _ClientLink(Link):
     def _handle_other(self, event: CoreEvent) -> None:
         if isinstance(event, ObserverFailed):
             _log.error("an observer failed", exc_info=event.error)
+        elif type(event) in OF_STREAMS:
+            event.call.waiter.wake()  # type: ignore[attr-defined]
         elif self.handshake.ready():
             pass
         elif isinstance(event, HandshakeCompleted):
@@ -203,6 +209,24 @@ class Client(SyncClient):
             waiter.greenlet = None
         # No name for the event: its error would keep this frame alive, and the frame the error.
         return waiter.event if type(waiter.event) is CallCompleted else outcome(waiter)
+
+    def _begin_running(
+        self,
+        request: Request,
+        sends: bool,
+        takes: bool,
+        on_end: Callable[[], object] | None,
+    ) -> SyncRunning:
+        self._check_owner()
+        running = RunningStream(self._link, self._hub)
+        running.on_end = on_end
+        running.call = self._start_stream(running, request, sends, takes)
+        self._link.idle = False
+        self._link.flush()
+        return running
+
+    def check_here(self) -> None:
+        self._check_owner()
 
     def give_up_call(self, call: OutboundCall) -> None:
         self._check_owner(waits=False)

@@ -17,6 +17,7 @@ from gevent.queue import SimpleQueue as Queue
 from greenlet import greenlet
 
 from rpc_common.server.base import Settings, SyncServer
+from rpc_common.server.streams import iterating
 from rpc_common.telemetry.log import get_log
 from rpc_common.transport.forks import Forks, Owner
 from rpc_common.transport.sockets import Listener
@@ -24,9 +25,11 @@ from rpc_common.transport.tls import Tls
 from rpc_proto import Address, LocalProtocolError, Peer
 from rpc_proto import Event as CoreEvent
 from rpc_proto.service.context import Job
+from rpc_proto.service.methods import Method
 
 from .link import Link
 from .runtime import GEVENT, check_greenlet, get_ident
+from .streams import GreenletStream
 
 if TYPE_CHECKING:
     from rpc_common.server.programs import Program
@@ -278,6 +281,9 @@ class Server(SyncServer):
             self._gone.set()
 
     # Handlers
+
+    def _iterating(self, method: Method, in_thread: bool) -> Callable[..., Any]:
+        return iterating(method, GreenletStream)
 
     def _run(self, job: Job) -> None:
         self._ready.append(job)

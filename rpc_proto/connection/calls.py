@@ -140,12 +140,14 @@ class InboundCall:
 class InboundStream(InboundCall):
     """A call with a stream of items in one direction or both, at the server's end.
 
-    `idle_timeout` is how many seconds may pass without an item, or None.
+    `idle_timeout` is how many seconds may pass without an item, or None. `waiter` belongs to the
+    driver, which finds there whom an event concerns.
     """
 
-    __slots__ = ("idle_timeout", "receiving", "sending")
+    __slots__ = ("idle_timeout", "receiving", "sending", "waiter")
 
     idle_timeout: float | None
+    waiter: Any
 
 
 AnyCall = TypeVar("AnyCall", OutboundCall, InboundCall)

@@ -31,7 +31,7 @@ from .calls import IDS, CallTable, OutboundCall, OutboundStream
 from .events import CallCompleted, CallFailed, HandshakeCompleted, ObserverFailed
 from .observers import Observer, Observers
 from .states import State, Trigger
-from .streams.halves import WINDOW, ReceiveHalf, SendHalf
+from .streams.halves import WINDOW, Half, ReceiveHalf, SendHalf
 
 if TYPE_CHECKING:
     from rpc_proto.http.tunnel import Tunnel
@@ -438,7 +438,10 @@ class ClientConnection(Connection):
         if sending is not None:
             sending.active_at = now
             sending.credit = WINDOW
-            self._queue_turn(sending)
+            if sending.state is Half.OPEN:
+                self._queue_turn(sending)
+            elif sending.state is Half.ENDED:  # before the request was sent
+                self._send(FrameType.END, 0, call.id)
         if call.receiving is not None:
             call.receiving.active_at = now
         self._watch_silence(call, now)

@@ -503,7 +503,7 @@ class ServerConnection(Budgeted, Connection):
     def _new_stream(self, idle: float | None, given: Any, now: float) -> InboundStream:
         call = InboundStream(*given)
         call.idle_timeout = idle
-        call.sending = call.receiving = None
+        call.sending = call.receiving = call.waiter = None
         if call.flags & Flag.SERVER_STREAM:
             call.sending = SendHalf(call, WINDOW, now)
         if call.flags & Flag.CLIENT_STREAM:

@@ -13,7 +13,7 @@ from rpc_proto.connection.observers import Observer
 from rpc_proto.connection.server import ServerConnection
 from rpc_proto.errors import CallError, Internal, ResourceExhausted, Unimplemented, Unknown
 from rpc_proto.wire.codecs import SMALL
-from rpc_proto.wire.frames import Flag
+from rpc_proto.wire.frames import STREAMS, Flag
 
 from .context import Job
 from .lanes import Lane
@@ -173,6 +173,8 @@ class Dispatcher(Observer):
                     method = call.job.method
                     name = method.name if method.stats is not self.stats.removed else REMOVED
                     methods[name].in_flight += 1
+                    if call.flags & STREAMS:
+                        methods[name].count_items(call)
         return {"load": load, **self.stats.snapshot(methods, now, connections)}
 
     def total(self, name: str) -> int:
@@ -257,6 +259,8 @@ class Dispatcher(Observer):
             body = call.body
             if len(body) > SMALL and not call.flags & _RAW:
                 connection.reserve(call, connection.check_encoded(body, method.weight))
+            if method.streams:
+                method.prepare_stream(connection.codec, call)
             args, kwargs = method.decode(connection.codec, call.flags, body)
         except CallError as wrong:
             wrong.maybe_executed = False
@@ -357,6 +361,8 @@ class Dispatcher(Observer):
                 method.failed += 1
             elif job.error is not None:
                 method.late += 1
+            if call.flags & STREAMS:
+                method.count_items(call)
             if len(latencies) >= BATCH:
                 method.fold()
         finally:

@@ -37,12 +37,16 @@ class Invocation:
     waiting, in seconds of `time.monotonic()`, or None; only a client's interceptor may change it.
     `peer` is the other end: at a server the caller, at a client the server's address. `one_way` is
     whether the call has no answer; `returns`, at a client, is the requested type of the result.
+    Of a call with a stream, `args` or `kwargs` has the iterator of the caller's items at a server,
+    and `proceed` returns the iterator of the method's; at a client it returns the stream itself, as
+    soon as that has begun.
     `reply_metadata` is the metadata of the answer: it is complete once `proceed` has returned, and
     a server's interceptor may add to it.
     """
 
     __slots__ = (
         "args",
+        "begin",
         "deadline",
         "kwargs",
         "metadata",
@@ -73,6 +77,7 @@ class Invocation:
         self.one_way = one_way
         self.returns = returns
         self.reply_metadata: dict[str, str] = {}
+        self.begin: Callable[[Invocation], Any] | None = None  # at a client, for a stream
 
     def __repr__(self) -> str:
         return f"<Invocation of {self.method}>"
@@ -96,6 +101,7 @@ class Invocation:
             self.returns,
         )
         changed.reply_metadata = self.reply_metadata
+        changed.begin = self.begin
         return changed
 
 

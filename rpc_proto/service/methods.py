@@ -6,17 +6,19 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from rpc_proto.errors import InvalidArgument
 from rpc_proto.wire.codecs import Codec, Decode, explain
-from rpc_proto.wire.frames import Flag
+from rpc_proto.wire.frames import STREAMS, Flag
 from rpc_proto.wire.typed import (
     argument_decoder,
     argument_outline,
     check_decodable,
     check_encodable,
     check_hashed_size,
+    convert,
     convert_argument,
     decoder,
     has_chosen_hashes,
@@ -24,10 +26,13 @@ from rpc_proto.wire.typed import (
 )
 
 from .stats import MethodStats
+from .streamed import NOT_STREAMED, is_asynchronous, is_generator, item_type
 
 __all__ = [
+    "Declared",
     "Method",
     "Parameter",
+    "Streamed",
     "annotated_methods",
     "expose",
     "is_function",
@@ -104,18 +109,33 @@ class Parameter(NamedTuple):
     required: bool
 
 
+_KINDS = {
+    0: "unary",
+    Flag.CLIENT_STREAM: "client_stream",
+    Flag.SERVER_STREAM: "server_stream",
+    STREAMS: "bidirectional",
+}
+
+
 class Method:
-    """A method that can be called: its function, and how to decode its arguments."""
+    """A method that can be called: its function, and how to decode its arguments.
+
+    `streams` has the flags that a call of it needs, 0 for a unary one. `takes` is the parameter for
+    the items that the caller sends, or None; it is not among `parameters`, and its type is that of
+    an item. `returns` is the type of the result, or, with SERVER_STREAM, of an item.
+    """
 
     __slots__ = (
         "_by_arity",
         "_decoders",
         "_exact",
         "_hashed",
+        "_items",
         "_keywords",
         "_least",
         "_most",
         "_named",
+        "_place",
         "_positional",
         "_rest",
         "_rest_type",
@@ -129,6 +149,8 @@ class Method:
         "returns",
         "signature",
         "stats",
+        "streams",
+        "takes",
         "weight",
     )
 
@@ -137,13 +159,13 @@ class Method:
         self.name = name
         self.stats = MethodStats()
         self.function = function
-        self.is_async = inspect.iscoroutinefunction(function)
         self.is_quick = is_quick
         self.lane: Any = None  # where its calls wait for their turn: a Dispatcher's
         self.doc = inspect.getdoc(function) or ""
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError(f"{name} is a generator; a call has one result")
-        self.parameters, self.returns, self.signature = _signature(name, function)
+        about = _signature(name, function)
+        self.parameters, self.takes, self.returns, self.streams, self.signature = about
+        self.is_async = is_asynchronous(function)
+        self._check_streams()
         kinds = inspect.Parameter
         self._positional = [
             p
@@ -174,6 +196,65 @@ class Method:
 
     def __repr__(self) -> str:
         return f"<Method {self.name}{self.signature}>"
+
+    @property
+    def kind(self) -> str:
+        """One of "unary", "client_stream", "server_stream" and "bidirectional"."""
+        return _KINDS[self.streams]
+
+    def prepare_stream(self, codec: Codec, call: Any) -> None:
+        """Let the items of a call be decoded as the method wants; InvalidArgument if it has none.
+
+        `call` is an InboundStream, or a call whose caller expected no stream.
+        """
+        missing = self.streams & ~call.flags
+        if missing:
+            what = "sends items" if missing & Flag.SERVER_STREAM else "takes items"
+            self._refuse(f"{what}: it has to be called as a stream")
+        if self.takes is not None:
+            kind = self.takes.type
+            half = call.receiving
+            half.decode = self._item_decoder(codec)
+            half.check = partial(call.connection.check_encoded, weight=weight(kind))
+            half.convert = None if kind in (bytes, Any) else partial(convert, kind=kind)
+
+    def with_stream(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], items: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with the caller's items in their place."""
+        assert self.takes is not None
+        place = self._place
+        if place is None or len(args) < place:
+            return args, {**kwargs, self.takes.name: items}
+        return (*args[:place], items, *args[place:]), kwargs
+
+    def _item_decoder(self, codec: Codec) -> Decode:
+        assert self.takes is not None
+        decode = self._items.get(codec)
+        if decode is None:
+            kind = self.takes.type
+            decode = codec.decode if kind is Any else argument_decoder(codec, kind)
+            self._items[codec] = decode
+        return decode
+
+    def _check_streams(self) -> None:
+        takes = self.takes
+        if self.streams and self.is_quick:
+            raise TypeError(f"{self.name} has a stream, which waits for its peer; it is not quick")
+        self._place: int | None = None
+        self._items: dict[Codec, Decode] = {}
+        if takes is None:
+            return
+        if takes.is_async is not self.is_async:
+            need = "an AsyncIterable" if self.is_async else "an Iterable"
+            kind = "a coroutine function" if self.is_async else "a plain function"
+            raise TypeError(f"{self.name} is {kind}: its parameter {takes.name} must be {need}")
+        if takes.kind is not inspect.Parameter.KEYWORD_ONLY:
+            self._place = takes.place
+            if takes.kind is inspect.Parameter.POSITIONAL_ONLY and not all(
+                p.required for p in self.parameters[: takes.place]
+            ):
+                raise TypeError(f"{self.name}: parameter {takes.name} stands behind optional ones")
 
     def decode(
         self, codec: Codec, flags: int, body: bytes
@@ -312,31 +393,67 @@ class Method:
                 argument_outline(parameter.type)
             except TypeError as error:
                 raise TypeError(f"{self.name}: parameter {parameter.name}: {error}") from None
+        if self.takes is not None:
+            try:
+                check_decodable(self.takes.type)
+                argument_outline(self.takes.type)
+            except TypeError as error:
+                raise TypeError(f"{self.name}: items of {self.takes.name}: {error}") from None
         try:
             check_encodable(self.returns)
         except TypeError as error:
-            raise TypeError(f"{self.name}: result: {error}") from None
+            what = "items" if self.streams & Flag.SERVER_STREAM else "result"
+            raise TypeError(f"{self.name}: {what}: {error}") from None
 
 
-def _signature(name: str, function: Callable[..., Any]) -> tuple[list[Parameter], Any, str]:
+class Streamed(NamedTuple):
+    """The parameter that gets the caller's items; `type` is that of an item."""
+
+    name: str
+    type: Any
+    kind: Any
+    place: int  # among all parameters
+    is_async: bool
+
+
+class _Signature(NamedTuple):
+    parameters: list[Parameter]
+    takes: Streamed | None
+    returns: Any
+    streams: int
+    text: str
+
+
+def _signature(name: str, function: Callable[..., Any]) -> _Signature:
     try:
         signature = inspect.signature(function)
         target = function if hasattr(function, "__annotations__") else type(function).__call__
         hints = typing.get_type_hints(inspect.unwrap(target), include_extras=True)
     except (NameError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: its signature cannot be read: {error}") from None
-    parameters = [
-        Parameter(
-            p.name,
-            hints.get(p.name, Any),
-            p.kind,
-            p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD),
-        )
-        for p in signature.parameters.values()
-    ]
+    parameters: list[Parameter] = []
+    takes: Streamed | None = None
+    streams = 0
+    for place, p in enumerate(signature.parameters.values()):
+        hint = hints.get(p.name, Any)
+        item, is_async = item_type(hint)
+        if item is NOT_STREAMED:
+            may_miss = p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            parameters.append(Parameter(p.name, hint, p.kind, not may_miss))
+        elif takes is not None or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise TypeError(f"{name}: only one parameter can be a stream of items, not {p.name}")
+        else:
+            takes = Streamed(p.name, item, p.kind, place, is_async)
+            streams = int(Flag.CLIENT_STREAM)
     # None as the type of a result means "whatever the codec gives".
     returns = hints.get("return")
-    return parameters, returns, str(signature)
+    item, _ = item_type(returns)
+    if item is NOT_STREAMED and is_generator(function):
+        item = Any
+    if item is not NOT_STREAMED:
+        streams |= Flag.SERVER_STREAM
+        returns = None if item is Any else item
+    return _Signature(parameters, takes, returns, streams, str(signature))
 
 
 def service_name(service: Any) -> str:
@@ -423,17 +540,25 @@ def reflect(service: Any, name: str | None = None) -> dict[str, Method]:
     return methods
 
 
-class _Declared(NamedTuple):
+class Declared(NamedTuple):
+    """A method as a class declares it; see `Method` for the meaning."""
+
     name: str
     returns: Any
+    streams: int
+    takes: Streamed | None
 
 
-def annotated_methods(kind: Any) -> list[_Declared]:
+def annotated_methods(kind: Any) -> list[Declared]:
     """Return the methods that a class declares, with the types of their results."""
     if not isinstance(kind, type):
         raise TypeError(f"a service is named by a string or declared by a class, not {kind!r:.80}")
     declared = []
     for name, function, _ in _public_functions(kind):
-        _, returns, _ = _signature(f"{kind.__name__}.{name}", function)
-        declared.append(_Declared(name, returns))
+        about = _signature(f"{kind.__name__}.{name}", function)
+        takes = about.takes
+        static = inspect.getattr_static(kind, name)
+        if takes is not None and not isinstance(static, staticmethod):
+            takes = takes._replace(place=takes.place - 1)  # without self
+        declared.append(Declared(name, about.returns, about.streams, takes))
     return declared

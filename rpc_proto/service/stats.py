@@ -44,7 +44,7 @@ _SAME_TIME = 0.02
 
 _COUNTS = (
     *("cancelled", "failed", "folded", "in_flight", "late", "overruns", "refused", "sum"),
-    "withdrawn",
+    *("items_received", "items_sent", "item_bytes_received", "item_bytes_sent", "withdrawn"),
 )
 
 
@@ -61,6 +61,10 @@ class MethodStats:
         self.withdrawn = 0  # out of the queue
         self.in_flight = 0  # only in a copy
         self.overruns = 0
+        self.items_received = 0  # those that handlers have taken
+        self.items_sent = 0
+        self.item_bytes_received = 0
+        self.item_bytes_sent = 0
         self.errors: dict[str, int] = {}
         self.latencies: list[float] = []  # not in the buckets yet
         self.recent: list[float] = []  # those that came there last
@@ -77,6 +81,15 @@ class MethodStats:
     def ended(self) -> int:
         """Calls whose handler has ended or will never run."""
         return self.folded + len(self.latencies) + self.withdrawn
+
+    def count_items(self, call: InboundCall) -> None:
+        """Add the items of a stream."""
+        if call.receiving is not None:
+            self.items_received += call.receiving.count
+            self.item_bytes_received += call.receiving.received
+        if call.sending is not None:
+            self.items_sent += call.sending.count
+            self.item_bytes_sent += call.sending.size
 
     def fold(self) -> None:
         """Sort the collected latencies into the buckets."""
@@ -123,6 +136,10 @@ class MethodStats:
             "refused": self.refused,
             "cancelled": self.cancelled,
             "deadline_overruns": self.overruns,
+            "items_received": self.items_received,
+            "items_sent": self.items_sent,
+            "item_bytes_received": self.item_bytes_received,
+            "item_bytes_sent": self.item_bytes_sent,
             "errors": dict(self.errors),
         }
 

@@ -118,7 +118,7 @@ def test_coroutine_functions_are_refused():
     class Wrong:
         async def run(self) -> None: ...
 
-    with pytest.raises(TypeError, match=r"Wrong\.run is a coroutine function"):
+    with pytest.raises(TypeError, match=r"Wrong\.run is asynchronous"):
         Server().register(Wrong())
 
 

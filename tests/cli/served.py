@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rpc_proto import NotFound, current_call, quick
@@ -68,9 +69,8 @@ class NeedsArguments:
         return self.number
 
 
-class Generates:
-    def numbers(self) -> Any:
-        yield 1
+class Mixed:
+    def numbers(self, one: Iterable[int], other: Iterable[int]) -> Any: ...
 
 
 class Waiting:

@@ -167,7 +167,7 @@ def test_no_introspection_is_said_by_services(run: Any, start: Any) -> None:
         (["served:time"], 2, "must be a class"),
         (["broken:Class"], 1, "no_such_module_anywhere"),
         (["served:NeedsArguments"], 1, "NeedsArguments() from served failed: TypeError"),
-        (["served:Generates"], 2, "Generates cannot be served"),
+        (["served:Mixed"], 2, "Mixed cannot be served"),
         (["served:Other", "served:Other"], 2, "already"),
         (["served:Other=not a name"], 2, "dotted identifiers"),
         (["served:Other", "--listen", "tcp://127.0.0.1:70000"], 2, "port"),

@@ -59,7 +59,7 @@ def test_the_handshake_is_as_written():
 def test_the_options_with_features_are_as_written():
     server = ServerPort(now=0.0)
     (event,) = caused(server.receive_data, 0.0, VECTORS["client options with features"])
-    assert event.agreed.features == frozenset()
+    assert event.agreed.features == {"streams"}
     assert server.data_to_send() == VECTORS["server accepts"]
 
 

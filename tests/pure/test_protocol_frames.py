@@ -99,7 +99,6 @@ ANSWER_VIOLATIONS = {
 
 
 @page(
-    "Types 0x08 to 0x0f are reserved for streams and their flow control.",
     "array of code and message",
     "has any other unknown type, or comes from the wrong end;",
     "has a flag that the table does not give to its type, or both RAW and NAMED;",

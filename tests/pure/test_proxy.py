@@ -1,6 +1,7 @@
 """Services that look like objects."""
 
 import copy
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,21 +18,35 @@ class ArithApi:
 
     def _private(self) -> None: ...
 
+    async def lines(self, name: str) -> AsyncIterator[int]:
+        yield 1
 
-def invoke(method: str, args: tuple, kwargs: dict, returns: Any) -> Any:
-    return method, args, kwargs, returns
+    async def store(self, name: str, chunks: AsyncIterable[bytes]) -> int: ...
+
+
+def invoke(kind: str, method: str, args: tuple, kwargs: dict, returns: Any) -> Any:
+    return method, args, kwargs, returns, kind
 
 
 def test_attribute_of_a_proxy_calls_the_method() -> None:
     arith = service_proxy(invoke, "deep.Arith")
-    assert arith.add(1, b=2) == ("deep.Arith.add", (1,), {"b": 2}, None)
+    assert arith.add(1, b=2) == ("deep.Arith.add", (1,), {"b": 2}, None, "call")
 
 
 def test_typed_proxy_says_what_the_results_become() -> None:
     arith = service_proxy(invoke, ArithApi)
-    assert arith.add(1, 2) == ("ArithApi.add", (1, 2), {}, int)
-    assert arith.later() == ("ArithApi.later", (), {}, list[int])
-    assert arith.untyped(1) == ("ArithApi.untyped", (1,), {}, None)
+    assert arith.add(1, 2) == ("ArithApi.add", (1, 2), {}, int, "call")
+    assert arith.later() == ("ArithApi.later", (), {}, list[int], "call")
+    assert arith.untyped(1) == ("ArithApi.untyped", (1,), {}, None, "call")
+
+
+def test_typed_proxy_knows_streams() -> None:
+    arith = service_proxy(invoke, ArithApi)
+    assert arith.lines("a") == ("ArithApi.lines", ("a",), {}, int, "stream")
+    *_, (name, chunks), _, _, kind = arith.store("a", [b"1", b"2"])
+    assert (name, list(chunks), kind) == ("a", [b"1", b"2"], "call")
+    *_, named, _, _ = arith.store("a", chunks=[b"3"])
+    assert list(named["chunks"]) == [b"3"]
 
 
 @pytest.mark.parametrize("name", ["missing", "_private", "__len__"])

@@ -3,6 +3,7 @@
 import ssl as ssl_module
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from random import random
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar, overload
@@ -10,6 +11,8 @@ from weakref import WeakMethod
 
 from rpc_common.client.base import warn_unclosed
 from rpc_common.client.options import WithOptions
+from rpc_common.client.streams import Request as StreamRequest
+from rpc_common.client.streams import is_source
 from rpc_common.telemetry.log import Log
 from rpc_common.transport.forks import Owner
 from rpc_discovery import (
@@ -61,6 +64,7 @@ DRAIN = 30.0  # seconds for the calls on a connection that is no longer needed
 
 # Options of `call` whose names a method's arguments may have, too.
 _OPTIONS = frozenset({"timeout", "metadata", "returns", "key", "node", "idempotent", "hedge"})
+_OF_STREAMS = ("timeout", "metadata", "key", "node")
 
 
 class Request(NamedTuple):
@@ -164,7 +168,12 @@ class BalancedBase(ABC):
         example `idempotent=True`.
         """
 
-        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
+        def invoke(
+            kind: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
+        ) -> Any:
+            if kind == "stream":
+                chosen = {name: options.get(name) for name in _OF_STREAMS}
+                return self.perform(kind, method, args, kwargs, {**chosen, "returns": returns})
             if _OPTIONS.isdisjoint(kwargs):  # which is quicker
                 return self.call(method, *args, returns=returns, **options, **kwargs)
             return self.perform("call", method, args, kwargs, {**options, "returns": returns})
@@ -204,7 +213,7 @@ class BalancedBase(ABC):
         kwargs: dict[str, Any],
         options: Mapping[str, Any],
     ) -> Any:
-        """Do what `call`, `request` or `notify` does, with keywords of any name.
+        """Do what `call`, `request`, `notify` or `stream` does, with keywords of any name.
 
         `options` are those that `with_options` takes.
         """
@@ -212,6 +221,15 @@ class BalancedBase(ABC):
             raise LocalProtocolError(
                 "a balanced client has no start(): retries need a caller that waits"
             )
+        if kind == "stream":
+            for name in ("idempotent", "hedge"):
+                if options.get(name):
+                    raise LocalProtocolError(f"{name} does not work with stream: none is repeated")
+            return self._make_stream(StreamRequest.of(method, args, kwargs, options))
+        if kind == "call":
+            items = self._with_items(method, args, kwargs, options)
+            if items is not None:
+                return self._send_items(items)
         how: dict[str, Any] = {"timeout": None, **options}
         returns, metadata = how.pop("returns", None), how.pop("metadata", None)
         request = Request(method, args, kwargs, returns, metadata, one_way=kind == "notify")
@@ -221,6 +239,37 @@ class BalancedBase(ABC):
             raise LocalProtocolError(f"hedge works with call, not with {kind}")
         whole = self._begin(request, started=monotonic(), **how)
         return self._request(whole, request)
+
+    def _with_items(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+    ) -> StreamRequest | None:
+        """Return what a call begins with if one of its arguments is an iterator."""
+        if not any(map(is_source, (*args, *kwargs.values()))):
+            return None
+        return StreamRequest.of(method, args, kwargs, options, self._call_timeout)
+
+    def _route(self, request: StreamRequest) -> Attempts:
+        """Return the attempts to find a node for a stream, which take no longer than a call."""
+        timeout = request.timeout
+        whole = BalancedCall(
+            request.method.rpartition(".")[0],
+            inherit(None if timeout == inf else timeout, self._call_timeout, monotonic(), None)[0],
+            idempotent=False,
+            **{"key": None, "node": None, **request.route},
+        )
+        return self._attempts(whole)
+
+    @abstractmethod
+    def _make_stream(self, request: StreamRequest) -> Any:
+        """Return a stream that has not begun."""
+
+    @abstractmethod
+    def _send_items(self, request: StreamRequest) -> Any:
+        """Make a call whose items come from an iterator, and return the result."""
 
     @abstractmethod
     def _request(self, whole: BalancedCall, request: Request) -> Any:

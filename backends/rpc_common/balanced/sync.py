@@ -1,5 +1,6 @@
 """The balanced client for gevent and blocking code."""
 
+from collections import deque
 from collections.abc import Mapping
 from contextvars import Context, copy_context
 from functools import partial
@@ -10,6 +11,8 @@ from time import monotonic
 from typing import Any, Self, TypeVar, overload
 
 from rpc_common.client.base import Reply
+from rpc_common.client.streams import Request as StreamRequest
+from rpc_common.client.streams import Stream
 from rpc_common.client.sync import SyncClient
 from rpc_common.discovery.carriers import check_source
 from rpc_common.discovery.pump import Pump
@@ -19,7 +22,7 @@ from rpc_discovery import Discovery, StaticDiscovery, View
 from rpc_discovery.attempts import Attempts, Dial, Fail, Send, Wait
 from rpc_discovery.groups import Begin, Group, Hedge
 from rpc_discovery.pool import BalancedCall, Target
-from rpc_proto import CallCompleted, CallError
+from rpc_proto import CallCompleted, CallError, InvalidArgument
 from rpc_proto.service.context import ambient_call
 
 from .base import (
@@ -51,6 +54,8 @@ class SyncBalancedClient(BalancedBase):
         # Of the pool, of the targets and of the event. It is never held while anything is waited
         # for, nor while anything is logged.
         self._lock = Lock()
+        # Streams that have ended, perhaps in a finalizer, which cannot take the lock.
+        self._over = deque[Attempts]()
         self._retiring: list[SyncClient] = []  # of the retired, those that wait for a thread
         if not isinstance(self.discovery, StaticDiscovery):
             check_source(self.discovery.ssl, self.discovery.transport)
@@ -145,6 +150,8 @@ class SyncBalancedClient(BalancedBase):
         is_mine = owner is not None and owner.forks == Forks.count
         if is_mine and node is None and not hedge and not self._limited:
             with self._lock:
+                if self._over:
+                    self._settle_streams()
                 target = self._find(method, started, key)
                 if target is not None:
                     target.in_flight += 1
@@ -154,6 +161,14 @@ class SyncBalancedClient(BalancedBase):
                     call = client.begin_call(method, args, kwargs, returns, timeout, metadata)
                     value = client.wait_for_call(call, call.waiter).value
                 except CallError as error:
+                    items = None
+                    if type(error) is InvalidArgument:
+                        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+                        items = self._with_items(method, args, kwargs, {**options, "key": key})
+                    if items is not None:
+                        with self._lock:
+                            self._pool.cancelled(target)
+                        return self._send_items(items)
                     request = Request(method, args, kwargs, returns, metadata)
                     whole = self._begin(request, timeout, started, key, node, idempotent)
                     attempts = self._attempts(whole)
@@ -178,6 +193,10 @@ class SyncBalancedClient(BalancedBase):
                             self._pool.ended_well += 1
                     return value
                 return self._persist(attempts, request).value
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        items = self._with_items(method, args, kwargs, {**options, "key": key, "node": node})
+        if items is not None:
+            return self._send_items(items)
         request = Request(method, args, kwargs, returns, metadata)
         return self._call(
             request,
@@ -237,6 +256,97 @@ class SyncBalancedClient(BalancedBase):
         request = Request(method, args, kwargs, None, metadata, one_way=True)
         whole = self._begin(request, timeout, monotonic(), key, node, False)
         self._persist(self._attempts(whole), request)
+
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        key: str | None = None,
+        node: str | None = None,
+        **kwargs: Any,
+    ) -> Stream[Any]:
+        """Return a call with items on one of the nodes: see `Client.stream`.
+
+        It begins at a node that can be reached, within `timeout` or, without one, within the time
+        of a call, and stays there; once it has begun, it is never repeated.
+        """
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        more = {"idle_timeout": idle_timeout, "key": key, "node": node}
+        return Stream(self, StreamRequest.of(method, args, kwargs, {**options, **more}))
+
+    def _make_stream(self, request: StreamRequest) -> Stream[Any]:
+        return Stream(self, request)
+
+    def _send_items(self, request: StreamRequest) -> Any:
+        stream: Stream[Any] = Stream(self, request)
+        try:
+            self.begin_stream(stream, request, True, False, here=True)
+            return stream.result()
+        finally:
+            stream.close()
+
+    def begin_stream(
+        self,
+        stream: Stream[Any],
+        request: StreamRequest,
+        sends: bool,
+        takes: bool,
+        here: bool = False,
+    ) -> None:
+        """Not for users: begin a stream at a node."""
+        attempts = self._route(request)
+        end = partial(self._over.append, attempts)
+        limit = self._begin_following()
+        while True:
+            with self._lock:
+                self._settle_streams()
+                changed = self._changed
+                step = attempts.next(monotonic())
+                if isinstance(step, Dial):
+                    self._dial_soon(step.target)
+                    continue
+                client: Any = step.target.client if isinstance(step, Send) else None
+            if isinstance(step, Fail):
+                try:
+                    raise step.error
+                finally:
+                    del step  # or error, traceback and frame would keep each other alive
+            if isinstance(step, Wait):
+                self._wait(step.seconds, attempts.call, changed, limit)
+                if limit != _LONGEST:
+                    limit = self._begin_following()
+                continue
+            timeout = request.timeout if request.timeout == inf else step.timeout
+            try:
+                placed = request._replace(timeout=timeout)
+                client.begin_stream(stream, placed, sends, takes, here=here, on_end=end)
+            except CallError as error:
+                with self._lock:
+                    attempts.failed(monotonic(), error, self._blame(step.target, client))
+            except BaseException:
+                end()
+                raise
+            else:
+                return
+
+    def _settle_streams(self) -> None:
+        while self._over:
+            self._over.popleft().cancelled()
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        with self._lock:
+            self._settle_streams()
+        return super().stats
+
+    def check_here(self) -> None:
+        """Raise LocalProtocolError if this is the wrong place to use the client."""
+        self._check_owner()
 
     def broadcast(
         self,

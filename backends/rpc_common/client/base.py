@@ -1,9 +1,11 @@
 """What the clients of all backends share."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple, TypeVar, overload
 
 from rpc_common.transport.forks import Owner
@@ -21,6 +23,7 @@ from rpc_proto.service.stub import service_proxy
 
 from .intercepted import Intercepted
 from .options import WithOptions
+from .streams import Request, is_source
 
 __all__ = ["ClientBase", "Reply", "hand_out", "outcome", "warn_unclosed"]
 
@@ -150,13 +153,16 @@ class ClientBase(ABC):
 
         Pass a class that declares the methods instead of a name to get a typed proxy: results are
         decoded to its annotations. `timeout`, in seconds, and `metadata` apply to each call through
-        the proxy, where all keywords are arguments of the method.
+        the proxy, where all keywords are arguments of the method. A method that a class declares
+        as a stream returns what `stream` does; one that takes items accepts any iterable.
         """
 
         options = {"timeout": timeout, "metadata": metadata}
 
-        def invoke(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any) -> Any:
-            return self.perform("call", method, args, kwargs, {**options, "returns": returns})
+        def invoke(
+            kind: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: Any
+        ) -> Any:
+            return self.perform(kind, method, args, kwargs, {**options, "returns": returns})
 
         return service_proxy(invoke, service)
 
@@ -183,7 +189,7 @@ class ClientBase(ABC):
         kwargs: dict[str, Any],
         options: Mapping[str, Any],
     ) -> Any:
-        """Do what `call`, `request`, `notify` or `start` does, with keywords of any name.
+        """Do what `call`, `request`, `notify`, `start` or `stream` does, with any keywords.
 
         `options` are those that `with_options` takes.
         """
@@ -193,6 +199,36 @@ class ClientBase(ABC):
         self._intercepted = intercepted
         for kind in ("call", "request", "notify", "start"):
             setattr(self, kind, partial(self._through, kind))
+
+    def _with_items(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+    ) -> Request | None:
+        """Return what a call begins with if one of its arguments is an iterator."""
+        if not any(map(is_source, (*args, *kwargs.values()))):
+            return None
+        return Request.of(method, args, kwargs, options, self.call_timeout)
+
+    def _begin_through(self, request: Request, begin: "Callable[[Request], Any]") -> Any:
+        """Send the beginning of a stream through the interceptors, and then call `begin`."""
+        intercepted = self._intercepted
+        assert intercepted is not None
+        given = (request.method, request.args, request.kwargs, request.returns)
+        what = intercepted.invocation(*given, request.timeout, request.metadata)
+
+        def begin_now(what: Any) -> Any:
+            method, args, kwargs, returns, timeout, metadata, _ = Intercepted.start(what)
+            changed = Request(
+                *(method, args, kwargs, returns, timeout, metadata),
+                *(request.idle_timeout, request.source),
+            )
+            return begin(changed)
+
+        what.begin = begin_now
+        return intercepted.proceed(what)
 
     def _through(
         self,
@@ -231,4 +267,23 @@ class ClientBase(ABC):
             returns=returns,
             one_way=one_way,
             waiter=waiter,
+        )
+
+    def _start_stream(
+        self, waiter: Any, request: Request, sends: bool, takes: bool
+    ) -> OutboundCall:
+        now = monotonic()
+        deadline, metadata = inherit(request.timeout, math.inf, now, request.metadata)
+        return self.connection.start_call(
+            now,
+            request.method,
+            request.args,
+            request.kwargs,
+            deadline=deadline,
+            metadata=metadata,
+            returns=request.returns,
+            waiter=waiter,
+            client_stream=sends,
+            server_stream=takes,
+            idle_timeout=request.idle_timeout,
         )

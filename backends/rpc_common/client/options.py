@@ -52,6 +52,10 @@ class WithOptions:
         """Send a call and return at once: a `Pending`. Not for balanced clients."""
         return self._client.perform("start", method, args, kwargs, self._options)
 
+    def stream(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Return a call with items: a `Stream`."""
+        return self._client.perform("stream", method, args, kwargs, self._options)
+
     @overload
     def service(self, service: str) -> Any: ...
     @overload

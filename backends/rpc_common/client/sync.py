@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar, copy_context
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -13,6 +14,7 @@ from rpc_proto import (
     CallCompleted,
     ClientConfig,
     Codec,
+    InvalidArgument,
     LocalProtocolError,
     Observer,
     OutboundCall,
@@ -21,6 +23,7 @@ from rpc_proto import (
 from .base import ClientBase, Reply
 from .dialling import Dialling, explain
 from .intercepted import Intercepted
+from .streams import Request, Stream, SyncRunning
 
 if TYPE_CHECKING:
     from rpc_proto import Interceptor, Invocation
@@ -175,6 +178,8 @@ class SyncClient(ClientBase):
         """Send all calls through interceptors."""
 
         def innermost(what: "Invocation") -> Any:
+            if what.begin is not None:
+                return what.begin(what)
             call = self.begin_call(*Intercepted.start(what))
             pending = _pending.get()
             if pending is not None:
@@ -259,10 +264,121 @@ class SyncClient(ClientBase):
         `timeout`, in seconds, covers the whole call and travels with it. The default is the
         config's `call_timeout`; inside a handler it is never longer than the handler's remaining
         time. `returns` is the type to decode the result to. Raises CallError: see
-        `rpc_proto.errors`.
+        `rpc_proto.errors`. One argument may be an iterator, whose items are sent one by one to a
+        method that takes a stream.
         """
-        call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
-        return self.wait_for_call(call, call.waiter).value
+        try:
+            call = self.begin_call(method, args, kwargs, returns, timeout, metadata)
+        except InvalidArgument:  # as it is if an argument is an iterator
+            options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+            request = self._with_items(method, args, kwargs, options)
+            if request is None:
+                raise
+        else:
+            return self.wait_for_call(call, call.waiter).value
+        return self._send_items(request)
+
+    @overload
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: type[Result],
+        **kwargs: Any,
+    ) -> Stream[Result]: ...
+    @overload
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        returns: Any = None,
+        **kwargs: Any,
+    ) -> Stream[Any]:
+        """Return a call with items, which begins when it is first used: see `Stream`.
+
+        `returns` is the type of an item, or of the result of a method that only takes items. One
+        argument may be an iterator, whose items are sent one by one, beside what the caller does.
+        `timeout`, in seconds, covers the whole stream, and has no default, except that of the call
+        that a handler serves; `idle_timeout` is how long no item may move in either direction.
+        """
+        options = {"timeout": timeout, "metadata": metadata, "returns": returns}
+        options["idle_timeout"] = idle_timeout
+        return Stream(self, Request.of(method, args, kwargs, options))
+
+    def _send_items(self, request: Request) -> Any:
+        """Make a call whose items come from an iterator, and return the result."""
+        stream: Stream[Any] = Stream(self, request)
+        try:
+            self.begin_stream(stream, request, True, False, here=True)
+            return stream.result()
+        finally:
+            stream.close()
+
+    def begin_stream(
+        self,
+        stream: Stream[Any],
+        request: Request,
+        sends: bool,
+        takes: bool,
+        here: bool = False,
+        on_end: Callable[[], object] | None = None,
+    ) -> None:
+        """Not for users: send the request of a stream, and feed it from its iterator, if any.
+
+        `here` is whether to do so in this thread, and return when all is sent. `on_end()` is called
+        when the call has ended.
+        """
+
+        def begin(request: Request) -> Any:
+            running = stream.running = self._begin_running(request, sends, takes, on_end)
+            source = request.source
+            if source is not None:
+                running.is_fed = True
+                if here and not self._feeds_beside:
+                    running.feed(source)
+                else:
+                    self._runtime.spawn(partial(running.feed, source))
+            return stream
+
+        if self._intercepted is not None:
+            self._begin_through(request, begin)
+        else:
+            begin(request)
+
+    _feeds_beside = True  # whether it costs little to do two things at once
+
+    @abstractmethod
+    def _begin_running(
+        self,
+        request: Request,
+        sends: bool,
+        takes: bool,
+        on_end: Callable[[], object] | None,
+    ) -> SyncRunning:
+        """Start the call of a stream; it leaves at once."""
+
+    @abstractmethod
+    def check_here(self) -> None:
+        """Raise LocalProtocolError if this is the wrong place to use the client."""
 
     def request(
         self,
@@ -398,10 +514,16 @@ class SyncClient(ClientBase):
         kwargs: dict[str, Any],
         options: Mapping[str, Any],
     ) -> Any:
-        """Do what `call`, `request`, `notify` or `start` does, with keywords of any name.
+        """Do what `call`, `request`, `notify`, `start` or `stream` does, with any keywords.
 
         `options` are those that `with_options` takes.
         """
+        if kind == "stream":
+            return Stream(self, Request.of(method, args, kwargs, options))
+        if kind == "call":
+            request = self._with_items(method, args, kwargs, options)
+            if request is not None:
+                return self._send_items(request)
         returns, timeout = options.get("returns"), options.get("timeout")
         given = (returns, timeout, options.get("metadata"))
         one_way = kind == "notify"

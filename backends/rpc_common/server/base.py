@@ -10,6 +10,7 @@ from math import inf
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
+from rpc_common.client.streams import OF_STREAMS
 from rpc_common.telemetry.access_log import AccessLog
 from rpc_common.telemetry.log import Log
 from rpc_common.transport.forks import Forks
@@ -263,7 +264,7 @@ class ServerBase(ABC):
         if not self._serves_coroutines:
             for method in reflect(service, name).values():
                 if method.is_async:
-                    raise TypeError(f"{method.name} is a coroutine function; use rpc_asyncio")
+                    raise TypeError(f"{method.name} is asynchronous; use rpc_asyncio")
         name = self._dispatcher.register(service, name, self._wrap)
         if self._registrations is not None:
             self._registrations.describe_again()
@@ -278,8 +279,18 @@ class ServerBase(ABC):
 
     def _wrap(self, method: Method) -> Callable[..., Any]:
         """Return a method's function with interceptors and spans around it."""
+        in_thread = not method.is_async
         method.function = self._intercept(method)
+        if method.streams:
+            method.function = self._iterating(method, in_thread)
         return method.function if self._spans is None else self._spans(method)
+
+    @abstractmethod
+    def _iterating(self, method: Method, in_thread: bool) -> Callable[..., Any]:
+        """Return what to run in place of a method with streams: it returns after the last item.
+
+        `in_thread` is whether the method is a plain function.
+        """
 
     async def _beside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a blocking function, where interceptors are coroutines."""
@@ -570,7 +581,11 @@ class ServerBase(ABC):
             return
         for event in events:
             kind = type(event)
-            if kind is not RequestReceived and kind is not CallCancelled:
+            if kind in OF_STREAMS:
+                stream = event.call.waiter  # type: ignore[attr-defined]
+                if stream is not None:  # else its handler has not started, and will look itself
+                    stream.wake()
+            elif kind is not RequestReceived and kind is not CallCancelled:
                 self._handle_event(link, event)
 
     def _handle_event(self, link: Link, event: Event) -> None:

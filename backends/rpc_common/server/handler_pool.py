@@ -76,6 +76,8 @@ class HandlerPool:
     def abandon(self, job: Job) -> None:
         """Record that a handler is still running after its call has ended."""
         self.abandoned.add(job)
+        if job.method.streams:  # its iterator is closed as soon as it yields again
+            return
         self._log.warning(
             "%s is still running after its call ended (%s); abandoned handlers hold %d threads",
             job.method.name,

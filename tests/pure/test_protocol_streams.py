@@ -33,6 +33,7 @@ from rpc_proto.connection.streams.halves import WINDOW, Half, cost
 from rpc_proto.wire.frames import PART
 from support.driving import caused
 from support.memory import Pair, only, outcome, termination
+from support.protocol_page import page
 from support.wire import (
     CANCEL,
     CLIENT_STREAM,
@@ -117,6 +118,12 @@ VALUES = [1, "two", [3.0], {"four": None}, None, True, b"six", b"", ""]
 # What streams are for
 
 
+@page(
+    "and from the server until the answer.",
+    "the client takes items until the answer |",
+    "for one that sends items, for the most part, null with an empty body.",
+    "The server's end is the answer, as of every call:",
+)
 def test_server_stream_brings_its_items_in_order_and_then_ends() -> None:
     stream = down()
     stream.answer(*VALUES)
@@ -125,6 +132,11 @@ def test_server_stream_brings_its_items_in_order_and_then_ends() -> None:
     assert stream.outcome is None
 
 
+@page(
+    "from the client until its END",
+    "the client sends items until its END |",
+    "the result of a method that only takes items",
+)
 def test_client_stream_brings_its_items_and_its_end_and_has_a_result() -> None:
     stream = up()
     stream.send(*VALUES)
@@ -136,6 +148,11 @@ def test_client_stream_brings_its_items_and_its_end_and_has_a_result() -> None:
     assert stream.outcome == 9
 
 
+@page(
+    "A call has a stream if its REQUEST has CLIENT_STREAM, SERVER_STREAM or both;",
+    "Each direction is independent of the other.",
+    "A direction that the method does not need stays unused.",
+)
 def test_both_directions_at_once() -> None:
     stream = Stream(up=True, down=True)
     for number in range(3):
@@ -150,6 +167,10 @@ def test_both_directions_at_once() -> None:
     assert stream.outcome is None
 
 
+@page(
+    "The body of an ITEM is one value in the codec of the connection;",
+    "with RAW it is the bytes of one value that is bytes.",
+)
 def test_items_have_the_type_that_the_caller_wants() -> None:
     stream = down(returns=set[int])
     stream.answer([1, 2, 2])
@@ -267,6 +288,10 @@ def test_item_larger_than_the_peer_accepts_is_refused() -> None:
         stream.answer(b"x" * 70000)
 
 
+@page(
+    "That of a stream may have a fourth, the idle timeout.",
+    "- idle timeout: milliseconds more than 0, or null; see [silence](#silence).",
+)
 def test_idle_timeout_travels_and_the_handler_sees_it() -> None:
     assert down(idle_timeout=1.5).served.idle_timeout == 1.5
     assert down().served.idle_timeout is None
@@ -275,6 +300,9 @@ def test_idle_timeout_travels_and_the_handler_sees_it() -> None:
 # Credit
 
 
+@page(
+    "An item that begins without credit fails the call with `resource_exhausted`;",
+)
 @pytest.mark.fault(106)
 def test_item_without_credit_fails_its_stream_and_no_other() -> None:
     server = open_server(QUIET, **FEATURES)
@@ -290,6 +318,9 @@ def test_item_without_credit_fails_its_stream_and_no_other() -> None:
     assert wire.decode(sent.body)[0] == "resource_exhausted"
 
 
+@page(
+    "if it was the server's, the client cancels the call.",
+)
 @pytest.mark.fault(106)
 def test_client_cancels_a_stream_whose_server_ignores_credit() -> None:
     client = open_client(**FEATURES)
@@ -320,6 +351,9 @@ def credit(amount: int, call_id: int = 1) -> bytes:
     return frame(CREDIT, call_id, b"", amount.to_bytes(4, "big"))
 
 
+@page(
+    "A CREDIT of 0 is a violation, and so is one that takes the credit over 2^32 - 1.",
+)
 @pytest.mark.fault(107)
 @pytest.mark.parametrize("amounts", [[0], [2**32 - 1, 2**32 - 1], [2**32 - WINDOW]])
 def test_credit_of_nothing_or_too_much_is_a_violation(amounts: list[int]) -> None:
@@ -339,6 +373,10 @@ def test_credit_for_a_stream_that_ended_is_ignored() -> None:
     assert server.state is State.OPEN
 
 
+@page(
+    "An item may begin while the credit is more than 0, and then go on to its end, which may "
+    "take the credit below 0: so an item of any size can pass.",
+)
 @pytest.mark.fault(108)
 @pytest.mark.parametrize("size", [WINDOW, PART, PART + 1, 3 * PART, 1_000_000])
 def test_item_larger_than_the_window_passes_and_the_next_waits(size: int) -> None:
@@ -350,6 +388,9 @@ def test_item_larger_than_the_window_passes_and_the_next_waits(size: int) -> Non
     assert isinstance(stream.pair.server_events[-1], Writable)
 
 
+@page(
+    "A receiver gives credit for what its application has taken, not for what has arrived;",
+)
 def test_credit_comes_when_items_are_taken_not_when_they_arrive() -> None:
     stream = down()
     half = stream.served.sending
@@ -361,6 +402,12 @@ def test_credit_comes_when_items_are_taken_not_when_they_arrive() -> None:
     assert half.credit == 8 * 1024
 
 
+@page(
+    "Each direction of a stream has a credit of its own, which counts bytes of ITEM frames, "
+    "their prefixes included.",
+    "It is 16384 at the beginning.",
+    "An ITEM takes its length from it; CREDIT adds to it.",
+)
 def test_credit_follows_the_frames_of_an_item() -> None:
     for size in (0, 1, PART - 1, PART, PART + 1, 2 * PART, 2 * PART + 1):
         stream = down()
@@ -372,6 +419,9 @@ def test_credit_follows_the_frames_of_an_item() -> None:
         assert half.taken == half.received
 
 
+@page(
+    "it should not let credit run out while the application waits.",
+)
 def test_window_grows_for_a_consumer_that_keeps_up_and_not_beyond_its_limit() -> None:
     stream = Stream(Pair(ClientConfig(max_window=100_000)).open(), down=True)
     half = stream.call.receiving
@@ -394,6 +444,11 @@ def test_window_does_not_grow_for_a_slow_stream() -> None:
     assert stream.call.receiving.window == WINDOW
 
 
+@page(
+    "a receiver that never takes anything holds no more than it gave credit for.",
+    "There is no credit for the connection as a whole: a stream that nobody takes from does "
+    "not stop another.",
+)
 @pytest.mark.fault(111)
 def test_consumer_that_never_takes_holds_no_more_than_the_window() -> None:
     stream = down(timeout=10.0)
@@ -459,6 +514,9 @@ def test_client_holds_no_more_than_it_is_set_to() -> None:
 # Ends
 
 
+@page(
+    "After its END, a client must not send another ITEM or END in that call: both are violations.",
+)
 @pytest.mark.fault(109)
 @pytest.mark.parametrize("what", [frame(ITEM, 1), frame(END, 1)])
 def test_item_or_end_after_end_is_a_violation(what: bytes) -> None:
@@ -467,6 +525,9 @@ def test_item_or_end_after_end_is_a_violation(what: bytes) -> None:
     assert isinstance(termination(caused(server.receive_data, START, what)), RemoteProtocolError)
 
 
+@page(
+    "An ITEM, END or CREDIT for a call that is no longer in flight is ignored;",
+)
 @pytest.mark.fault(109)
 def test_end_for_a_call_that_is_not_there_is_ignored() -> None:
     server = open_server(QUIET, **FEATURES)
@@ -476,6 +537,10 @@ def test_end_for_a_call_that_is_not_there_is_ignored() -> None:
     assert server.ignored == 2
 
 
+@page(
+    "An ITEM, END or CREDIT for a direction that the REQUEST has not opened fails the call "
+    "with `invalid_argument`, and the connection goes on.",
+)
 @pytest.mark.fault(110)
 @pytest.mark.parametrize("flags", [0, SERVER_STREAM])
 @pytest.mark.parametrize("kind", [ITEM, END])
@@ -499,6 +564,9 @@ def test_item_that_a_client_did_not_want_fails_its_call(options: Any) -> None:
     assert frames_in(client.data_to_send())[-1].type == CANCEL
 
 
+@page(
+    "a client takes one for an id that it never used for a violation.",
+)
 @pytest.mark.parametrize("call_id", [0, 2])
 @pytest.mark.parametrize("kind", [ITEM, END, CREDIT])
 def test_frames_of_streams_for_a_call_never_made_are_a_violation(kind: int, call_id: int) -> None:
@@ -529,6 +597,10 @@ def test_items_before_an_error_are_delivered() -> None:
     assert stream.outcome.code == "not_found"
 
 
+@page(
+    "The answer ends both directions at once.",
+    "A server may answer before the END of the client, which then stops sending.",
+)
 @pytest.mark.fault(117)
 def test_answer_before_the_items_end_is_kept_and_the_sender_is_told() -> None:
     stream = up()
@@ -620,6 +692,9 @@ def test_server_refuses_streams_over_its_limit() -> None:
     assert [(sent.type, sent.call_id) for sent in refused] == [(ERROR, 3), (ERROR, 4)]
 
 
+@page(
+    "the slot of a stream is free when its handler has ended.",
+)
 @pytest.mark.fault(122)
 def test_stream_keeps_its_slot_until_its_handler_has_ended() -> None:
     stream = down()
@@ -634,6 +709,11 @@ def test_stream_keeps_its_slot_until_its_handler_has_ended() -> None:
 # Silence
 
 
+@page(
+    "A stream with an idle timeout fails with `deadline_exceeded` when so much time has "
+    "passed without an item in either direction.",
+    "Both ends watch it.",
+)
 @pytest.mark.fault(112)
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_silent_producer_fails_the_stream_at_both_ends(direction: str) -> None:
@@ -651,6 +731,9 @@ def test_silent_producer_fails_the_stream_at_both_ends(direction: str) -> None:
     assert only(stream.pair.server_events, CallCancelled).error.code == "deadline_exceeded"
 
 
+@page(
+    "Time does not count while an item waits for its taker or for credit,",
+)
 @pytest.mark.fault(112)
 def test_slow_consumer_is_not_a_silent_producer() -> None:
     stream = down(idle_timeout=2.0)
@@ -665,6 +748,9 @@ def test_slow_consumer_is_not_a_silent_producer() -> None:
     assert isinstance(stream.outcome, DeadlineExceeded)
 
 
+@page(
+    "or while only the answer is awaited.",
+)
 def test_wait_for_the_result_is_not_silence() -> None:
     stream = up(idle_timeout=2.0)
     stream.pair.client.end_items(stream.pair.now, stream.call)
@@ -676,6 +762,9 @@ def test_wait_for_the_result_is_not_silence() -> None:
 # Large items and turns
 
 
+@page(
+    "a large item then delays the rest by about one part.",
+)
 @pytest.mark.fault(124)
 def test_large_item_delays_another_stream_by_one_part() -> None:
     pair = Pair().open()
@@ -705,6 +794,9 @@ def test_streams_with_large_items_take_turns() -> None:
     assert [sent.flags for sent in frames].count(RAW | MORE) == 9
 
 
+@page(
+    "A sender should send control frames ahead of the items that wait,",
+)
 def test_control_frames_overtake_what_waits() -> None:
     stream = down()
     pair = stream.pair
@@ -729,6 +821,12 @@ def test_items_cut_anywhere_are_the_same_items(chunk: int) -> None:
     assert stream.pair.outcome(other) == 1
 
 
+@page(
+    "A body of at most 65536 bytes is one frame.",
+    "Frames of other calls may come between the parts.",
+    "an item of a [stream](#streams), or a part of one |",
+    "a part of an item, and not the last one |",
+)
 @pytest.mark.fault(125)
 def test_parts_with_other_frames_between_are_one_item() -> None:
     client = open_client(**FEATURES)
@@ -751,6 +849,11 @@ def test_parts_with_other_frames_between_are_one_item() -> None:
     assert only(events, CallCompleted).call is unary
 
 
+@page(
+    "A larger one is cut into parts: all but the last have MORE and exactly 65536 bytes, the "
+    "last has 1 to 65536, and RAW is the same in all of them.",
+    "Anything else is a violation; so is an ITEM of more than 65536 bytes,",
+)
 @pytest.mark.parametrize(
     "parts",
     [
@@ -769,6 +872,9 @@ def test_parts_of_another_size_are_a_violation(parts: Any) -> None:
     assert isinstance(termination(caused(client.receive_data, START, data)), RemoteProtocolError)
 
 
+@page(
+    "and an END inside an item.",
+)
 def test_end_inside_an_item_is_a_violation() -> None:
     server = open_server(QUIET, **FEATURES)
     server.receive_data(START, Wire().request(1, flags=CLIENT_STREAM))
@@ -776,6 +882,10 @@ def test_end_inside_an_item_is_a_violation() -> None:
     assert isinstance(termination(caused(server.receive_data, START, data)), RemoteProtocolError)
 
 
+@page(
+    "An item as a whole may have as many bytes as `limits.body` of the receiver; a larger one"
+    " fails the call with `resource_exhausted`.",
+)
 def test_item_over_the_limit_of_the_receiver_fails_its_stream() -> None:
     client = open_client(ClientConfig(max_body=PART), **FEATURES)
     client.start_call(START, "S.m", server_stream=True)
@@ -788,6 +898,9 @@ def test_item_over_the_limit_of_the_receiver_fails_its_stream() -> None:
 # Bad items
 
 
+@page(
+    "at the client with `data_loss`.",
+)
 @pytest.mark.fault(126)
 def test_bad_item_fails_at_its_position() -> None:
     stream = down(returns=int)
@@ -797,6 +910,10 @@ def test_bad_item_fails_at_its_position() -> None:
         stream.take()
 
 
+@page(
+    "An item that cannot be decoded, or does not fit, fails the call: at the server with "
+    "`invalid_argument`,",
+)
 @pytest.mark.fault(126)
 def test_bad_item_at_a_server_is_an_invalid_argument() -> None:
     server = open_server(QUIET, **FEATURES)
@@ -827,6 +944,11 @@ def test_deadline_while_an_item_waits_for_credit_sends_nothing_of_it() -> None:
     assert stream.pair.client.outbound == 0
 
 
+@page(
+    "When the client has closed its sending direction, no more credit can come.",
+    "The server then sends the items of its streams without credit, as fast as the transport "
+    "takes them,",
+)
 @pytest.mark.fault(129)
 def test_half_closed_connection_gets_the_rest_of_its_stream_and_is_closed() -> None:
     server = open_server(QUIET, **FEATURES)
@@ -878,6 +1000,10 @@ def test_stream_that_waited_for_a_server_without_streams_fails() -> None:
     assert client.data_to_send() == b""
 
 
+@page(
+    "ITEM, END, CREDIT, CLIENT_STREAM and SERVER_STREAM exist only while the feature "
+    "`streams` is in force.",
+)
 @pytest.mark.fault(131)
 @pytest.mark.parametrize(
     "data",
@@ -894,6 +1020,10 @@ def test_streams_that_were_not_agreed_are_a_violation(data: bytes) -> None:
     assert isinstance(termination(events), RemoteProtocolError)
 
 
+@page(
+    "such a REQUEST with ONE_WAY is a violation.",
+    "RAW, NAMED, ONE_WAY, CLIENT_STREAM, SERVER_STREAM |",
+)
 @pytest.mark.parametrize(
     "data",
     [
