@@ -49,6 +49,9 @@ _STALE = 1.0
 
 _CHANGED = object()
 
+# How long to wait for the kernel to take a CANCEL behind the items of its stream, in seconds.
+_LAST_WORDS = 0.5
+
 # The events that end the option handshake.
 _FIRST = (HandshakeCompleted, ConnectionTerminated)
 
@@ -266,6 +269,12 @@ class Client(SyncClient):
             self._deliver()
             if not nested:  # writing would release the lock only once
                 self._flush()
+
+    def give_up_stream(self, call: OutboundCall) -> None:
+        """Cancel a call, and see to it that the server learns of it, unless it does not read."""
+        self.give_up_call(call)
+        if self._channel.unsent and not self._owned.is_owned():
+            self._push(monotonic() + _LAST_WORDS)
 
     def drop_call(self, call: OutboundCall) -> None:
         """Cancel a call from a finalizer, which must not wait."""

@@ -69,7 +69,7 @@ class RunningStream(SyncRunning):
         self._client.act(self._client.connection.grant, self.call)
 
     def give_up(self) -> None:
-        self._client.give_up_call(self.call)
+        self._client.give_up_stream(self.call)
 
     def drop(self) -> None:
         self._client.drop_call(self.call)

@@ -7,8 +7,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from conformance.host import Host
+from conformance.host_blocking import Gate as BlockingGate
+from conformance.host_blocking import gates as blocking_gates
 from conformance.services import LONGEST, PAUSE, Counters, with_coroutines
+from conformance.streams import AsyncStreams, PlainStreams
 from rpc_asyncio import Client, Server
+from rpc_blocking import Client as BlockingClient
 from rpc_proto import current_call
 
 __all__ = ["HOST"]
@@ -87,6 +91,11 @@ class AsyncioHost(Host):
         gate = Gate(self.counters)
         plain = [with_coroutines(service) for service in self.plain_services()]
         self.make_server(Server, [*plain, gate, Hop(gate)])
+        self.server.register(AsyncStreams(self.counters, gate, Client.connect), "Streams")
+        # Plain functions run in threads, where gates of the loop cannot be waited for.
+        threads = BlockingGate(self.counters)
+        plain_streams = PlainStreams(self.counters, threads, BlockingClient.connect)
+        self.server.register(plain_streams, "PlainStreams")
         self.serving([await self.server.start(**where) for where in self.addresses()])
         await asyncio.Event().wait()
 
@@ -96,6 +105,7 @@ class AsyncioHost(Host):
         return answer.result(LONGEST)
 
     def open(self, key: str) -> None:
+        blocking_gates.open(key)
         self._loop.call_soon_threadsafe(lambda: gates[key].set())
 
     def begin_stop(self, grace: float) -> None:

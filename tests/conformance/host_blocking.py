@@ -8,6 +8,7 @@ from typing import Any
 
 from conformance.host import Host
 from conformance.services import LONGEST, Counters, PlainHop
+from conformance.streams import PlainStreams
 from rpc_blocking import Client, Server
 from rpc_proto import current_call
 
@@ -77,6 +78,9 @@ class BlockingHost(Host):
         gate = Gate(self.counters)
         hop = PlainHop(Client, gate, time.sleep)
         self.make_server(Server, [*self.plain_services(), gate, hop])
+        streams = PlainStreams(self.counters, gate, Client.connect)
+        for name in ("Streams", "PlainStreams"):
+            self.server.register(streams, name)
         self.serving([self.server.start(**where) for where in self.addresses()])
         threading.Event().wait()
 

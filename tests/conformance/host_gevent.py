@@ -10,6 +10,7 @@ from gevent.event import Event
 
 from conformance.host import Host
 from conformance.services import LONGEST, Counters, PlainHop
+from conformance.streams import PlainStreams
 from rpc_gevent import Client, Server
 
 __all__ = ["HOST"]
@@ -56,6 +57,9 @@ class GeventHost(Host):
         gate = Gate(self.counters)
         hop = PlainHop(Client, gate, gevent.sleep)
         self.make_server(Server, [*self.plain_services(), gate, hop])
+        streams = PlainStreams(self.counters, gate, Client.connect)
+        for name in ("Streams", "PlainStreams"):
+            self.server.register(streams, name)
         self.serving([self.server.start(**where) for where in self.addresses()])
         Event().wait()
 

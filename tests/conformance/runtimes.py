@@ -134,6 +134,11 @@ class Client:
 
         return [begin(*call) for call in calls]
 
+    def stream(self, method: str, *args: Any, **named: Any) -> "Streaming":
+        # In a list, because a stream can be awaited, which would begin it.
+        made = self.do(lambda real: [real.stream(method, *args, **named)])
+        return Streaming(self._runtime, *made)
+
     def close(self, grace: float = 0.0) -> None:
         self.do(lambda real: real.close(grace))
 
@@ -144,6 +149,66 @@ class Client:
     @property
     def calls_in_flight(self) -> int:
         return self._real.calls_in_flight
+
+
+END = object()  # in place of an item that will not come
+
+
+class Streaming:
+    """A stream of any backend, for use from the test's thread."""
+
+    def __init__(self, runtime: Runtime, real: Any) -> None:
+        self._runtime = runtime
+        self.real = real
+
+    def __enter__(self) -> Self:
+        self._do("__aenter__" if self._awaits else "__enter__")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do("close")
+
+    @property
+    def _awaits(self) -> bool:
+        return hasattr(self.real, "__aiter__")
+
+    def _do(self, name: str, *args: Any) -> Any:
+        return self._runtime.do(lambda: getattr(self.real, name)(*args))
+
+    def take(self) -> Any:
+        """Take an item; END if there are no more."""
+        ahead: Any = anext if self._awaits else next
+        return self._runtime.do(lambda: ahead(self.real, END))
+
+    def rest(self) -> list[Any]:
+        """Take all that follow."""
+
+        def take_all() -> list[Any]:
+            return list(self.real)
+
+        async def take_all_later() -> list[Any]:
+            return [item async for item in self.real]
+
+        return list(self._runtime.do(take_all_later if self._awaits else take_all))
+
+    def send(self, value: Any) -> None:
+        self._do("send", value)
+
+    def begin_send(self, value: Any) -> "Future[Any]":
+        return self._runtime.spawn(lambda: self.real.send(value))
+
+    def end(self) -> None:
+        self._do("end")
+
+    def result(self) -> Any:
+        return self._do("result")
+
+    def close(self) -> None:
+        self._do("close")
+
+    def drop(self) -> None:
+        """Let the garbage collector have it, as leaving a loop does."""
+        self.real = None
 
 
 def until(condition: Callable[[], Any]) -> None:
