@@ -9,7 +9,7 @@ endif
 VENV := $(VENV)
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz faults etcd stress soak attacks picks matrix conformance-http bench clean
+.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz fuzz-streams faults etcd stress soak attacks picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -50,6 +50,10 @@ quick: $(VENV)/.dev
 # The long form: 200,000 examples for the framing and the handshake (about 10 minutes).
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-200000} $(BIN)/python -m pytest fuzz -n 2 --timeout=5000 --durations=0
+
+# The machine of streams alone: 200,000 examples of up to 40 steps (about 40 minutes).
+fuzz-streams: $(VENV)/.dev
+	STREAM_EXAMPLES=$${STREAM_EXAMPLES:-200000} $(BIN)/python -m pytest fuzz/test_streams.py --timeout=7000 --durations=0
 
 # The table of faults: row, test, outcome.
 faults: $(VENV)/.dev

@@ -83,7 +83,7 @@ def _cpu_time(server: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + time.process_time()
 
 
-def _measure(name: str, workload: str, seconds: float) -> tuple[float, float]:
+def measure(name: str, workload: str, seconds: float) -> tuple[float, float]:
     module, loop = CONTENDERS[name][:2]
     _, unit, connections, in_flight, size = WORKLOADS[workload]
     command = [sys.executable, __file__, "--child"]
@@ -141,7 +141,7 @@ def main() -> None:
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for _ in range(options.rounds):
             for name in random.sample(names, len(names)):
-                measured[name].append(_measure(name, workload, options.seconds))
+                measured[name].append(measure(name, workload, options.seconds))
         medians = {
             name: [statistics.median(row) for row in zip(*measured[name], strict=True)]
             for name in names

@@ -210,7 +210,11 @@ class Method:
         missing = self.streams & ~call.flags
         if missing:
             what = "sends items" if missing & Flag.SERVER_STREAM else "takes items"
-            self._refuse(f"{what}: it has to be called as a stream")
+            raise InvalidArgument(
+                f"{self.name} {what}: it has to be called as a stream",
+                {"kind": self.kind},
+                maybe_executed=False,
+            )
         if self.takes is not None:
             kind = self.takes.type
             half = call.receiving
@@ -453,7 +457,9 @@ def _signature(name: str, function: Callable[..., Any]) -> _Signature:
     if item is not NOT_STREAMED:
         streams |= Flag.SERVER_STREAM
         returns = None if item is Any else item
-    return _Signature(parameters, takes, returns, streams, str(signature))
+    return _Signature(
+        parameters, takes, returns, streams, str(signature).replace("collections.abc.", "")
+    )
 
 
 def service_name(service: Any) -> str:

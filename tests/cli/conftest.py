@@ -45,6 +45,7 @@ def server() -> Iterator[str]:
         *(f"rpc_cli.demo.services:{name}" for name in ("Arith", "Store", "Search", "Slow")),
         "served:Probe",
         "served:Other=inner.Other",
+        "served:Lines",
         "--listen=tcp://127.0.0.1:0",
     )
     try:

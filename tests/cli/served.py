@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any
 
 from rpc_proto import NotFound, current_call, quick
@@ -59,6 +59,21 @@ class Other:
     async def ping(self) -> str:
         await asyncio.sleep(0)
         return "pong"
+
+
+class Lines:
+    """Streams."""
+
+    async def tail(self, name: str, n: int = 3) -> AsyncIterator[str]:
+        for number in range(n):
+            yield f"{name} {number}"
+
+    async def total(self, numbers: AsyncIterable[int]) -> int:
+        return sum([number async for number in numbers])
+
+    async def shout(self, said: AsyncIterable[str]) -> AsyncIterator[str]:
+        async for text in said:
+            yield text.upper()
 
 
 class NeedsArguments:

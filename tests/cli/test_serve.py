@@ -246,7 +246,15 @@ def test_services_as_json(run: Any, server: str) -> None:
     assert offer["Arith"]["add"] == {
         "signature": "(a: float, b: float) -> float",
         "doc": "Return the sum of two numbers.",
+        "kind": "unary",
     }
+    assert offer["Lines"]["tail"]["gives"] == "str"
+
+
+def test_kinds_of_streams_are_shown(run: Any, server: str) -> None:
+    _, output, _ = run("services", server)
+    assert "tail(name: str, n: int = 3) -> AsyncIterator[str]  [server stream]" in output
+    assert "shout(said: AsyncIterable[str]) -> AsyncIterator[str]  [bidirectional]" in output
 
 
 def test_closed_stdout_is_no_traceback(start: Any, server: str) -> None:

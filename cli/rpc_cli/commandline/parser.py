@@ -32,6 +32,10 @@ Each ARG is JSON: 1, '"text"', '[1, 2]', '{"x": 1.5}', null. name=JSON passes a 
 JSON has no bytes; {"$base64": "aGVsbG8="} represents them in arguments and results.
 """
 
+_STREAMS = (
+    "Items of a stream are printed as they come; those to send are the lines of standard input, "
+    "each a JSON value."
+)
 _EXIT_CODES = "Exit codes: 0 success, 1 the call or the connection failed, 2 wrong usage."
 
 
@@ -109,7 +113,11 @@ def _make_parser() -> _Parser:
 
     _add_serve(add("serve", "serve the methods of classes until SIGTERM or SIGINT"))
     _add_call(
-        add("call", "make one call and print its result as JSON", f"{_VALUES}\n{_EXIT_CODES}")
+        add(
+            "call",
+            "make one call and print its result as JSON",
+            f"{_VALUES}\n{_STREAMS}\n{_EXIT_CODES}",
+        )
     )
     services = add("services", "list a server's methods with their signatures", _EXIT_CODES)
     add_address(services, nargs="?")
@@ -228,9 +236,13 @@ def _add_call(parser: ArgumentParser) -> None:
     add(
         "--timeout",
         type=option_values.seconds,
-        default=60.0,
         metavar="SECONDS",
-        help="the timeout of the call, including connecting (default: 60)",
+        help="the timeout of the call, including connecting (default: 60; none for a stream)",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print the result, or each item of a stream, on one line",
     )
     add(
         "--metadata",

@@ -4,7 +4,8 @@ import asyncio
 import ssl
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -15,7 +16,11 @@ from rpc_cli.output.values import parse_arguments, parse_pairs, to_json
 from rpc_cli.setup.connect import CONNECT_TIMEOUT, balance, client_tls, connect, tls_for_nodes
 from rpc_proto import CallError
 
+from .streaming import print_stream, stream_kind
+
 __all__ = ["call", "parse_call"]
+
+_SHOWN = object()  # in place of a result that has been printed
 
 _OPTIONS_OF_CALLS = ("timeout", "metadata", "returns")
 _OPTIONS_OF_BALANCED = (*_OPTIONS_OF_CALLS, "key", "node", "idempotent", "hedge")
@@ -29,11 +34,21 @@ def call(options: Namespace) -> int:
         metadata = parse_pairs(options.metadata)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    ascii_only = not can_show(sys.stdout, "\u2713\U0001f600")
+
+    def show(value: Any) -> None:
+        print(to_json(value, None if options.json else 2, ascii_only), flush=True)
+
+    whole = options.timeout  # of a stream; a call has a limit in any case
+    options.timeout = 60.0 if whole is None else whole
+    beyond = inf if whole is None else whole
     if balanced:
         if options.broadcast and (options.balancer or options.key or options.node):
             raise UsageError("--broadcast calls all nodes: remove --balancer, --key and --node")
         result, code = asyncio.run(
-            _call_nodes(options, tls_for_nodes(options), args, kwargs, metadata or None)
+            _call_nodes(
+                options, tls_for_nodes(options), args, kwargs, metadata or None, beyond, show
+            )
         )
     else:
         if any(
@@ -42,9 +57,11 @@ def call(options: Namespace) -> int:
             raise UsageError(
                 "--balancer, --key, --node, --broadcast and --idempotent need --registry or --etcd"
             )
-        result = asyncio.run(_call(options, client_tls(options), args, kwargs, metadata))
+        tls = client_tls(options)
+        result = asyncio.run(_call(options, tls, args, kwargs, metadata, beyond, show))
         code = 0
-    print(to_json(result, ascii_only=not can_show(sys.stdout, "\u2713\U0001f600")))
+    if result is not _SHOWN:
+        show(result)
     return code
 
 
@@ -68,17 +85,27 @@ async def _call(
     args: list[Any],
     kwargs: dict[str, Any],
     metadata: dict[str, str],
+    beyond: float,
+    show: Callable[[Any], None],
 ) -> Any:
     # One time limit for both: the time for connecting is subtracted.
     deadline = monotonic() + options.timeout
     async with await connect(options, tls, timeout=min(CONNECT_TIMEOUT, options.timeout)) as client:
-        return await client.call(
-            options.method,
-            *args,
-            timeout=max(0.0, deadline - monotonic()),
-            metadata=metadata or None,
-            **kwargs,
-        )
+        try:
+            return await client.call(
+                options.method,
+                *args,
+                timeout=max(0.0, deadline - monotonic()),
+                metadata=metadata or None,
+                **kwargs,
+            )
+        except CallError as error:
+            kind = stream_kind(error)
+            if kind is None:
+                raise
+        how = {"timeout": beyond, "metadata": metadata or None}
+        await print_stream(client, kind, options.method, args, kwargs, show, **how)
+        return _SHOWN
 
 
 async def _call_nodes(
@@ -87,6 +114,8 @@ async def _call_nodes(
     args: list[Any],
     kwargs: dict[str, Any],
     metadata: dict[str, str] | None,
+    beyond: float,
+    show: Callable[[Any], None],
 ) -> tuple[Any, int]:
     """Return what to print, and the exit code."""
     from rpc_cli.setup.registries import find_nodes
@@ -107,17 +136,26 @@ async def _call_nodes(
             )
             failed = [result for result in results.values() if isinstance(result, CallError)]
             return {at: _outcome(results[at]) for at in sorted(results)}, FAILED if failed else 0
-        result = await client.call(
-            options.method,
-            *args,
-            timeout=left,
-            metadata=metadata,
-            key=options.key,
-            node=options.node,
-            idempotent=options.idempotent,
-            **kwargs,
-        )
-        return result, 0
+        try:
+            result = await client.call(
+                options.method,
+                *args,
+                timeout=left,
+                metadata=metadata,
+                key=options.key,
+                node=options.node,
+                idempotent=options.idempotent,
+                **kwargs,
+            )
+        except CallError as error:
+            kind = stream_kind(error)
+            if kind is None:
+                raise
+        else:
+            return result, 0
+        how = {"timeout": beyond, "metadata": metadata, "key": options.key, "node": options.node}
+        await print_stream(client, kind, options.method, args, kwargs, show, **how)
+        return _SHOWN, 0
 
 
 def _outcome(result: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import sys
 from argparse import Namespace
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from rpc_asyncio import BalancedClient
 from rpc_cli.commandline.groups import has_nodes
@@ -26,6 +26,9 @@ _TRIES = 3  # nodes to ask for the same service
 class _Described(TypedDict):
     signature: str
     doc: str
+    kind: NotRequired[str]
+    takes: NotRequired[str]
+    gives: NotRequired[str]
 
 
 _Offer = dict[str, dict[str, _Described]]
@@ -119,6 +122,8 @@ def _count(most: list[Node], all_of_them: int) -> str:
 def _describe(name: str, methods: dict[str, _Described]) -> str:
     lines = [name]
     for short, described in methods.items():
-        lines.append(f"  {short}{described['signature']}")
+        kind = described.get("kind", "unary")
+        note = "" if kind == "unary" else f"  [{kind.replace('_', ' ')}]"
+        lines.append(f"  {short}{described['signature']}{note}")
         lines += [f"      {line}".rstrip() for line in described["doc"].splitlines()]
     return printable("\n".join(lines), "\n")

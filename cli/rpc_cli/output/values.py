@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-__all__ = ["BYTES", "parse_arguments", "parse_pairs", "to_json"]
+__all__ = ["BYTES", "parse_arguments", "parse_pairs", "parse_value", "to_json"]
 
 # How JSON, which has no bytes, writes them here: an object with just this key.
 BYTES = "$base64"
@@ -26,9 +26,9 @@ def parse_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         if separator and name.isidentifier():
             if name in named:
                 raise ValueError(f"duplicate argument {name}")
-            named[name] = _parse(value, prefix=f"{name}=")
+            named[name] = parse_value(value, prefix=f"{name}=")
         else:
-            positional.append(_parse(text))
+            positional.append(parse_value(text))
     return positional, named
 
 
@@ -61,7 +61,8 @@ def to_json(value: Any, indent: int | None = 2, ascii_only: bool = False) -> str
     )
 
 
-def _parse(text: str, prefix: str = "") -> Any:
+def parse_value(text: str, prefix: str = "") -> Any:
+    """Return the value of a JSON text; ValueError says how to write it right."""
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_hook=_bytes_or_object)
     except RecursionError:

@@ -26,7 +26,7 @@ from rpc_proto.wire.frames import (
     encode_prefix,
 )
 
-from .halves import MOST_CREDIT, Half, ReceiveHalf, SendHalf, Turn
+from .halves import MOST_CREDIT, WINDOW, Half, ReceiveHalf, SendHalf, Turn
 
 __all__ = ["Streaming"]
 
@@ -173,7 +173,7 @@ class Streaming(Endpoint):
         amount = half.grant(now, window)
         if amount > 0:
             self._send(FrameType.CREDIT, 0, call.id, b"", amount.to_bytes(CREDIT_SIZE, "big"))
-        if half.counted > half.held + _BIG_STEP:
+        if half.counted > half.held + _STEP:
             self._count_items(call, half.held - half.counted)
             half.counted = half.held
         self._settle(now)
@@ -351,7 +351,7 @@ class Streaming(Endpoint):
 
     def _count_more(self, half: ReceiveHalf) -> bool:
         more = half.held - half.counted
-        more += -more % (_STEP if half.held <= 2 * _STEP else _BIG_STEP)
+        more += -more % (_STEP if half.held <= WINDOW else _BIG_STEP)
         if not self._count_items(half.call, more):
             return False
         half.counted += more
