@@ -86,12 +86,13 @@ class _Recorder:
         self.busy = False
         self.known: list[Any] = []  # the calls; their place is their name in the trace
         self._places: dict[int, int] = {}
+        self._taken: dict[int, int] = {}  # items that were taken from streams, by place
 
     def step(self, run: Callable[..., Result], args: tuple[Any, ...], /, **given: Any) -> Result:
         """Do something and record it with its outcome."""
         if self.busy:
             return run(*args)
-        step = {"do": run.__name__, **given}
+        step = {"do": run.__name__, **given, **self._takes()}
         self.trace.steps.append(step)
         self.busy = True
         try:
@@ -111,13 +112,28 @@ class _Recorder:
         """Record an event."""
         if events and not self.busy:
             described = [self._describe(event, codec) for event in events]
-            self.trace.steps.append({"do": "events", "events": described})
+            self.trace.steps.append({"do": "events", **self._takes(), "events": described})
+
+    def _takes(self) -> dict[str, Any]:
+        """Return how many items have been taken from streams, where that has changed.
+
+        Taking is no command of the connection, but its events depend on it.
+        """
+        changed = []
+        for place, before in self._taken.items():
+            count = self.known[place].receiving.count
+            if count != before:
+                self._taken[place] = count
+                changed.append([place, count])
+        return {"taken": changed} if changed else {}
 
     def place(self, call: Any) -> int:
         """Return the index of a call, and keep the call alive so that no other gets its id()."""
         place = self._places.setdefault(id(call), len(self.known))
         if place == len(self.known):
             self.known.append(call)
+            if call.receiving is not None:
+                self._taken[place] = 0
         return place
 
     def _describe(self, event: Event, codec: Codec | None) -> list[Any]:
@@ -168,7 +184,7 @@ class _Traced(_Above):  # type: ignore[misc]
         """The steps so far, with their outcomes."""
         return self._recorder.trace
 
-    # Inputs, outputs, and the command of both ends
+    # Inputs, outputs, and the commands of both ends
 
     def receive_data(self, now: float, data: bytes | bytearray | memoryview) -> None:
         self._recorder.step(super().receive_data, (now, data), now=now, data=_pack(data))
@@ -202,7 +218,30 @@ class _Traced(_Above):  # type: ignore[misc]
         return data
 
 
-class TracedServerConnection(_Traced, ServerConnection):
+class _TracedStreams(_Above):  # type: ignore[misc]
+    """Records the commands about streams."""
+
+    _recorder: _Recorder
+
+    def send_item(self, now: float, call: Any, value: Any) -> bool:
+        told = {"call": self._recorder.place(call), "value": _note(self.codec, value)}
+        step = super().send_item
+        accepted: bool = self._recorder.step(step, (now, call, value), now=now, **told)
+        return accepted
+
+    def end_items(self, now: float, call: Any) -> None:
+        told = {"call": self._recorder.place(call)}
+        self._recorder.step(super().end_items, (now, call), now=now, **told)
+
+    def take_item(self, now: float, call: Any) -> Any:
+        return super().take_item(now, call)  # what it gives is recorded as taken, and granted
+
+    def grant(self, now: float, call: Any) -> None:
+        told = {"call": self._recorder.place(call)}
+        self._recorder.step(super().grant, (now, call), now=now, **told)
+
+
+class TracedServerConnection(_TracedStreams, _Traced, ServerConnection):
     """A ServerConnection with a `trace`."""
 
     def __init__(
@@ -273,7 +312,7 @@ class TracedServerPort(_Traced, ServerPort):
         self._recorder.step(super().turn_away, (now, code, message), now=now, **told)
 
 
-class TracedClientConnection(_Traced, ClientConnection):
+class TracedClientConnection(_TracedStreams, _Traced, ClientConnection):
     """A ClientConnection with a `trace`."""
 
     def __init__(
@@ -295,7 +334,7 @@ class TracedClientConnection(_Traced, ClientConnection):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> OutboundCall:
-        saved = ("deadline", "one_way")
+        saved = ("deadline", "one_way", "client_stream", "server_stream", "idle_timeout")
         told: dict[str, Any] = {name: options[name] for name in saved if name in options}
         if options.get("metadata"):
             told["metadata"] = dict(options["metadata"])
@@ -361,6 +400,11 @@ def _repeat(connection: Any, recorder: _Recorder, step: Mapping[str, Any]) -> No
         except Exception as error:
             raise ValueError(failure) from error
 
+    for place, count in given.pop("taken", ()):
+        half = recorder.known[place].receiving
+        while half.items and half.count < count:
+            with suppress(Exception):  # of one that was bad
+                half.take()
     if "data" in given:
         given["data"] = b64decode(given["data"])
     if "call" in given:

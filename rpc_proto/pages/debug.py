@@ -114,6 +114,7 @@ def as_page(data: dict[str, Any]) -> Pieces:
         _tiles(data),
         tag("h2", "Methods"),
         card(methods),
+        *_streams(data["streams"]),
         *_slowest(data["slowest"]),
         *_errors(data),
         tag("h2", "Limits"),
@@ -203,6 +204,30 @@ def _method(method: dict[str, Any]) -> Html:
     if method.get("doc"):
         what.append(tag("div", method["doc"], class_="soft small"))
     return tag("tr", tag("td", *what, class_="wide"), *cells)
+
+
+def _streams(streams: list[dict[str, Any]]) -> Iterable[Html]:
+    if not streams:
+        return
+    yield tag("h2", "Running streams")
+    heads = (tag("th", name, class_="number") for name in ("Running for", "Received", "Sent"))
+    rows = [
+        tag(
+            "tr",
+            tag(
+                "td",
+                tag("code", stream["method"]),
+                tag("div", stream["peer"] or "unknown peer", class_="soft small"),
+                class_="wide",
+            ),
+            tag("td", _duration(stream["age"]), class_="number"),
+            tag("td", _count(stream["items_received"]), class_="number"),
+            tag("td", _count(stream["items_sent"]), class_="number"),
+        )
+        for stream in streams
+    ]
+    head = tag("thead", tag("tr", tag("th"), *heads))
+    yield card(tag("table", head, tag("tbody", *rows)), "long")
 
 
 def _slowest(calls: list[dict[str, Any]]) -> Iterable[Html]:

@@ -5,6 +5,7 @@ Running handlers is up to the driver: it gets jobs that are ready and reports ho
 
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
+from heapq import nsmallest
 from typing import Any, Protocol
 
 from rpc_proto.connection.calls import InboundCall
@@ -23,6 +24,7 @@ from .stats import BATCH, REMOVED, UNKNOWN, MethodStats, ServerStats
 __all__ = ["Dispatcher"]
 
 _RAW = Flag.RAW
+_MOST_STREAMS = 20  # that a snapshot shows
 
 
 class Lock(Protocol):
@@ -157,7 +159,9 @@ class Dispatcher(Observer):
     def snapshot(self, now: float, connections: Iterable[ServerConnection] = ()) -> dict[str, Any]:
         """Return all statistics as JSON-able values: those of ServerStats.snapshot, and the load.
 
-        `load` has the numbers of `running` and `queued` calls. `connections` are the open ones;
+        `load` has the numbers of `running` and `queued` calls, and of them `streams`. `streams` are
+        the oldest 20 of those: `age` in seconds, `method`, `peer`, `items_received` and
+        `items_sent`. `connections` are the open ones;
         calls in flight are counted there, because counting each call at its start would slow it
         down.
         """
@@ -166,7 +170,8 @@ class Dispatcher(Observer):
         for connection in connections:
             in_flight.update(connection.calls)
         with self.stats.lock:
-            load = {"running": self.running, "queued": self.queued}
+            streams = [call for call in in_flight if call.flags & STREAMS and call.job is not None]
+            load = {"running": self.running, "queued": self.queued, "streams": len(streams)}
             methods = {name: stats.copy() for name, stats in self._records()}
             for call in in_flight:
                 if call.job is not None:
@@ -175,7 +180,21 @@ class Dispatcher(Observer):
                     methods[name].in_flight += 1
                     if call.flags & STREAMS:
                         methods[name].count_items(call)
-        return {"load": load, **self.stats.snapshot(methods, now, connections)}
+        oldest = nsmallest(_MOST_STREAMS, streams, key=lambda call: call.arrived)
+        return {
+            "load": load,
+            "streams": [
+                {
+                    "age": now - call.arrived,
+                    "method": call.method,
+                    "peer": call.connection.peer.address,
+                    "items_received": call.receiving.count if call.receiving else 0,
+                    "items_sent": call.sending.count if call.sending else 0,
+                }
+                for call in oldest
+            ],
+            **self.stats.snapshot(methods, now, connections),
+        }
 
     def total(self, name: str) -> int:
         """Return one of the counts of MethodStats, summed over all methods."""

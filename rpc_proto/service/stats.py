@@ -15,6 +15,7 @@ from typing import Any
 from rpc_proto.connection.base import Connection, clip
 from rpc_proto.connection.calls import InboundCall
 from rpc_proto.errors import CODES, CallError, HandshakeError, RemoteProtocolError, RpcError
+from rpc_proto.wire.frames import STREAMS
 
 from .context import Job
 
@@ -197,6 +198,8 @@ class ServerStats:
     def note_slow(self, job: Job, ended: float, sent: float) -> None:
         """Record a call that may be one of the slowest; `sent` is when it was answered."""
         call = job.call
+        if call.flags & STREAMS:  # it may take as long as it likes
+            return
         arrived = call.arrived
         began = getattr(job, "began", arrived)
         latency = ended - arrived
@@ -264,6 +267,8 @@ class ServerStats:
           the arrival of the request to the end of the handler: `count`, `sum`, `p50` and `p99` of
           the last 512 calls or more (None without any), and `buckets`, pairs of an upper bound and
           the number of calls within it; the last bucket has no bound and counts all calls.
+          `items_received` and `items_sent`, and their bytes on the wire, `item_bytes_received` and
+          `item_bytes_sent`: of streams, running ones included.
         - `connections`: `total`, `open`, protocol `violations`, `refused_handshakes`,
           `bytes_received` and `bytes_sent` over all connections, without the overhead of TLS.
         - `last_errors`, newest first, at most 50: `age`, `method` (None for an error of the

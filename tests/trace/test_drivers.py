@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +36,9 @@ class Work:
 
     def echo(self, value: Any) -> Any:
         return value
+
+    def count(self, n: int) -> Iterator[int]:
+        yield from range(n)
 
     def fail(self) -> None:
         raise ZeroDivisionError("a bug")
@@ -68,6 +71,8 @@ def talk(address: str) -> None:
             assert client.call("Work.echo", {"a": [1, None]}) == {"a": [1, None]}
             assert len(client.call("Work.echo", bytes(300_000))) == 300_000
             assert list(client.call_many("Work.add", [(i, 1) for i in range(50)]))[-1] == 50
+            assert list(client.stream("Work.count", 2000)) == list(range(2000))
+            assert next(client.stream("Work.count", 2000)) == 0
             client.notify("Work.line", "text")
             for method, args in (("Work.fail", ()), ("Work.nope", ()), ("Work.add", ("x", "y"))):
                 with pytest.raises(CallError):

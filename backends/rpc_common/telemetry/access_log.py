@@ -22,21 +22,32 @@ class AccessLog(Observer):
         self._log = log
 
     def answered(self, now: float, call: Any, size: int) -> None:
-        peer = call.connection.peer
-        self._line(peer, call.method, "ok", now - call.arrived, size)
+        self._ended(now, call, "ok", size)
 
     def failed(self, now: float, call: Any, error: CallError, size: int) -> None:
-        peer = call.connection.peer
-        self._line(peer, call.method, str(error.code), now - call.arrived, size)
+        self._ended(now, call, str(error.code), size)
 
     def served(self, now: float, peer: Peer, exchange: HttpServed) -> None:
         self._line(peer, exchange.request, str(exchange.status), exchange.seconds, exchange.size)
 
-    def _line(self, peer: Peer, what: str, outcome: str, seconds: float, size: int) -> None:
+    def _ended(self, now: float, call: Any, outcome: str, size: int) -> None:
+        sending, receiving = call.sending, call.receiving
+        items = ""
+        if sending is not None or receiving is not None:
+            sent = sending.count if sending is not None else 0
+            size += sending.size if sending is not None else 0
+            taken = receiving.count if receiving is not None else 0
+            items = f" {sent} items sent {taken} received"
+        peer = call.connection.peer
+        self._line(peer, call.method, outcome, now - call.arrived, size, items)
+
+    def _line(
+        self, peer: Peer, what: str, outcome: str, seconds: float, size: int, items: str = ""
+    ) -> None:
         if self._log.isEnabledFor(INFO):
             self._log.info(
-                "%s %s %s %.3f ms %d bytes",
-                *(peer.address, _word(what), _word(outcome), seconds * 1000, size),
+                "%s %s %s %.3f ms %d bytes%s",
+                *(peer.address, _word(what), _word(outcome), seconds * 1000, size, items),
             )
 
 
