@@ -128,6 +128,9 @@ class _FloorServer(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.writable = False
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.writable = False
+
     def resume_writing(self) -> None:
         self.writable = True
         self.pump()

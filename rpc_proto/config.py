@@ -42,7 +42,7 @@ class Config(Settings):
     """Most memory, in bytes, that a decoded body may take, as `Codec.growth` estimates it."""
     high_water: int = 1024 * 1024
     """Unsent bytes at which a server stops reading and a client stops sending calls."""
-    max_window: int = 1024 * 1024
+    max_window: int = 4 * 1024 * 1024
     """Most bytes of a stream's items that the peer may send ahead of the consumer. A stream begins
     with 16 KiB, and gets more while its consumer keeps up."""
     handshake_timeout: float = 10.0

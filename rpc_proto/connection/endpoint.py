@@ -16,7 +16,7 @@ from .timers import Timer, TimerTable
 __all__ = ["Endpoint"]
 
 # Buffers up to this size, in bytes, are joined; a larger one is returned as it is.
-_JOINED = 64 * 1024
+_JOINED = 65 * 1024  # a part of an item, and its prefix
 
 # Larger buffers are returned in pieces of this size: some transports copy the part of a buffer that
 # they could not send, so each peer that does not read would cost a copy of everything unsent.

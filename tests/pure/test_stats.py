@@ -64,7 +64,7 @@ def test_calls_that_run_and_calls_that_wait_are_in_flight() -> None:
     for n in range(3):
         pair.call("Arith.add", n, n)
     seen = numbers(host)
-    assert seen["load"] == {"running": 2, "queued": 1}
+    assert seen["load"] == {"running": 2, "queued": 1, "streams": 0}
     add = seen["methods"]["Arith.add"]
     assert (add["begun"], add["in_flight"], add["ended"]) == (3, 3, 0)
     host.finish()

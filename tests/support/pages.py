@@ -65,6 +65,7 @@ def numbers(methods: dict[str, Any] | None = None, **others: Any) -> dict[str, A
         },
         "last_errors": [],
         "slowest": [],
+        "streams": [],
         **others,
     }
 
