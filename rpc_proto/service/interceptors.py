@@ -166,7 +166,7 @@ def intercepting(
             result = await beside(function, *call.args, **call.kwargs)
         else:
             result = function(*call.args, **call.kwargs)
-            if is_async:
+            if is_async and hasattr(result, "__await__"):  # else what gives the items of a stream
                 result = await result
         return result
 
