@@ -1,9 +1,10 @@
 """Programs of other languages, written from docs/protocol.md: they call, and are called."""
 
+import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,18 +31,22 @@ def output(*command: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def program_in_go(tmp_path_factory: pytest.TempPathFactory) -> str:
+def build_go(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """build_go(name) builds a program of this folder, once."""
+    return functools.cache(lambda name: _build_go(name, tmp_path_factory.mktemp("go")))
+
+
+def _build_go(name: str, folder: Path) -> str:
     go = tool("go")
-    folder = tmp_path_factory.mktemp("go")
     environment = {
         **os.environ,
         "CGO_ENABLED": "0",
         "GOFLAGS": "",
         "GOTOOLCHAIN": "local",
     }
-    program = folder / "call"
+    program = folder / name
     subprocess.run(
-        [go, "build", "-o", program, HERE / "call.go"], check=True, timeout=250, env=environment
+        [go, "build", "-o", program, HERE / f"{name}.go"], check=True, timeout=250, env=environment
     )
     return str(program)
 
@@ -53,9 +58,25 @@ def test_program_in_javascript_calls_a_server(host: HostProcess):
 
 
 @pytest.mark.timeout(300)
-def test_program_in_go_calls_a_server(host: HostProcess, program_in_go: str):
+def test_program_in_go_calls_a_server(host: HostProcess, build_go: Callable[[str], str]):
     where = parse_address(host.address())
-    assert output(program_in_go, where.authority, TEXT) == TEXT + "\n"
+    assert output(build_go("call"), where.authority, TEXT) == TEXT + "\n"
+
+
+COUNT = 5000
+SUMMED = f"{COUNT} taken, their sum is {sum(range(COUNT))}\n"
+
+
+def test_program_in_javascript_has_streams_with_a_server(host: HostProcess):
+    where = parse_address(host.address())
+    program = str(HERE / "stream.js")
+    assert output(tool("node"), program, where.host, str(where.port), str(COUNT)) == SUMMED
+
+
+@pytest.mark.timeout(300)
+def test_program_in_go_has_streams_with_a_server(host: HostProcess, build_go: Callable[[str], str]):
+    where = parse_address(host.address())
+    assert output(build_go("stream"), where.authority, str(COUNT)) == SUMMED
 
 
 # A server in JavaScript
