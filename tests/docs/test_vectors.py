@@ -11,6 +11,7 @@ from rpc_proto import (
     ClientConfig,
     ClientConnection,
     HandshakeCompleted,
+    ItemsEnded,
     NotFound,
     ServerConfig,
     ServerConnection,
@@ -194,3 +195,41 @@ def test_every_vector_of_the_page_is_checked_here(name):
 
 def test_the_diagram_is_that_of_the_table():
     assert f"```mermaid\n{mermaid()}\n```" in PAGE
+
+
+def test_streams_are_as_written():
+    wire = Wire("msgpack")
+    wire.shake_hands()
+    client, server = wire.client, wire.server
+    client.start_call(0.0, "Logs.tail", ("app",), server_stream=True)
+    (arrived,) = wire.to_server("stream request")
+    server.send_item(0.0, arrived.call, "one")
+    server.send_item(0.0, arrived.call, b"\x00\xff")
+    server.send_response(0.0, arrived.call, None)
+    received, completed = wire.to_client("items of the server")
+    half = received.call.receiving
+    assert [half.take(), half.take()] == ["one", b"\x00\xff"]
+    assert isinstance(completed, CallCompleted)
+    assert completed.value is None
+
+    call = client.start_call(0.0, "Logs.store", client_stream=True)
+    client.send_item(0.0, call, 1)
+    client.send_item(0.0, call, 2)
+    client.end_items(0.0, call)
+    arrived, received, ended = wire.to_server("items of the client")
+    assert isinstance(ended, ItemsEnded)
+    assert [server.take_item(0.0, received.call) for _ in range(2)] == [1, 2]
+    server.send_response(0.0, arrived.call, 3)
+    (completed,) = wire.to_client("result of the client stream")
+    assert completed.value == 3
+
+    call = client.start_call(0.0, "Logs.store", client_stream=True)
+    server.receive_data(0.0, client.data_to_send())
+    (arrived,) = server.events()
+    client.send_item(0.0, call, bytes(65537))
+    first = VECTORS["prefix of the first part"] + bytes(65536)
+    assert client.data_to_send() == first + VECTORS["the last part"]
+    server.receive_data(0.0, first + VECTORS["the last part"])
+    assert server.take_item(0.0, arrived.call) == bytes(65537)
+    wire.to_client("credit")
+    assert call.sending.credit == 16384
