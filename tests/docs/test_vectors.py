@@ -232,4 +232,4 @@ def test_streams_are_as_written():
     server.receive_data(0.0, first + VECTORS["the last part"])
     assert server.take_item(0.0, arrived.call) == bytes(65537)
     wire.to_client("credit")
-    assert call.sending.credit == 16384
+    assert call.sending.credit == 2 * 16384
