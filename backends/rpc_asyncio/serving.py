@@ -64,6 +64,10 @@ class TaskStream(AsyncIterator[Any]):
                 self._connection.grant(monotonic(), self.call)
                 self._link.wrote()
 
+    def over(self) -> None:
+        """Let go of the call, or both would keep each other alive."""
+        self.call.waiter = None
+
     async def send_all(self, produced: Any) -> None:
         """Send the items of an asynchronous iterable, and close it."""
         half: SendHalf = self.call.sending
@@ -197,22 +201,26 @@ def iterating(method: Method, in_thread: bool, beside: Callable[..., Any]) -> Ca
         call: Any = job.call
         stream: Any = ThreadStream(job) if in_thread else TaskStream(job)
         call.waiter = stream
-        if method.takes is not None:
-            args, kwargs = method.with_stream(args, kwargs, stream)
-        if blocks:
-            result = await beside(function, *args, **kwargs)
-        else:
-            result = function(*args, **kwargs)
-            if hasattr(result, "__await__"):
-                result = await result
-        if not sends:
-            return result
-        if hasattr(result, "__aiter__"):
-            if in_thread:  # an interceptor wrapped what the method produces
-                stream = call.waiter = TaskStream(job)
-            await stream.send_all(result)
-        else:
-            await beside(stream.send_all, result)
+        try:
+            if method.takes is not None:
+                args, kwargs = method.with_stream(args, kwargs, stream)
+            if blocks:
+                result = await beside(function, *args, **kwargs)
+            else:
+                result = function(*args, **kwargs)
+                if hasattr(result, "__await__"):
+                    result = await result
+            if not sends:
+                return result
+            if hasattr(result, "__aiter__"):
+                if in_thread:  # an interceptor wrapped what the method produces
+                    stream.over()
+                    stream = call.waiter = TaskStream(job)
+                await stream.send_all(result)
+            else:
+                await beside(stream.send_all, result)
+        finally:
+            stream.over()
         return None
 
     method.is_async = True

@@ -36,13 +36,13 @@ class ServedStream(Iterator[Any], ABC):
     It is the `waiter` of its call, which the connection's events wake.
     """
 
-    __slots__ = ("_iterated", "call", "job")
+    __slots__ = ("_iterated", "_undo", "call", "job")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.call: Any = job.call
         self._iterated = False
-        job.on_cancel(self.wake)
+        self._undo: Callable[[], Any] | None = job.on_cancel(self.wake)
 
     def __repr__(self) -> str:
         return f"<items of {self.call!r}>"
@@ -65,6 +65,12 @@ class ServedStream(Iterator[Any], ABC):
         finally:
             if half.due:
                 self.grant()
+
+    def over(self) -> None:
+        """Let go of the call, or both would keep each other alive."""
+        if self._undo is not None:
+            self._undo()
+        self._undo = self.call.waiter = None
 
     def send_all(self, produced: Any) -> None:
         """Send the items of an iterable, and close it."""
@@ -121,12 +127,15 @@ def iterating(method: Method, serve: Callable[[Job], ServedStream]) -> Callable[
             raise Cancelled("cancelled before it ran")
         call: Any = job.call
         stream = call.waiter = serve(job)
-        if method.takes is not None:
-            args, kwargs = method.with_stream(args, kwargs, stream)
-        result = function(*args, **kwargs)
-        if not sends:
-            return result
-        stream.send_all(result)
+        try:
+            if method.takes is not None:
+                args, kwargs = method.with_stream(args, kwargs, stream)
+            result = function(*args, **kwargs)
+            if not sends:
+                return result
+            stream.send_all(result)
+        finally:
+            stream.over()
         return None
 
     return run

@@ -86,7 +86,7 @@ class SendHalf:
     )
 
     def __init__(self, call: Any, credit: int, now: float) -> None:
-        self.call = call
+        self.call: Any = call
         self.state = Half.OPEN
         self.credit = credit
         self.waits = False
@@ -109,7 +109,7 @@ class SendHalf:
         """Change the state."""
         self.state = TRANSITIONS[self.state, turn]
         if self.state is Half.CLOSED:
-            self.rest = None
+            self.rest = self.call = None  # or the call and its half would keep each other alive
 
 
 class ReceiveHalf:
@@ -142,6 +142,7 @@ class ReceiveHalf:
         "decode",
         "error",
         "items",
+        "method",
         "received",
         "state",
         "taken",
@@ -151,7 +152,8 @@ class ReceiveHalf:
     def __init__(
         self, call: Any, decode: Callable[[bytes], Any], bad: type[CallError], now: float
     ) -> None:
-        self.call = call
+        self.call: Any = call
+        self.method: str = call.method
         self._bad = bad  # what `take` raises for an item that cannot be decoded
         self.state = Half.OPEN
         self.decode = decode
@@ -172,13 +174,13 @@ class ReceiveHalf:
         self._part_flags = 0
 
     def __repr__(self) -> str:
-        return f"<ReceiveHalf of {self.call!r}, {self.state.value}, {len(self.items)} items>"
+        return f"<ReceiveHalf of {self.method}, {self.state.value}, {len(self.items)} items>"
 
     def move(self, turn: Turn) -> None:
         """Change the state. The items that have arrived stay."""
         self.state = TRANSITIONS[self.state, turn]
         if self.state is Half.CLOSED:
-            self._part = None
+            self._part = self.call = None  # or the call and its half would keep each other alive
 
     # Receiving
 
@@ -226,10 +228,10 @@ class ReceiveHalf:
             self.taken += cost(len(raw))
             return raw if self.convert is None else self.convert(raw)
         except ResourceExhausted as error:
-            error.message = f"item {self.count} of {self.call.method} is {error.message}"
+            error.message = f"item {self.count} of {self.method} is {error.message}"
             raise
         except Exception as error:  # a codec may raise anything
-            text = f"item {self.count} of {self.call.method} is bad: {explain(error)}"
+            text = f"item {self.count} of {self.method} is bad: {explain(error)}"
             raise self._bad(text) from None
 
     @property
