@@ -138,6 +138,12 @@ class _Families:
             "Calls whose deadline passed before the answer.",
             "deadline_overruns",
         )
+        for key, what in (("items_received", "taken by handlers"), ("items_sent", "sent")):
+            streaming = {name: found for name, found in methods.items() if found[key]}
+            items = counter(f"rpc_server_{key}", f"Items of streams {what}.", labels=["method"])
+            for name, numbers in streaming.items():  # most methods have none
+                items.add_metric([name], numbers[key])
+            yield items
         for kind, name, text, value in (
             (gauge, "handlers_running", "Running handlers.", load["running"]),
             (gauge, "queue_length", "Calls waiting for a handler to end.", load["queued"]),

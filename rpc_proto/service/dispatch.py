@@ -9,7 +9,7 @@ from heapq import nsmallest
 from typing import Any, Protocol
 
 from rpc_proto.connection.calls import InboundCall
-from rpc_proto.connection.events import CallCancelled, Event, RequestReceived
+from rpc_proto.connection.events import CallCancelled, Event, RequestReceived, Writable
 from rpc_proto.connection.observers import Observer
 from rpc_proto.connection.server import ServerConnection
 from rpc_proto.errors import CallError, Internal, ResourceExhausted, Unimplemented, Unknown
@@ -242,25 +242,74 @@ class Dispatcher(Observer):
     def serve(self, events: Iterable[Event]) -> None:
         """Run the `def` handlers of the calls that have arrived, in place: enough for small loops.
 
-        A BaseException of a handler or a codec that is not an Exception is raised after the
-        answers.
+        A method's items are sent as long as the peer takes them, and further ones at `Writable`. A
+        method that takes items would have to wait, and is answered with `unimplemented`. A
+        BaseException of a handler or a codec that is not an Exception is raised after the answers.
         """
+        events = list(events)
         for job in self.receive(events):
             if job.error is None:
                 self._run_here(job)
+            elif job.handler is not None:
+                self._end_here(job, job.error)
+        for event in events:
+            call: Any = event.call if type(event) is Writable else None
+            if call is not None and call.job is not None:
+                self._send_here(call.job)
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def _run_here(self, job: Job) -> None:
+        streams = job.method.streams
+        if streams & Flag.CLIENT_STREAM:
+            why = f"{job.method.name} takes items, for which this server cannot wait"
+            self.finish(job, None, Unimplemented(why))
+            return
+        context = copy_context()
         try:
-            result = copy_context().run(job.run)
+            result = context.run(job.run)
+            if streams:
+                job.handler = context, iter(result)
         except BaseException as error:
-            self.finish(job, None, error)
-            if not isinstance(error, Exception):
-                self._failure = self._failure or error
+            self._failed_here(job, error)
         else:
-            self.finish(job, result)
+            if streams:
+                self._send_here(job)
+            else:
+                self.finish(job, result)
+
+    def _send_here(self, job: Job) -> None:
+        """Send the items of a method, as many as may be sent now."""
+        context, iterator = job.handler
+        half: Any = job.call.sending
+        connection: ServerConnection = job.call.connection
+        try:
+            while half.writable:
+                try:
+                    value = context.run(next, iterator)
+                except StopIteration:
+                    self._end_here(job, None)
+                    return
+                connection.send_item(self._clock(), job.call, value)
+        except BaseException as error:
+            job.handler = None
+            self._failed_here(job, error)
+
+    def _end_here(self, job: Job, error: BaseException | None) -> None:
+        (context, iterator), job.handler = job.handler, None
+        try:
+            if hasattr(iterator, "close"):
+                context.run(iterator.close)
+        except BaseException as raised:
+            self._failed_here(job, raised)
+        else:
+            self.finish(job, None, error)
+
+    def _failed_here(self, job: Job, error: BaseException) -> None:
+        self.finish(job, None, error)
+        if not isinstance(error, Exception):
+            self._failure = self._failure or error
 
     def _begin(self, call: InboundCall, owner: Any) -> Job | None:
         """Take a call that arrived; return it if it may run now, else refuse or queue it."""

@@ -16,7 +16,12 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0, text/plain; version=
 SNAPSHOT = numbers(
     {
         "Arith.add": method(
-            120, late=2, in_flight=5, deadline_overruns=2, errors={"not_found": 17}
+            120,
+            late=2,
+            in_flight=5,
+            deadline_overruns=2,
+            items_sent=7,
+            errors={"not_found": 17},
         ),
         "rpc.Health.check": method(0),
         "(unknown)": method(0, refused=4, errors={"unimplemented": 4}),
@@ -48,6 +53,9 @@ def test_calls_are_told_by_method_and_code(samples):
     assert samples["rpc_server_calls_in_flight", "Arith.add"] == 5
     assert samples["rpc_server_calls_refused_total", "(unknown)"] == 4
     assert samples["rpc_server_deadline_overruns_total", "Arith.add"] == 2
+    assert samples["rpc_server_items_sent_total", "Arith.add"] == 7
+    assert ("rpc_server_items_sent_total", "rpc.Health.check") not in samples
+    assert ("rpc_server_items_received_total", "Arith.add") not in samples
 
 
 def test_latencies_are_a_cumulative_histogram_in_seconds(samples):

@@ -8,7 +8,7 @@ import pytest
 
 from rpc_common.telemetry.access_log import AccessLog
 from rpc_common.telemetry.log import get_log
-from rpc_proto import ClientConfig, NotFound
+from rpc_proto import ClientConfig, NotFound, Unimplemented
 from rpc_proto.connection.observers import Observers
 from rpc_proto.pages.debug import as_page, describe
 from rpc_proto.service.dispatch import Dispatcher
@@ -136,3 +136,67 @@ def test_trace_of_streams_is_repeated_by_the_core_alone() -> None:
         saved = Trace.from_lines(end.trace.to_lines())
         assert any(step["do"] == "grant" for step in saved.steps)
         assert replay(saved).steps == saved.steps
+
+
+# In place, in a loop of one's own
+
+
+class InPlace:
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def count(self, n: int) -> Iterator[str]:
+        try:
+            for number in range(n):
+                yield f"{number:100}"
+        finally:
+            self.closed += 1
+
+    def fails(self) -> Iterator[int]:
+        yield 1
+        raise NotFound("no more")
+
+    def total(self, numbers: Iterable[int]) -> int:
+        return sum(numbers)
+
+
+def in_place() -> tuple[Pair, InPlace]:
+    pair = Pair().open()
+    service = InPlace()
+    dispatcher = Dispatcher(clock=lambda: pair.now)
+    dispatcher.register(service)
+    pair.on_server_event = lambda event: dispatcher.serve([event])
+    return pair, service
+
+
+def test_dispatcher_sends_items_as_long_as_the_peer_takes_them() -> None:
+    pair, service = in_place()
+    call = pair.call("InPlace.count", 1000, server_stream=True)
+    taken = []
+    while not pair.ends(call) or call.receiving.items:
+        assert call.receiving.items
+        assert len(call.receiving.items) < 200  # a window
+        taken.append(int(pair.client.take_item(pair.now, call)))
+        pair.pump()
+    assert taken == list(range(1000))
+    assert service.closed == 1
+    assert not len(pair.server.calls)
+
+
+def test_dispatcher_closes_a_generator_that_nobody_wants() -> None:
+    pair, service = in_place()
+    call = pair.call("InPlace.count", 1000, server_stream=True)
+    pair.client.cancel(pair.now, call)
+    pair.pump()
+    assert service.closed == 1
+    assert not len(pair.server.calls)
+
+
+def test_dispatcher_answers_what_it_cannot_serve_in_place() -> None:
+    pair, _ = in_place()
+    call = pair.call("InPlace.fails", server_stream=True)
+    assert pair.client.take_item(pair.now, call) == 1
+    assert isinstance(pair.outcome(call), NotFound)
+    error = pair.outcome(pair.call("InPlace.total", client_stream=True))
+    assert isinstance(error, Unimplemented)
+    assert "cannot wait" in error.message

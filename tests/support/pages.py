@@ -29,6 +29,8 @@ def counts(begun: int = 0, **others: Any) -> dict[str, Any]:
         "refused",
         "cancelled",
         "deadline_overruns",
+        "items_received",
+        "items_sent",
     )
     return {"begun": begun, **dict.fromkeys(names, 0), "errors": {}, **others}
 
