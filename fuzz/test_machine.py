@@ -310,10 +310,12 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def end_of_the_same_version_has_not_changed(self) -> None:
         for end in (self.pair.client, self.pair.server):
+            before, timeout = self.seen.get(end, ((-1,), None))
+            if before[0] != end.version:
+                self.pair.report(end)  # as a driver does then
             at = end.next_timeout()
             assert at is None or at >= end._now
             seen = (end.version, end.state, end.wish)
-            before, timeout = self.seen.get(end, ((-1,), None))
             if before[0] == end.version:
                 assert before == seen
                 assert at is None or (timeout is not None and at >= timeout)

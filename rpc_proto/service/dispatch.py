@@ -180,7 +180,7 @@ class Dispatcher(Observer):
                     methods[name].in_flight += 1
                     if call.flags & STREAMS:
                         methods[name].count_items(call)
-        oldest = nsmallest(_MOST_STREAMS, streams, key=lambda call: call.arrived)
+        oldest = nsmallest(_MOST_STREAMS, streams, key=lambda call: (call.arrived, call.id))
         return {
             "load": load,
             "streams": [

@@ -69,6 +69,6 @@ def test_no_call_of_many_connections_is_lost_from_the_numbers(switching: None) -
         assert method["latency"]["count"] == THREADS * ROUNDS, name
     assert methods["Mixed.fail"]["errors"] == {"not_found": THREADS * ROUNDS}
     assert methods["(unknown)"]["refused"] == THREADS * ROUNDS
-    assert seen["load"] == {"running": 0, "queued": 0, "abandoned": 0, "memory": 0}
+    assert seen["load"] == {"running": 0, "queued": 0, "streams": 0, "abandoned": 0, "memory": 0}
     assert (seen["connections"]["total"], seen["connections"]["open"]) == (THREADS, 0)
     assert seen["connections"]["bytes_received"] > THREADS * ROUNDS * 4 * 16

@@ -189,6 +189,8 @@ def test_introspection_tells_what_is_offered(link: Link):
             "Failing",
             "Gate",
             "Hop",
+            "PlainStreams",
+            "Streams",
             "Typed",
             "rpc.Health",
             "rpc.Introspection",
