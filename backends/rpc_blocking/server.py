@@ -55,6 +55,12 @@ _READ = Wish.READ  # an attribute of an enum takes longer to look up than a name
 # How long a stopping server waits for handlers whose callers have their answers, in seconds.
 _LAST_WORDS = 0.2
 
+# Items of a stream that follow each other within so many seconds are sent together: when there are
+# so many bytes of them, or soon. A system call for each would take longer than all the rest.
+_LULL = 0.0002
+_BATCH = 8 * 1024
+_SOON = 0.001
+
 # Reads of at least so many bytes are timed, which takes a system call.
 _LONG_READ = 1024
 
@@ -78,6 +84,8 @@ class _Link:
         self._server = server
         self._peername = peername
         self._may_read = Condition(self.lock)
+        self._item_at = 0.0  # when the last item of a stream was sent
+        self._late = False  # items wait for the keeper to send them
 
     def fileno(self) -> int:
         return self.channel.sock.fileno()
@@ -224,6 +232,20 @@ class _Link:
         """Make sure that what a command wrote is sent."""
         if not self.busy or self.connection.outbound >= EARLY:
             self.flush()
+
+    def wrote_item(self, now: float) -> None:
+        """Send an item of a stream: at once, or soon if others follow it closely."""
+        lull = now - self._item_at
+        self._item_at = now
+        if lull > _LULL or self.connection.outbound >= _BATCH:
+            self.flush()
+        elif not self._late:
+            self._late = True
+            self._server._keeper.call_at(now + _SOON, lambda: self._visit(self._flush_late))
+
+    def _flush_late(self) -> None:
+        self._late = False
+        self.flush()
 
     def flush(self) -> None:
         """Write what the kernel takes, and update the timer and back-pressure."""

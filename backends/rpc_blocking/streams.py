@@ -30,14 +30,17 @@ class ThreadStream(ServedStream):
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         with self._lock:
+            if self._connection.outbound:
+                self._link.flush()
             self._changed.wait_for(ready)
 
     def send(self, value: Any) -> None:
         with self._lock:
             if self.job.error is not None:  # since a moment ago
                 raise self.job.error
-            self._connection.send_item(monotonic(), self.call, value)
-            self._link.wrote()
+            now = monotonic()
+            self._connection.send_item(now, self.call, value)
+            self._link.wrote_item(now)
 
     def grant(self) -> None:
         with self._lock:
