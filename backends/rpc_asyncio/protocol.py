@@ -154,7 +154,9 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         turns = self._turns
         if turns is not None:
             self._read_size = next_read(self._read_size, nbytes, seconds)
-        large = self.connection.missing > LARGEST_READ
+        # A client reads more at a time, too, while large items keep coming.
+        quick = turns is None and nbytes >= self._read_size and seconds <= SHORT
+        large = quick or self.connection.missing > LARGEST_READ
         self._buffer = self._large_buffer if large else self._large_buffer[: self._read_size]
         if turns is None or seconds <= SHORT or not self._reading:
             return
