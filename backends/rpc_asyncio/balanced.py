@@ -255,12 +255,7 @@ class BalancedClient(BalancedBase):
         return Stream(self, request)
 
     async def _send_items(self, request: StreamRequest) -> Any:
-        stream: Stream[Any] = Stream(self, request)
-        try:
-            await self.begin_stream(stream, request, True, False)
-            return await stream.result()
-        finally:
-            stream.close()
+        return await Stream[Any](self, request).send_source()
 
     async def begin_stream(
         self, stream: Stream[Any], request: StreamRequest, sends: bool, takes: bool

@@ -430,12 +430,7 @@ class Client(ClientBase):
 
     async def _send_items(self, request: Request) -> Any:
         """Make a call whose items come from an iterator, and return the result."""
-        stream: Stream[Any] = Stream(self, request)
-        try:
-            await self.begin_stream(stream, request, True, False)
-            return await stream.result()
-        finally:
-            stream.close()
+        return await Stream[Any](self, request).send_source()
 
     async def begin_stream(
         self, stream: Stream[Any], request: Request, sends: bool, takes: bool

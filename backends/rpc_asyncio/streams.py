@@ -211,6 +211,14 @@ class Stream(StreamBase[Item], AsyncIterator[Item]):
                 raise
         return self._value()
 
+    async def send_source(self) -> Any:
+        """Not for users: send the items of the iterator among the arguments; return the result."""
+        try:
+            await self._client.begin_stream(self, self._request, True, False)
+            return await self.result()
+        finally:
+            self.close()
+
     async def begin(self, sends: bool, takes: bool) -> Any:
         """Not for users: send the request, if that was not done."""
         if self.running is None:

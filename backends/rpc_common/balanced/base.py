@@ -12,7 +12,6 @@ from weakref import WeakMethod
 from rpc_common.client.base import warn_unclosed
 from rpc_common.client.options import WithOptions
 from rpc_common.client.streams import Request as StreamRequest
-from rpc_common.client.streams import is_source
 from rpc_common.telemetry.log import Log
 from rpc_common.transport.forks import Owner
 from rpc_discovery import (
@@ -248,9 +247,7 @@ class BalancedBase(ABC):
         options: Mapping[str, Any],
     ) -> StreamRequest | None:
         """Return what a call begins with if one of its arguments is an iterator."""
-        if not any(map(is_source, (*args, *kwargs.values()))):
-            return None
-        return StreamRequest.of(method, args, kwargs, options, self._call_timeout)
+        return StreamRequest.with_items(method, args, kwargs, options, self._call_timeout)
 
     def _route(self, request: StreamRequest) -> Attempts:
         """Return the attempts to find a node for a stream, which take no longer than a call."""

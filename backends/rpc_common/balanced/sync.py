@@ -283,12 +283,7 @@ class SyncBalancedClient(BalancedBase):
         return Stream(self, request)
 
     def _send_items(self, request: StreamRequest) -> Any:
-        stream: Stream[Any] = Stream(self, request)
-        try:
-            self.begin_stream(stream, request, True, False, here=True)
-            return stream.result()
-        finally:
-            stream.close()
+        return Stream[Any](self, request).send_source()
 
     def begin_stream(
         self,

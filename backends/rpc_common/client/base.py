@@ -23,7 +23,7 @@ from rpc_proto.service.stub import service_proxy
 
 from .intercepted import Intercepted
 from .options import WithOptions
-from .streams import Request, is_source
+from .streams import Request
 
 __all__ = ["ClientBase", "Reply", "hand_out", "outcome", "warn_unclosed"]
 
@@ -208,9 +208,7 @@ class ClientBase(ABC):
         options: Mapping[str, Any],
     ) -> Request | None:
         """Return what a call begins with if one of its arguments is an iterator."""
-        if not any(map(is_source, (*args, *kwargs.values()))):
-            return None
-        return Request.of(method, args, kwargs, options, self.call_timeout)
+        return Request.with_items(method, args, kwargs, options, self.call_timeout)
 
     def _begin_through(self, request: Request, begin: "Callable[[Request], Any]") -> Any:
         """Send the beginning of a stream through the interceptors, and then call `begin`."""

@@ -72,6 +72,20 @@ class Request(NamedTuple):
             route,
         )
 
+    @classmethod
+    def with_items(
+        cls,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        default: float | None,
+    ) -> "Request | None":
+        """Return what a call begins with if one of its arguments is an iterator."""
+        if not any(map(is_source, (*args, *kwargs.values()))):
+            return None
+        return cls.of(method, args, kwargs, options, default)
+
 
 def is_source(value: Any) -> bool:
     """Whether an argument is an iterator, whose items are sent one by one."""
@@ -341,6 +355,14 @@ class Stream(StreamBase[Item], Iterator[Item]):
                 if half is not None and half.due:
                     running.grant()
         return self._value()
+
+    def send_source(self) -> Any:
+        """Not for users: send the items of the iterator among the arguments; return the result."""
+        try:
+            self._client.begin_stream(self, self._request, True, False, here=True)
+            return self.result()
+        finally:
+            self.close()
 
     def begin(self, sends: bool, takes: bool) -> Any:
         """Not for users: send the request, if that was not done."""

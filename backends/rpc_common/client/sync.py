@@ -326,12 +326,7 @@ class SyncClient(ClientBase):
 
     def _send_items(self, request: Request) -> Any:
         """Make a call whose items come from an iterator, and return the result."""
-        stream: Stream[Any] = Stream(self, request)
-        try:
-            self.begin_stream(stream, request, True, False, here=True)
-            return stream.result()
-        finally:
-            stream.close()
+        return Stream[Any](self, request).send_source()
 
     def begin_stream(
         self,
