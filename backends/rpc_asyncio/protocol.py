@@ -235,8 +235,8 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """Write all output, and update the timer and back-pressure."""
         self.flush_scheduled = False
         connection = self.connection
-        while connection.outbound and self._writable:
-            self._write(connection.next_buffer())
+        if connection.outbound:
+            self._write_out(connection)
         if connection.version != self._seen:
             self._follow()
 
@@ -267,10 +267,14 @@ class ConnectionProtocol(asyncio.BufferedProtocol, ABC):
         """Send what a command wrote: at once if enough has accumulated, or soon."""
         connection = self.connection
         if connection.outbound >= _EARLY:
-            while connection.outbound and self._writable:
-                self._write(connection.next_buffer())
+            self._write_out(connection)
         if not self.flush_scheduled:
             self.flush_soon()
+
+    def _write_out(self, connection: Connection) -> None:
+        # A loop logs a warning for each write after one that failed, and tells it only later.
+        while connection.outbound and self._writable and not self._transport.is_closing():
+            self._write(connection.next_buffer())
 
     def flush_soon(self) -> None:
         """Flush once when this turn of the loop is over, whatever else is written until then."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import struct
 import threading
 import time
 
@@ -51,6 +52,28 @@ async def test_peer_that_leaves_at_once_is_forgotten_quietly(caplog):
     async with serving(Echo()) as (server, address):
         async with dialled(address):
             await until(lambda: server.stats["connections"] == 1)
+        await until(lambda: server.stats["connections"] == 0)
+    assert not caplog.records
+
+
+async def test_answers_to_a_peer_that_is_gone_are_dropped_quietly(caplog):
+    opened = asyncio.Event()
+
+    class Large:
+        async def wait(self) -> str:
+            await opened.wait()
+            return "x" * 100_000
+
+    loop = asyncio.get_running_loop()
+    async with serving(Large()) as (server, address):
+        with socket.socket() as peer:
+            peer.setblocking(False)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await loop.sock_connect(peer, ("127.0.0.1", port_of(address)))
+            calls = b"".join(request(call_id, "Large.wait") for call_id in range(1, 21))
+            await loop.sock_sendall(peer, option_line() + calls)
+            await until(lambda: server.stats["running"] == 20)
+        opened.set()  # all answers are written before the loop looks at the socket again
         await until(lambda: server.stats["connections"] == 0)
     assert not caplog.records
 
