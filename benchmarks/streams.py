@@ -332,7 +332,33 @@ def _finish(result: Any) -> Any:
     return asyncio.run(result) if asyncio.iscoroutine(result) else result
 
 
+async def _bare(count: int) -> None:
+    """Say what a handler's task, generator and timer take without any RPC."""
+
+    async def follow(items: AsyncIterator[int], ready: asyncio.Event) -> None:
+        async for _ in items:
+            ready.set()
+
+    async def start(count: int) -> list[asyncio.Task[None]]:
+        tasks = []
+        for _ in range(count):
+            ready = asyncio.Event()
+            tasks.append(asyncio.create_task(follow(AsyncItems().ticking(), ready)))
+            await ready.wait()
+        return tasks
+
+    tasks = await start(20)
+    gc.collect()
+    before = _memory(os.getpid())
+    tasks += await start(count)
+    held = _memory(os.getpid()) - before
+    print(f"   a task with a generator and a timer, alone: {held / count / 1024:.1f} KiB")
+
+
 def _child(role: str, name: str, arguments: str) -> None:
+    if role == "bare":
+        _finish(_bare(int(arguments)))
+        return
     serve, load = _parts(name)
     if role == "serve":
         _pin(0)
@@ -431,6 +457,9 @@ async def _cost(method: str, arguments: tuple[Any, ...], count: int) -> None:
             own = _memory(os.getpid()) - own
             print(f"   client: {own / count / 1024:.1f} KiB", flush=True)
             if method.endswith("ticking"):
+                subprocess.run(
+                    [sys.executable, __file__, "--child", "bare", "asyncio", str(count)], check=True
+                )
                 cpu, start = _cpu(server.pid), time.monotonic()
                 end = start + 5.0
                 taken = 0
