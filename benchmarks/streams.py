@@ -457,9 +457,6 @@ async def _cost(method: str, arguments: tuple[Any, ...], count: int) -> None:
             own = _memory(os.getpid()) - own
             print(f"   client: {own / count / 1024:.1f} KiB", flush=True)
             if method.endswith("ticking"):
-                subprocess.run(
-                    [sys.executable, __file__, "--child", "bare", "asyncio", str(count)], check=True
-                )
                 cpu, start = _cpu(server.pid), time.monotonic()
                 end = start + 5.0
                 taken = 0
@@ -507,6 +504,9 @@ def main() -> None:
         elif workload == "S3":
             print("S3 1,000 streams on one connection, an item a second each")
             asyncio.run(_cost("Items.ticking", (), 1000))
+            subprocess.run(
+                [sys.executable, __file__, "--child", "bare", "asyncio", "1000"], check=True
+            )
         else:
             print("1,000 consumers that never take, items of 1,000 bytes")
             asyncio.run(_cost("Items.endless", (1000,), 1000))
