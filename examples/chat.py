@@ -63,6 +63,8 @@ def join(address: str, name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     if sys.argv[1] == "serve":
         server = Server()
         server.register(Chat())

@@ -7,6 +7,7 @@ python log_tail.py follow tcp://127.0.0.1:7000 syslog   until Ctrl-C
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +34,17 @@ class Logs:
         except OSError as error:
             raise NotFound(f"{name}: {error.strerror}") from None
         number = 0
+        line = ""
         with file:  # closed when nobody follows any more
             while True:
-                line = file.readline()
-                if not line:
+                line += file.readline()
+                if not line.endswith("\n"):  # the rest of it has not been written yet
                     await asyncio.sleep(0.1)
                     continue
                 number += 1
                 if number >= start:
                     yield Line(number, line.rstrip("\n"))
+                line = ""
 
 
 async def follow(address: str, name: str) -> None:
@@ -51,9 +54,12 @@ async def follow(address: str, name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     if sys.argv[1] == "serve":
         server = Server()
         server.register(Logs(Path(sys.argv[2])))
         server.run(sys.argv[3] if len(sys.argv) > 3 else "tcp://127.0.0.1:0")
     else:
-        asyncio.run(follow(*sys.argv[2:4]))
+        with suppress(KeyboardInterrupt):
+            asyncio.run(follow(*sys.argv[2:4]))

@@ -25,6 +25,7 @@ class Received:
 class Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, chunks: Iterable[bytes]) -> Received:
         """Store a file; nothing stays of one that does not arrive whole."""
@@ -63,6 +64,8 @@ def send(address: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     if sys.argv[1] == "serve":
         server = Server()
         server.register(Files(Path(sys.argv[2])))

@@ -1,6 +1,7 @@
 """The examples of streams do what they say."""
 
 import hashlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ def test_log_is_followed(start: Any, tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write("three\n")
     assert follower.stdout.readline() == "     3 three\n"
+    follower.send_signal(signal.SIGINT)
+    assert follower.communicate(timeout=20) == ("", "")
 
 
 def test_log_that_is_not_there_is_an_error(start: Any, tmp_path: Path) -> None:
