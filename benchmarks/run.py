@@ -19,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 WORKLOADS = {
@@ -83,36 +84,47 @@ def _cpu_time(server: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + time.process_time()
 
 
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[int, str]]:
+    """Run a server with the arguments of a Python; give its process and the address it prints."""
+    server = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield server.pid, server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def result_of(*arguments: str, seconds: float) -> Any:
+    """Return what a client that works for so many seconds prints as JSON."""
+    client = subprocess.run(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=seconds * 4 + 30,
+    )
+    return json.loads(client.stdout)
+
+
 def measure(name: str, workload: str, seconds: float) -> tuple[float, float]:
     module, loop = CONTENDERS[name][:2]
     _, unit, connections, in_flight, size = WORKLOADS[workload]
-    command = [sys.executable, __file__, "--child"]
     loop = loop or "none"
-    server = subprocess.Popen(
-        [*command, "serve", module, loop, "{}"], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    try:
+    with started(__file__, "--child", "serve", module, loop, "{}") as (server, address):
         load = {
-            "address": server.stdout.readline().strip(),
+            "address": address,
             "connections": connections,
             "in_flight": in_flight,
             "size": size,
             "seconds": seconds,
             "warm_up": 0.3,
-            "server": server.pid,
+            "server": server,
         }
-        client = subprocess.run(
-            [*command, "load", module, loop, json.dumps(load)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=seconds * 4 + 30,
+        count, elapsed, cpu = result_of(
+            *(__file__, "--child", "load", module, loop, json.dumps(load)), seconds=seconds
         )
-    finally:
-        server.kill()
-        server.communicate()
-    count, elapsed, cpu = json.loads(client.stdout)
     if unit == "MiB/s":
         count *= size / 2**20
     return count / elapsed, cpu / count * 1e6

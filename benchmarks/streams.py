@@ -367,30 +367,12 @@ def _child(role: str, name: str, arguments: str) -> None:
     print(json.dumps(_finish(load(address, size, seconds))))
 
 
-def _start(name: str) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, __file__, "--child", "serve", name, "[]"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    return server, server.stdout.readline().strip()
-
-
 def _measure(name: str, size: int, seconds: float) -> float:
-    server, address = _start(name)
-    try:
-        client = subprocess.run(
-            [
-                *(sys.executable, __file__, "--child", "load", name),
-                json.dumps([address, size, seconds]),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=seconds * 4 + 30,
+    with calls.started(__file__, "--child", "serve", name, "[]") as (_, address):
+        load = json.dumps([address, size, seconds])
+        count, elapsed = calls.result_of(
+            *(__file__, "--child", "load", name, load), seconds=seconds
         )
-    finally:
-        server.kill()
-        server.communicate()
-    count, elapsed = json.loads(client.stdout)
     return float(count / elapsed)
 
 
@@ -436,25 +418,24 @@ async def _cost(method: str, arguments: tuple[Any, ...], count: int) -> None:
     from rpc_asyncio import Client
     from rpc_proto import ClientConfig
 
-    server, address = _start("asyncio")
-    try:
+    with calls.started(__file__, "--child", "serve", "asyncio", "[]") as (server, address):
         config = ClientConfig(max_queued_calls=count)
         async with Client.connect(address, config=config) as client:
             streams = [client.stream(method, *arguments) for _ in range(20)]
             for stream in streams:  # what is needed once is there
                 await anext(stream)
             gc.collect()
-            before, own = _memory(server.pid), _memory(os.getpid())
+            before, own = _memory(server), _memory(os.getpid())
             streams += [client.stream(method, *arguments) for _ in range(count)]
             for stream in streams[20:]:
                 await anext(stream)
             await asyncio.sleep(1.0)
-            held = _memory(server.pid) - before
+            held = _memory(server) - before
             print(f"   server: {held / count / 1024:.1f} KiB for each of {count} streams")
             own = _memory(os.getpid()) - own
             print(f"   client: {own / count / 1024:.1f} KiB", flush=True)
             if method.endswith("ticking"):
-                cpu, start = _cpu(server.pid), time.monotonic()
+                cpu, start = _cpu(server), time.monotonic()
                 end = start + 5.0
                 taken = 0
 
@@ -467,7 +448,7 @@ async def _cost(method: str, arguments: tuple[Any, ...], count: int) -> None:
 
                 await asyncio.gather(*map(follow, streams))
                 elapsed = time.monotonic() - start
-                cpu = (_cpu(server.pid) - cpu) / elapsed
+                cpu = (_cpu(server) - cpu) / elapsed
                 print(
                     f"   {taken / elapsed:,.0f} items/s; server {cpu * 100:.1f} % of a core, "
                     f"{cpu / len(streams) * 1e6:.0f} µs a second for each stream"
@@ -481,9 +462,6 @@ async def _cost(method: str, arguments: tuple[Any, ...], count: int) -> None:
                 other.close()
             for stream in streams:
                 stream.close()
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def main() -> None:
