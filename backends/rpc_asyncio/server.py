@@ -138,7 +138,7 @@ class _Acceptor:
         if not self._server.has_room():
             bare.close()
             return
-        sock = socket.socket(fileno=bare.detach())
+        sock = self._listener.python_socket(bare, socket)
         sock.setblocking(False)
         tls = Tls(self._ssl, server_side=True) if self._ssl is not None else None
         protocol = _ServerProtocol(self._server, self._loop, sock, peername, tls)

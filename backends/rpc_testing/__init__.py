@@ -1,5 +1,37 @@
-"""Real servers for tests."""
+"""What users test with: their services in memory and in virtual time, and real etcd servers."""
 
-from .etcd import Etcd, Member, TlsFiles, find_etcd
+from typing import TYPE_CHECKING
 
-__all__ = ["Etcd", "Member", "TlsFiles", "find_etcd"]
+from rpc_proto.lazy import lazily
+
+if TYPE_CHECKING:
+    from .etcd import Etcd, Member, TlsFiles, find_etcd
+    from .in_asyncio import AsyncioRig, VirtualLoop
+    from .network import Network, Path
+    from .recorder import Recorded
+    from .virtual import Deadlock
+else:
+    # Those who need an etcd need no backend, and the other way round.
+    __getattr__ = lazily(
+        __name__,
+        {
+            **dict.fromkeys(("Etcd", "Member", "TlsFiles", "find_etcd"), ".etcd"),
+            **dict.fromkeys(("AsyncioRig", "VirtualLoop"), ".in_asyncio"),
+            **dict.fromkeys(("Network", "Path"), ".network"),
+            "Recorded": ".recorder",
+            "Deadlock": ".virtual",
+        },
+    )
+
+__all__ = [
+    "AsyncioRig",
+    "Deadlock",
+    "Etcd",
+    "Member",
+    "Network",
+    "Path",
+    "Recorded",
+    "TlsFiles",
+    "VirtualLoop",
+    "find_etcd",
+]

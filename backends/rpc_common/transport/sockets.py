@@ -195,6 +195,10 @@ class Listener:
             self._short = False
         return 0.0
 
+    def python_socket(self, bare: Socket, socket: Any) -> Any:
+        """Return an accepted socket as one of the module `socket`, for an event loop."""
+        return socket.socket(fileno=bare.detach())
+
     def _pause(self, error: OSError) -> float:
         if not self._short:
             self._short = True

@@ -1,0 +1,426 @@
+"""rpc_asyncio in memory: an event loop whose time is virtual and whose network has no sockets."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rpc_asyncio import Client, Server
+from rpc_asyncio.serving import ThreadStream
+from rpc_proto import Address
+
+from .network import End, Network
+from .recorder import Recorded, Recorder
+from .virtual import Deadlock, Outside, installed, replaced
+
+__all__ = ["AsyncioRig", "VirtualLoop"]
+
+Result = TypeVar("Result")
+
+START = 1000.0  # what the clock of a loop shows first
+
+# A thread of a handler gets so many real seconds for what it does.
+_PATIENCE = 60.0
+
+# Bytes that a transport keeps for a slow reader before it says so, as in asyncio.
+_HIGH_WATER = 64 * 1024
+_READ_SIZE = 256 * 1024
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """An event loop that never waits: if nothing is ready, its time jumps to what comes next.
+
+    Only threads in which handlers run are waited for, and virtual time stands still meanwhile.
+    Connections lead through `network`; there are no sockets, signals and processes.
+    """
+
+    def __init__(self, start: float = START) -> None:
+        super().__init__()
+        self._now = start
+        self._selector = self  # what BaseEventLoop waits with
+        self._woken = False
+        self._settling: list[asyncio.Future[None]] = []
+        self.outside = Outside()
+        self.network = Network(self)
+
+    def time(self) -> float:
+        return self._now
+
+    def select(self, timeout: float | None) -> tuple[()]:
+        """Let time pass, as far as that is possible; not for users."""
+        if timeout == 0:
+            return ()
+        outside = self.outside
+        with outside.changed:
+            if not outside.changed.wait_for(self._is_called, _PATIENCE):
+                raise Deadlock(f"a thread of a handler does not come back within {_PATIENCE:g} s")
+            if self._woken:
+                self._woken = False
+                return ()
+        if self._settling:
+            for settled in self._settling:
+                if not settled.done():
+                    settled.set_result(None)
+            self._settling.clear()
+            return ()
+        if timeout is None:
+            raise Deadlock("everybody waits, and nothing is scheduled that could end that")
+        self._now += timeout
+        return ()
+
+    async def settle(self) -> None:
+        """Wait until nothing more happens at this moment."""
+        settled = self.create_future()
+        self._settling.append(settled)
+        await settled
+
+    def _is_called(self) -> bool:
+        return self._woken or self.outside.rests
+
+    def _process_events(self, event_list: Any) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        with self.outside.changed:
+            self._woken = True
+            self.outside.changed.notify_all()
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        self.outside.enter()
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(lambda _: self.outside.leave())
+        return future
+
+    # The network
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        found = self.network.objects.get(fd)
+        if found is None:
+            raise NotImplementedError("this loop has no sockets")
+
+        def readable() -> None:
+            self.call_soon(look)
+
+        def look() -> None:
+            if found.on_readable is readable and found.is_readable:
+                callback(*args)
+                if found.is_readable:
+                    readable()
+
+        found.on_readable = readable
+        if found.is_readable:
+            readable()
+
+    def remove_reader(self, fd: Any) -> bool:
+        found = self.network.objects.get(fd)
+        if found is None or found.on_readable is None:
+            return False
+        found.on_readable = None
+        return True
+
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
+
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], Any],
+        host: Any = None,
+        port: Any = None,
+        **options: Any,
+    ) -> Any:
+        if options.get("ssl") or options.get("sock"):
+            raise NotImplementedError("this loop has neither TLS nor sockets")
+        return await self._dial(protocol_factory, Address("tcp", host, int(port)))
+
+    async def create_unix_connection(
+        self, protocol_factory: Callable[[], Any], path: Any = None, **_: Any
+    ) -> Any:
+        return await self._dial(protocol_factory, Address("unix", path=path))
+
+    async def _dial(self, protocol_factory: Callable[[], Any], where: Address) -> Any:
+        found: asyncio.Future[End] = self.create_future()
+
+        def done(result: End | OSError) -> None:
+            if found.cancelled():
+                if isinstance(result, End):
+                    result.close()
+            elif isinstance(result, OSError):
+                found.set_exception(result)
+            else:
+                found.set_result(result)
+
+        self.network.dial(where, done)
+        return await self.connect_accepted_socket(protocol_factory, await found)
+
+    async def connect_accepted_socket(
+        self, protocol_factory: Callable[[], Any], sock: Any, **_: Any
+    ) -> Any:
+        protocol = protocol_factory()
+        transport = MemoryTransport(self, sock, protocol)
+        made = self.create_future()
+        self.call_soon(transport.open, made)
+        await made
+        return transport, protocol
+
+
+class MemoryTransport(asyncio.Transport):
+    """Reads and writes an end of a link, as the transports of asyncio do with sockets."""
+
+    def __init__(self, loop: VirtualLoop, end: End, protocol: Any) -> None:
+        extra = {"peername": end.getpeername(), "sockname": end.getsockname(), "socket": end}
+        super().__init__(extra)
+        self._loop = loop
+        self._end = end
+        self._protocol = protocol
+        self._unsent = bytearray()
+        self._high_water = _HIGH_WATER
+        self._paused = False
+        self._reading = True
+        self._looking = False  # soon
+        self._closing = False
+        self._lost = False
+        self._finishing = False  # writes nothing more once all is sent
+        self._eof = False
+
+    def open(self, made: "asyncio.Future[None]") -> None:
+        """Begin; not for users."""
+        self._end.on_readable = self._look_soon
+        self._end.on_writable = self._write_soon
+        self._protocol.connection_made(self)
+        self._look_soon()
+        if not made.cancelled():
+            made.set_result(None)
+
+    # Reading
+
+    def _look_soon(self) -> None:
+        if self._reading and not self._looking and not self._closing and not self._eof:
+            self._looking = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        if not self._reading or self._closing or self._eof or not self._end.is_readable:
+            return
+        protocol = self._protocol
+        buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        buffer = protocol.get_buffer(-1) if buffered else bytearray(_READ_SIZE)
+        try:
+            size = self._end.recv_into(buffer)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if not size:
+            self._eof = True
+            if not protocol.eof_received():
+                self.close()
+            return
+        if buffered:
+            protocol.buffer_updated(size)
+        else:
+            protocol.data_received(bytes(buffer[:size]))
+        self._look_soon()
+
+    def is_reading(self) -> bool:
+        return self._reading and not self._closing
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        self._look_soon()
+
+    # Writing
+
+    def write(self, data: Any) -> None:
+        if self._lost or not len(data):
+            return
+        if self._finishing:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        self._unsent += data
+        self._write()
+
+    def _write_soon(self) -> None:
+        self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        if self._lost:
+            return
+        try:
+            while self._unsent:
+                sent = self._end.send(bytes(self._unsent))
+                del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(error)
+            return
+        if len(self._unsent) > self._high_water and not self._paused:
+            self._paused = True
+            self._protocol.pause_writing()
+        elif self._paused and len(self._unsent) <= self._high_water // 4:
+            self._paused = False
+            self._protocol.resume_writing()
+        if not self._unsent and not self._lost:
+            if self._closing:
+                self._lose(None)
+            elif self._finishing:
+                self._end.outgoing.end()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high_water = _HIGH_WATER if high is None else high
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unsent)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._finishing = True
+        self._write()
+
+    # The end
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            if not self._unsent:
+                self._lose(None)
+
+    def abort(self) -> None:
+        if not self._lost:
+            self._unsent.clear()
+            self._lose(None, abort=True)
+
+    def _lose(self, error: OSError | None, abort: bool = False) -> None:
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self._loop.call_soon(self._tell_lost, error, abort)
+
+    def _tell_lost(self, error: OSError | None, abort: bool) -> None:
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            if abort and self._end.incoming.waits:
+                self._end.link.reset()
+            self._end.close()
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self._protocol
+
+
+class AsyncioRig:
+    """Servers and clients of rpc_asyncio in one process: no socket, and no waiting.
+
+    `connect` joins a client to services. `clock` is the time of everything, `network` has the
+    faults, and `calls` what the handlers were asked.
+    """
+
+    def __init__(self) -> None:
+        self.loop = VirtualLoop()
+        self.network = self.loop.network
+        self.clock = Clock(self.loop)
+        self._recorder = Recorder(self.loop.time)
+        self._open: list[Client | Server] = []
+
+    @property
+    def calls(self) -> list[Recorded]:
+        """The calls that reached a handler, in the order in which they began."""
+        return self._recorder.calls
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine to its end."""
+        return self.loop.run_until_complete(coroutine)
+
+    async def serve(self, *services: Any, address: str = "tcp://here:0", **settings: Any) -> str:
+        """Serve objects with a server that has these settings; return its address."""
+        interceptors = (self._recorder.record_async, *settings.pop("interceptors", ()))
+        server = Server(interceptors=interceptors, **settings)
+        for service in services:
+            server.register(service)
+        self._open.append(server)
+        return await server.start(address)
+
+    async def connect(
+        self, *services: Any, server: Mapping[str, Any] | None = None, **options: Any
+    ) -> Client:
+        """Serve objects, and return a client that is connected to them.
+
+        `server` has the settings of the Server; `options` are those of `Client.connect`.
+        """
+        client = await Client.connect(await self.serve(*services, **(server or {})), **options)
+        self._open.append(client)
+        return client
+
+    async def _close(self) -> None:
+        self.network.resume()
+        for one in reversed(self._open):
+            if isinstance(one, Client):
+                await one.close()
+            else:
+                await one.stop(grace=0.0)
+
+    @contextmanager
+    def open(self) -> "Iterator[AsyncioRig]":
+        """Use the rig; at the end, everything that it opened is closed."""
+        outside = self.loop.outside
+        wait_until = ThreadStream.wait_until
+
+        def wait(stream: ThreadStream, ready: Callable[[], bool]) -> None:
+            with outside.waiting(ready):
+                wait_until(stream, ready)
+
+        try:
+            with (
+                installed(self.loop.time, self.network, outside),
+                replaced([(ThreadStream, "wait_until", wait)]),
+            ):
+                asyncio.set_event_loop(self.loop)
+                try:
+                    yield self
+                    self.run(self._close())
+                finally:
+                    _finish(self.loop)
+                    asyncio.set_event_loop(None)
+        finally:
+            self.loop.close()
+
+
+class Clock:
+    """The time of a rig, which passes only when everybody waits."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    @property
+    def now(self) -> float:
+        """Seconds since the rig was made."""
+        return self._loop.time() - START
+
+    async def advance(self, seconds: float) -> None:
+        """Let time pass, with everything that happens until then and at that moment."""
+        await asyncio.sleep(seconds)
+        await self._loop.settle()
+
+
+def _finish(loop: VirtualLoop) -> None:
+    """Cancel what is left, as asyncio.run does."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
