@@ -7,6 +7,8 @@ from rpc_proto.lazy import lazily
 if TYPE_CHECKING:
     from .etcd import Etcd, Member, TlsFiles, find_etcd
     from .in_asyncio import AsyncioRig, VirtualLoop
+    from .in_gevent import GeventRig
+    from .in_threads import BlockingRig
     from .network import Network, Path
     from .recorder import Recorded
     from .virtual import Deadlock
@@ -18,6 +20,8 @@ else:
             **dict.fromkeys(("Etcd", "Member", "TlsFiles", "find_etcd"), ".etcd"),
             **dict.fromkeys(("AsyncioRig", "VirtualLoop"), ".in_asyncio"),
             **dict.fromkeys(("Network", "Path"), ".network"),
+            "GeventRig": ".in_gevent",
+            "BlockingRig": ".in_threads",
             "Recorded": ".recorder",
             "Deadlock": ".virtual",
         },
@@ -25,8 +29,10 @@ else:
 
 __all__ = [
     "AsyncioRig",
+    "BlockingRig",
     "Deadlock",
     "Etcd",
+    "GeventRig",
     "Member",
     "Network",
     "Path",

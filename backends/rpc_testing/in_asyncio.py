@@ -2,26 +2,23 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rpc_asyncio import Client, Server
 from rpc_asyncio.serving import ThreadStream
-from rpc_proto import Address
+from rpc_proto import Address, Interceptor
 
 from .network import End, Network
-from .recorder import Recorded, Recorder
-from .virtual import Deadlock, Outside, installed, replaced
+from .rig import RigBase
+from .virtual import LONGEST, START, Deadlock, Outside, installed, replaced
 
-__all__ = ["AsyncioRig", "VirtualLoop"]
+__all__ = ["AsyncioRig", "VirtualLoop", "finish"]
 
 Result = TypeVar("Result")
 
-START = 1000.0  # what the clock of a loop shows first
-
-# A thread of a handler gets so many real seconds for what it does.
-_PATIENCE = 60.0
 
 # Bytes that a transport keeps for a slow reader before it says so, as in asyncio.
 _HIGH_WATER = 64 * 1024
@@ -40,7 +37,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = start
         self._selector = self  # what BaseEventLoop waits with
         self._woken = False
-        self._settling: list[asyncio.Future[None]] = []
+        self._settling: list[Callable[[], object]] = []
+        # So many real seconds a thread may take for what it does.
+        self.patience: float | None = 60.0
+        self.limit = start + LONGEST  # of time
         self.outside = Outside()
         self.network = Network(self)
 
@@ -53,27 +53,26 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return ()
         outside = self.outside
         with outside.changed:
-            if not outside.changed.wait_for(self._is_called, _PATIENCE):
-                raise Deadlock(f"a thread of a handler does not come back within {_PATIENCE:g} s")
+            if not outside.changed.wait_for(self._is_called, self.patience):
+                raise Deadlock(f"a thread does not come back within {self.patience:g} s")
             if self._woken:
                 self._woken = False
                 return ()
         if self._settling:
-            for settled in self._settling:
-                if not settled.done():
-                    settled.set_result(None)
-            self._settling.clear()
+            settling, self._settling = self._settling, []
+            for settled in settling:
+                settled()
             return ()
         if timeout is None:
             raise Deadlock("everybody waits, and nothing is scheduled that could end that")
+        if self._now >= self.limit:
+            raise Deadlock(f"{LONGEST:g} s of virtual time have passed, and the test still waits")
         self._now += timeout
         return ()
 
-    async def settle(self) -> None:
-        """Wait until nothing more happens at this moment."""
-        settled = self.create_future()
-        self._settling.append(settled)
-        await settled
+    def when_settled(self, callback: Callable[[], object]) -> None:
+        """Call a function when nothing more happens at this moment."""
+        self._settling.append(callback)
 
     def _is_called(self) -> bool:
         return self._woken or self.outside.rests
@@ -91,6 +90,29 @@ class VirtualLoop(asyncio.BaseEventLoop):
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(lambda _: self.outside.leave())
         return future
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the drivers use the time and the network of this loop."""
+        outside = self.outside
+        wait_until = ThreadStream.wait_until
+
+        def wait(stream: ThreadStream, ready: Callable[[], bool]) -> None:
+            with outside.waiting(ready):
+                wait_until(stream, ready)
+
+        with (
+            installed(self.time, self.network, outside, self.sleep_in_thread),
+            replaced([(ThreadStream, "wait_until", wait)]),
+        ):
+            yield
+
+    def sleep_in_thread(self, seconds: float) -> None:
+        """Sleep in virtual time; for a thread of a handler."""
+        over = threading.Event()
+        self.call_soon_threadsafe(self.call_later, seconds, over.set)
+        with self.outside.waiting(over.is_set):
+            over.wait()
 
     # The network
 
@@ -321,36 +343,34 @@ class MemoryTransport(asyncio.Transport):
         return self._protocol
 
 
-class AsyncioRig:
+class AsyncioRig(RigBase):
     """Servers and clients of rpc_asyncio in one process: no socket, and no waiting.
 
     `connect` joins a client to services. `clock` is the time of everything, `network` has the
-    faults, and `calls` what the handlers were asked.
+    faults, and `calls` what the handlers were asked, in the order in which they began.
     """
+
+    _server = Server
 
     def __init__(self) -> None:
         self.loop = VirtualLoop()
         self.network = self.loop.network
-        self.clock = Clock(self.loop)
-        self._recorder = Recorder(self.loop.time)
-        self._open: list[Client | Server] = []
-
-    @property
-    def calls(self) -> list[Recorded]:
-        """The calls that reached a handler, in the order in which they began."""
-        return self._recorder.calls
+        super().__init__(self.loop.time)
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine to its end."""
         return self.loop.run_until_complete(coroutine)
 
-    async def serve(self, *services: Any, address: str = "tcp://here:0", **settings: Any) -> str:
+    async def serve(
+        self,
+        *services: Any,
+        address: str = "tcp://here:0",
+        interceptors: Iterable[Interceptor] = (),
+        **settings: Any,
+    ) -> str:
         """Serve objects with a server that has these settings; return its address."""
-        interceptors = (self._recorder.record_async, *settings.pop("interceptors", ()))
-        server = Server(interceptors=interceptors, **settings)
-        for service in services:
-            server.register(service)
-        self._open.append(server)
+        record = self._recorder.record_async
+        server: Server = self._make_server(record, services, interceptors, settings)
         return await server.start(address)
 
     async def connect(
@@ -364,6 +384,12 @@ class AsyncioRig:
         self._open.append(client)
         return client
 
+    async def _pass(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        settled = asyncio.Event()
+        self.loop.when_settled(settled.set)
+        await settled.wait()
+
     async def _close(self) -> None:
         self.network.resume()
         for one in reversed(self._open):
@@ -375,47 +401,20 @@ class AsyncioRig:
     @contextmanager
     def open(self) -> "Iterator[AsyncioRig]":
         """Use the rig; at the end, everything that it opened is closed."""
-        outside = self.loop.outside
-        wait_until = ThreadStream.wait_until
-
-        def wait(stream: ThreadStream, ready: Callable[[], bool]) -> None:
-            with outside.waiting(ready):
-                wait_until(stream, ready)
-
         try:
-            with (
-                installed(self.loop.time, self.network, outside),
-                replaced([(ThreadStream, "wait_until", wait)]),
-            ):
+            with self.loop.installed():
                 asyncio.set_event_loop(self.loop)
                 try:
                     yield self
                     self.run(self._close())
                 finally:
-                    _finish(self.loop)
+                    finish(self.loop)
                     asyncio.set_event_loop(None)
         finally:
             self.loop.close()
 
 
-class Clock:
-    """The time of a rig, which passes only when everybody waits."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-
-    @property
-    def now(self) -> float:
-        """Seconds since the rig was made."""
-        return self._loop.time() - START
-
-    async def advance(self, seconds: float) -> None:
-        """Let time pass, with everything that happens until then and at that moment."""
-        await asyncio.sleep(seconds)
-        await self._loop.settle()
-
-
-def _finish(loop: VirtualLoop) -> None:
+def finish(loop: VirtualLoop) -> None:
     """Cancel what is left, as asyncio.run does."""
     left = asyncio.all_tasks(loop)
     for task in left:

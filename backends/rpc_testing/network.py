@@ -15,7 +15,7 @@ from itertools import count
 from math import inf
 from typing import Any, Protocol
 
-__all__ = ["HOST", "End", "Link", "Listening", "Network", "Path", "Scheduler", "Timeline"]
+__all__ = ["HOST", "Due", "End", "Link", "Listening", "Network", "Path", "Scheduler", "Timeline"]
 
 # Who runs: what listens or dials does so at this host.
 HOST: ContextVar[str] = ContextVar("rpc_testing_host", default="here")
@@ -46,30 +46,47 @@ class Scheduler(Protocol):
         """Call a function when it is that late."""
 
 
+class Due:
+    """Something that a timeline runs later; `cancel` keeps it from that."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
 class Timeline:
     """Virtual time for code that has no event loop: what is due, in order."""
 
     def __init__(self, start: float = 0.0) -> None:
         self.now = start
-        self._due: list[tuple[float, int, Callback]] = []
+        self._due: list[tuple[float, int, Due]] = []
         self._order = count()
 
     def time(self) -> float:
         return self.now
 
-    def call_at(self, when: float, callback: Callback, /) -> None:
-        heappush(self._due, (when, next(self._order), callback))
+    def call_at(self, when: float, callback: Callback, /) -> Due:
+        due = Due(callback)
+        heappush(self._due, (when, next(self._order), due))
+        return due
 
     def next_at(self) -> float | None:
         """Return when the next function is due; None if there is none."""
+        while self._due and self._due[0][2].callback is None:
+            heappop(self._due)
         return self._due[0][0] if self._due else None
 
-    def run_due(self) -> bool:
-        """Run the first function that is due; return whether there was one."""
-        if not self._due or self._due[0][0] > self.now:
-            return False
-        heappop(self._due)[2]()
-        return True
+    def run_due(self) -> None:
+        """Run all that is due now, and was so before."""
+        before = next(self._order)
+        while (at := self.next_at()) is not None and at <= self.now and self._due[0][1] < before:
+            callback = heappop(self._due)[2].callback
+            assert callback is not None
+            callback()
 
 
 @dataclass
@@ -252,7 +269,7 @@ class End:
         self.on_writable: Callback | None = None
         self.failure: OSError | None = None
         self.closed = False
-        self._number = number
+        self.number = number
         self._names = name, peer
 
     def __repr__(self) -> str:
@@ -277,7 +294,7 @@ class End:
     # As of a socket
 
     def fileno(self) -> int:
-        return -1 if self.closed else self._number
+        return -1 if self.closed else self.number
 
     def detach(self) -> "End":
         return self
@@ -390,8 +407,11 @@ class Link:
             end.readable()
 
     def forget(self, broken: bool = False) -> None:
-        if broken or (self.client.closed and self.server.closed):
+        is_over = self.client.closed and self.server.closed
+        if broken or is_over:
             self._network.links.pop(self, None)
+        if is_over:
+            self._network.forget(self)
 
 
 class Listening:
@@ -465,6 +485,11 @@ class Network:
     def set_path(self, source: str, goal: str, path: Path) -> None:
         """Give two hosts a path of their own, in that direction; for links made from now on."""
         self._paths[source, goal] = path
+
+    def forget(self, link: Link) -> None:
+        """Let go of a link; not for users."""
+        for end in (link.client, link.server):
+            self.objects.pop(end.number, None)
 
     # Listening and dialling
 

@@ -11,6 +11,8 @@ import pytest
 
 if TYPE_CHECKING:
     from .in_asyncio import AsyncioRig
+    from .in_gevent import GeventRig
+    from .in_threads import BlockingRig
 
 __all__: list[str] = []
 
@@ -21,6 +23,24 @@ def asyncio_rig() -> "Iterator[AsyncioRig]":
     from .in_asyncio import AsyncioRig
 
     with AsyncioRig().open() as rig:
+        yield rig
+
+
+@pytest.fixture
+def gevent_rig() -> "Iterator[GeventRig]":
+    """Servers and clients of rpc_gevent in memory, in virtual time."""
+    from .in_gevent import GeventRig
+
+    with GeventRig().open() as rig:
+        yield rig
+
+
+@pytest.fixture
+def blocking_rig() -> "Iterator[BlockingRig]":
+    """Servers and clients for threads in memory, in virtual time."""
+    from .in_threads import BlockingRig
+
+    with BlockingRig().open() as rig:
         yield rig
 
 

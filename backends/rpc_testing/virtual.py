@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,12 @@ from rpc_common.transport.threads import Job, Threads
 
 from .network import Network
 
-__all__ = ["Deadlock", "Outside", "installed", "replaced"]
+__all__ = ["LONGEST", "START", "Deadlock", "Outside", "installed", "replaced"]
+
+START = 1000.0  # what the clocks show first
+
+# Who still waits after a week, waits for what does not come, while connections send their pings.
+LONGEST = 7 * 86_400.0
 
 _PACKAGES = ("rpc_common", "rpc_asyncio", "rpc_blocking", "rpc_gevent")
 
@@ -35,6 +41,7 @@ class Outside:
         self.changed = threading.Condition()
         self.busy = 0
         self._waiting: dict[object, Callable[[], bool]] = {}
+        self._here = threading.local()
 
     def enter(self, number: int = 1) -> None:
         with self.changed:
@@ -50,9 +57,27 @@ class Outside:
         """Whether no thread does anything, or is about to."""
         return self.busy <= 0 and not any(ready() for ready in self._waiting.values())
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether this thread is one of those for which virtual time waits."""
+        return getattr(self._here, "counted", False)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count this thread, which has entered, until the end."""
+        self._here.counted = True
+        try:
+            yield
+        finally:
+            self._here.counted = False
+            self.leave()
+
     @contextmanager
     def waiting(self, ready: Callable[[], bool]) -> Iterator[None]:
-        """A thread that does something waits until `ready()` is true."""
+        """This thread waits until `ready()` is true."""
+        if not self.is_counted:
+            yield
+            return
         key = object()
         with self.changed:
             self._waiting[key] = ready
@@ -71,10 +96,8 @@ class Outside:
         class Counted(Threads):
             def submit(self, run: Callable[[], None]) -> Job:
                 def counted() -> None:
-                    try:
+                    with outside.counted():
                         run()
-                    finally:
-                        outside.leave()
 
                 outside.enter()
                 try:
@@ -130,6 +153,16 @@ def replaced(changes: "list[tuple[Any, str, Any]]") -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def _sleep(
+    real: Callable[[float], None],
+    virtual: Callable[[float], None],
+    outside: Outside,
+    /,
+    secs: float,
+) -> None:
+    (virtual if outside.is_counted else real)(secs)
+
+
 _installed = threading.Lock()
 
 
@@ -138,9 +171,13 @@ def installed(
     monotonic: Callable[[], float],
     network: Network,
     outside: Outside,
+    sleep: Callable[[float], None] | None = None,
     random: Callable[[], float] | None = None,
 ) -> Iterator[None]:
-    """Let the drivers use this clock, this network, and this source of numbers from 0 to 1."""
+    """Let the drivers use this clock, this network, and this source of numbers from 0 to 1.
+
+    With `sleep`, `time.sleep` of the counted threads is that.
+    """
     if not _installed.acquire(blocking=False):
         raise RuntimeError("only one rig at a time: the drivers can live in one virtual time only")
 
@@ -164,6 +201,8 @@ def installed(
             for name, (old, new) in instead.items()
             if module.__dict__.get(name) is old and module.__name__ != Threads.__module__
         ]
+        if sleep is not None:
+            changes.append((time, "sleep", partial(_sleep, time.sleep, sleep, outside)))
         with replaced(changes):
             yield
     finally:
