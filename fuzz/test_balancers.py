@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fuzz.strategies import EXAMPLES, spread
+from budget import EXAMPLES, spread
 from rpc_discovery import Balancer, Endpoint, Node, OutlierEjection, RetryBudget, find_balancer
 from support.balancing import NAMES
 

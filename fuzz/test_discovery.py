@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fuzz.strategies import EXAMPLES, spread
+from budget import EXAMPLES, spread
 from rpc_discovery import HttpResponse, Node, Registration, RegistryWatch
 from rpc_discovery.registry import Registry
-from support.cluster import Cluster, added_up, ask, seen, truth
+from rpc_fuzz.registries import Cluster, added_up, ask, seen, truth
 
 TTL = 30.0
 GRACE = 30.0

@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fuzz.strategies import EXAMPLES, spread
+from budget import EXAMPLES, spread
 from rpc_discovery import Node
-from support.cluster import added_up
-from support.fake_etcd import URLS, World, held, seen
+from rpc_fuzz.etcd import URLS, World, held, seen
+from rpc_fuzz.registries import added_up
 
 TTL = 10.0
 GRACE = 30.0

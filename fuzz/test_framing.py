@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.strategies import (
+from budget import spread
+from rpc_fuzz.strategies import (
     any_frames,
     any_prefixes,
     chunks,
@@ -16,9 +17,9 @@ from fuzz.strategies import (
     cut,
     mutated,
     server_streams,
-    spread,
     trace,
 )
+from rpc_fuzz.wire import PING, START, answer, frame, line, open_client, open_server, options
 from rpc_proto import (
     CallCancelled,
     CallCompleted,
@@ -35,7 +36,6 @@ from rpc_proto import (
 from rpc_proto.connection.base import Connection
 from rpc_proto.wire.frames import PREFIX_SIZE, FrameReader
 from support.driving import caused
-from support.wire import PING, START, answer, frame, line, open_client, open_server, options
 
 
 def new_server() -> ServerConnection:

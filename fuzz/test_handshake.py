@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.strategies import chunks, codecs, cut, mutated, option_lines, spread
+from budget import spread
+from rpc_fuzz.pair import Pair
+from rpc_fuzz.strategies import chunks, codecs, cut, mutated, option_lines
+from rpc_fuzz.wire import START
 from rpc_proto import (
     ClientConfig,
     ConnectionTerminated,
@@ -30,8 +33,6 @@ from rpc_proto.wire.handshake import (
     parse_options,
 )
 from support.driving import caused
-from support.memory import Pair
-from support.wire import START
 
 lines = st.one_of(option_lines(), mutated(option_lines()), st.binary(max_size=200))
 

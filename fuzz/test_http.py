@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.strategies import chunks, client_streams, cut, http_streams, mutated, spread
+from budget import spread
+from rpc_fuzz.strategies import chunks, client_streams, cut, http_streams, mutated
+from rpc_fuzz.wire import START
 from rpc_proto import (
     ConnectionTerminated,
     Event,
@@ -22,7 +24,6 @@ from rpc_proto.http.body import BodyReader
 from rpc_proto.http.head import MAX_HEAD, HeadReader
 from rpc_proto.http.messages import HttpError
 from support.driving import caused
-from support.wire import START
 
 HIGH_WATER = 4096
 LARGEST = 3000  # bytes of a page

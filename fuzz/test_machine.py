@@ -10,7 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fuzz.strategies import EXAMPLES, any_frames, codecs, spread
+from budget import EXAMPLES, spread
+from rpc_fuzz.pair import Link, Pair
+from rpc_fuzz.strategies import any_frames, codecs
+from rpc_fuzz.wire import frame
 from rpc_proto import (
     Aborted,
     CallCancelled,
@@ -28,8 +31,6 @@ from rpc_proto import (
     Unavailable,
 )
 from rpc_proto.connection.base import Connection
-from support.memory import Link, Pair
-from support.wire import frame
 
 QUEUE = 6  # calls that may wait at the client
 CALLS = 3  # calls in flight at the server

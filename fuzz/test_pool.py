@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fuzz.strategies import EXAMPLES, spread
+from budget import EXAMPLES, spread
 from rpc_discovery import Node, View
 from rpc_discovery.pool import BalancedCall, Pool, Target
 from rpc_proto import CODES, CallError, HandshakeError, Unavailable

@@ -8,13 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.strategies import chunks, codecs, metadata, names, spread, texts, values
+from budget import spread
+from rpc_fuzz.pair import Host, Pair
+from rpc_fuzz.strategies import chunks, codecs, metadata, names, texts, values
+from rpc_fuzz.wire import NAMED, RAW, Wire
 from rpc_proto import CallError, State, current_call, find_codec
 from rpc_proto.wire.bounds import MAX_TIMEOUT
 from rpc_proto.wire.headers import Headers
 from rpc_proto.wire.typed import decoder
-from support.memory import Host, Pair
-from support.wire import NAMED, RAW, Wire
 
 
 class Colour(Enum):

@@ -11,7 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fuzz.strategies import codecs, spread
+from budget import spread
+from rpc_fuzz.pair import Pair
+from rpc_fuzz.strategies import codecs
 from rpc_proto import (
     Aborted,
     CallCompleted,
@@ -22,7 +24,6 @@ from rpc_proto import (
     State,
 )
 from rpc_proto.connection.streams.halves import WINDOW, Half, ReceiveHalf, SendHalf, cost
-from support.memory import Pair
 
 STREAM_EXAMPLES = int(os.environ.get("STREAM_EXAMPLES", "60"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from conformance.pages import BIG
 from conformance.wire import Peer, accepted, dialled
-from support.wire import RESPONSE, Wire, line, options
+from rpc_fuzz.wire import RESPONSE, Wire, line, options
 
 HELLO = line(options(codec="json"))
 # Two slow cores may add so much to a time, in seconds.

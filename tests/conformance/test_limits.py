@@ -7,8 +7,8 @@ import pytest
 from conformance.links import Link
 from conformance.runtimes import until
 from conformance.wire import accepted
+from rpc_fuzz.wire import ERROR
 from rpc_proto import ClientConfig, DeadlineExceeded, HandshakeError, ResourceExhausted
-from support.wire import ERROR
 
 
 @pytest.mark.feature("Limits on load: calls, queue, connections, concurrency")

@@ -10,8 +10,8 @@ from conformance.links import Link
 from conformance.proxy import TO_CLIENT, TO_SERVER
 from conformance.runtimes import outcome_of, until
 from conformance.wire import accepted, dialled, raw_request
+from rpc_fuzz.wire import ERROR, GOAWAY, RESPONSE, line, options
 from rpc_proto import ClientConfig, DeadlineExceeded, Unavailable
-from support.wire import ERROR, GOAWAY, RESPONSE, line, options
 
 # Two slow cores may add so much to a time, in seconds.
 SLACK = 5.0

@@ -10,8 +10,7 @@ import pytest
 from conformance.hosts import LIMIT
 from conformance.runtimes import Runtime, until
 from conformance.wire import Peer, accepted, dialled
-from rpc_proto import Unavailable
-from support.wire import (
+from rpc_fuzz.wire import (
     CANCEL,
     GOAWAY,
     PING,
@@ -24,6 +23,7 @@ from support.wire import (
     line,
     options,
 )
+from rpc_proto import Unavailable
 
 FEATURE = "What a peer gets wrong costs its call or its connection, nobody else's"
 WRONG = frame(0x08, 9)  # a type that nobody sends yet

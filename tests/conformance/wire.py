@@ -8,8 +8,8 @@ from ssl import SSLContext
 from typing import Any, NamedTuple
 
 from conformance.hosts import LIMIT
+from rpc_fuzz.wire import ERROR, RAW, REQUEST, RESPONSE, Frame, Wire, frame, line, options
 from rpc_proto import parse_address
-from support.wire import ERROR, RAW, REQUEST, RESPONSE, Frame, Wire, frame, line, options
 
 __all__ = ["Peer", "accepted", "dialled"]
 

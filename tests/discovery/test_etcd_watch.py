@@ -20,7 +20,7 @@ from rpc_discovery.etcd.operations import (
     Watched,
     prefix_end,
 )
-from support.fake_etcd import URLS, World, held, seen
+from rpc_fuzz.etcd import URLS, World, held, seen
 from support.machines import told
 
 URL = "http://etcd:2379"

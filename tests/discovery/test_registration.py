@@ -6,7 +6,7 @@ import random
 import pytest
 
 from rpc_discovery import HttpResponse, Node, Registration, SourceFailed, SourceReached
-from support.cluster import Cluster, seen, truth
+from rpc_fuzz.registries import Cluster, seen, truth
 from support.machines import told
 
 URL = "http://registry:9999"

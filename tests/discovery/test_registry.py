@@ -6,10 +6,10 @@ import pytest
 
 from rpc_discovery.documents import parse_view
 from rpc_discovery.registry import Registry
+from rpc_fuzz.registries import ask
 from rpc_proto import Peer
 from rpc_proto.http import HttpError, Promise, Request, Router
 from rpc_proto.http.server import HttpServer
-from support.cluster import ask
 
 NODE = {"address": "tcp://a:1", "services": {"Arith": "0123456789ab"}, "ttl": 10}
 

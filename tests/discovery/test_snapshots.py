@@ -9,7 +9,7 @@ import pytest
 
 from rpc_common.discovery.snapshots import SavedRegistry
 from rpc_discovery import Registry
-from support.cluster import ask
+from rpc_fuzz.registries import ask
 
 NODE = b'{"address": "tcp://10.0.0.1:4000", "ttl": 3600}'
 

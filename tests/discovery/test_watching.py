@@ -17,7 +17,7 @@ from rpc_discovery import (
     StaticDiscovery,
     ViewChanged,
 )
-from support.cluster import Cluster, seen, truth
+from rpc_fuzz.registries import Cluster, seen, truth
 from support.machines import told
 
 URL = "http://registry:9999"

@@ -5,6 +5,25 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Pair, only, outcome, termination
+from rpc_fuzz.wire import (
+    CANCEL,
+    CODECS,
+    GOAWAY,
+    NAMED,
+    NOT_EXECUTED,
+    ONE_WAY,
+    PING,
+    PONG,
+    RAW,
+    REQUEST,
+    START,
+    Frame,
+    Wire,
+    frame,
+    frames_in,
+    open_client,
+)
 from rpc_proto import (
     CallCompleted,
     CallFailed,
@@ -24,25 +43,6 @@ from rpc_proto import (
     Unavailable,
 )
 from support.driving import caused
-from support.memory import Pair, only, outcome, termination
-from support.wire import (
-    CANCEL,
-    CODECS,
-    GOAWAY,
-    NAMED,
-    NOT_EXECUTED,
-    ONE_WAY,
-    PING,
-    PONG,
-    RAW,
-    REQUEST,
-    START,
-    Frame,
-    Wire,
-    frame,
-    frames_in,
-    open_client,
-)
 
 ONE_SLOT = {"header": 16384, "body": 65536, "calls": 1}
 

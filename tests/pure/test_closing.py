@@ -2,8 +2,8 @@
 
 import pytest
 
+from rpc_fuzz.wire import CODECS, START, Wire, frame, open_client, open_server
 from rpc_proto import ClientConnection, ServerConfig, ServerConnection, State, Wish
-from support.wire import CODECS, START, Wire, frame, open_client, open_server
 
 
 def leaving(config: ServerConfig | None = None) -> ServerConnection:

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from rpc_fuzz.wire import CODECS
 from rpc_proto import Codec, find_codec
 from rpc_proto.wire.typed import convert, decoder
-from support.wire import CODECS
 
 
 class Colour(Enum):

@@ -4,21 +4,8 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import (
-    CallCancelled,
-    CallFailed,
-    ClientConfig,
-    ClientConnection,
-    Codec,
-    DataLoss,
-    RemoteProtocolError,
-    ServerConfig,
-    ServerConnection,
-    State,
-)
-from support.driving import caused
-from support.memory import Pair, termination
-from support.wire import (
+from rpc_fuzz.pair import Pair, termination
+from rpc_fuzz.wire import (
     CODECS,
     ERROR,
     GOAWAY,
@@ -32,6 +19,19 @@ from support.wire import (
     open_server,
     options,
 )
+from rpc_proto import (
+    CallCancelled,
+    CallFailed,
+    ClientConfig,
+    ClientConnection,
+    Codec,
+    DataLoss,
+    RemoteProtocolError,
+    ServerConfig,
+    ServerConnection,
+    State,
+)
+from support.driving import caused
 
 ENDS = pytest.mark.parametrize("make", [open_client, open_server], ids=["client", "server"])
 

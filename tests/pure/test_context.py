@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
 from rpc_proto import (
     Cancelled,
     ClientConfig,
@@ -16,7 +17,6 @@ from rpc_proto import (
 )
 from rpc_proto.service.context import CallContext, Job, ambient_call, inherit
 from support.driving import make_job
-from support.memory import Host, Pair
 
 
 class Seen:

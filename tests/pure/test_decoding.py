@@ -12,6 +12,8 @@ from uuid import UUID
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair, only
+from rpc_fuzz.wire import ERROR, GOAWAY, START, Wire, frame, open_client
 from rpc_proto import (
     CallError,
     CallFailed,
@@ -29,8 +31,6 @@ from rpc_proto.wire.frames import Flag
 from rpc_proto.wire.headers import HeaderError, Headers
 from rpc_proto.wire.typed import decoder
 from support.driving import caused
-from support.memory import Host, Pair, only
-from support.wire import ERROR, GOAWAY, START, Wire, frame, open_client
 
 MSGPACK, JSON = find_codec("msgpack"), find_codec("json")
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
 from rpc_proto import (
     CallError,
     Cancelled,
@@ -17,7 +18,6 @@ from rpc_proto import (
     current_call,
 )
 from rpc_proto.service.dispatch import Dispatcher
-from support.memory import Host, Pair
 
 
 class Arith:

@@ -5,6 +5,19 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair, only
+from rpc_fuzz.wire import (
+    CODECS,
+    ERROR,
+    GOAWAY,
+    NAMED,
+    RESPONSE,
+    START,
+    Wire,
+    frame,
+    frames_in,
+    open_client,
+)
 from rpc_proto import (
     CallFailed,
     ClientConfig,
@@ -17,19 +30,6 @@ from rpc_proto import (
     Unknown,
 )
 from support.driving import caused
-from support.memory import Host, Pair, only
-from support.wire import (
-    CODECS,
-    ERROR,
-    GOAWAY,
-    NAMED,
-    RESPONSE,
-    START,
-    Wire,
-    frame,
-    frames_in,
-    open_client,
-)
 
 KIB = 1024
 

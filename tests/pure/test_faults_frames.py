@@ -5,19 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rpc_proto import (
-    CallCancelled,
-    CallCompleted,
-    ClientConfig,
-    RemoteProtocolError,
-    RequestReceived,
-    ServerConfig,
-    State,
-)
-from rpc_proto.wire.frames import FrameReader
-from support.driving import caused
-from support.memory import Pair, only, outcome, termination
-from support.wire import (
+from rpc_fuzz.pair import Pair, only, outcome, termination
+from rpc_fuzz.wire import (
     CODECS,
     GOAWAY,
     NAMED,
@@ -35,6 +24,17 @@ from support.wire import (
     open_server,
     prefix,
 )
+from rpc_proto import (
+    CallCancelled,
+    CallCompleted,
+    ClientConfig,
+    RemoteProtocolError,
+    RequestReceived,
+    ServerConfig,
+    State,
+)
+from rpc_proto.wire.frames import FrameReader
+from support.driving import caused
 
 KIB = 1024
 MIB = 1024 * 1024

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from rpc_fuzz.pair import Pair, only, outcome, termination
+from rpc_fuzz.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
 from rpc_proto import (
     CallFailed,
     ClientConfig,
@@ -19,8 +21,6 @@ from rpc_proto import (
 )
 from rpc_proto.wire.handshake import MAX_LINE, _unique
 from support.driving import caused
-from support.memory import Pair, only, outcome, termination
-from support.wire import CODECS, START, Wire, answer, line, open_server, options, server_line
 
 GARBAGE = {
     "random bytes": b"\x00\xff\xfe garbage",

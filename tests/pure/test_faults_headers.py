@@ -6,6 +6,22 @@ from typing import Any
 import msgspec
 import pytest
 
+from rpc_fuzz.pair import Host, Pair, only, outcome, termination
+from rpc_fuzz.wire import (
+    CODECS,
+    ERROR,
+    NAMED,
+    ONE_WAY,
+    RAW,
+    REQUEST,
+    RESPONSE,
+    START,
+    Wire,
+    frame,
+    frames_in,
+    open_client,
+    open_server,
+)
 from rpc_proto import (
     CallCancelled,
     CallCompleted,
@@ -21,22 +37,6 @@ from rpc_proto import (
 )
 from rpc_proto.wire.bounds import MAX_TIMEOUT
 from support.driving import caused
-from support.memory import Host, Pair, only, outcome, termination
-from support.wire import (
-    CODECS,
-    ERROR,
-    NAMED,
-    ONE_WAY,
-    RAW,
-    REQUEST,
-    RESPONSE,
-    START,
-    Wire,
-    frame,
-    frames_in,
-    open_client,
-    open_server,
-)
 
 
 class Arith:

@@ -4,24 +4,8 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import (
-    CallCancelled,
-    CallError,
-    Cancelled,
-    ClientConfig,
-    ConnectionTerminated,
-    DeadlineExceeded,
-    RemoteProtocolError,
-    RequestReceived,
-    ResourceExhausted,
-    ServerConfig,
-    State,
-    Unavailable,
-    Wish,
-)
-from support.driving import caused
-from support.memory import Host, Pair, only, outcome, termination
-from support.wire import (
+from rpc_fuzz.pair import Host, Pair, only, outcome, termination
+from rpc_fuzz.wire import (
     CANCEL,
     CODECS,
     ERROR,
@@ -39,6 +23,22 @@ from support.wire import (
     open_client,
     open_server,
 )
+from rpc_proto import (
+    CallCancelled,
+    CallError,
+    Cancelled,
+    ClientConfig,
+    ConnectionTerminated,
+    DeadlineExceeded,
+    RemoteProtocolError,
+    RequestReceived,
+    ResourceExhausted,
+    ServerConfig,
+    State,
+    Unavailable,
+    Wish,
+)
+from support.driving import caused
 
 KIB = 1024
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rpc_fuzz.wire import PING, RAW, REQUEST, RESPONSE, frame, prefix
 from rpc_proto.wire.frames import PREFIX_SIZE, FrameReader, encode_prefix
-from support.wire import PING, RAW, REQUEST, RESPONSE, frame, prefix
 
 ONE = frame(REQUEST, 1, b"header", b"body", RAW)
 TWO = frame(RESPONSE, 2**64 - 1, b"", b"x" * 50)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Pair, only, termination
+from rpc_fuzz.wire import CODECS, START, answer, line, open_client, options, server_line
 from rpc_proto import (
     CallCompleted,
     CallFailed,
@@ -21,8 +23,6 @@ from rpc_proto import (
 )
 from rpc_proto.wire.handshake import MAGIC, LineReader, agree_ping, parse_answer, parse_options
 from support.driving import caused
-from support.memory import Pair, only, termination
-from support.wire import CODECS, START, answer, line, open_client, options, server_line
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.wire import CODECS
 from rpc_proto import Codec, find_codec
 from rpc_proto.wire.headers import HeaderError, Headers
-from support.wire import CODECS
 
 
 def counting() -> tuple[Codec, list[Any], list[bytes]]:

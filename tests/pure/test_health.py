@@ -2,9 +2,9 @@
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
 from rpc_proto import ClientConfig, NotFound, ServerConfig
 from rpc_proto.service.health import HEALTH, Health
-from support.memory import Host, Pair
 
 
 class Store:

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import pytest
 
+from rpc_fuzz.wire import line, options
 from rpc_proto import (
     ConnectionTerminated,
     HandshakeCompleted,
@@ -16,7 +17,6 @@ from rpc_proto import (
 )
 from rpc_proto.http import HttpError, Promise, Request, Response, Router
 from support.driving import caused
-from support.wire import line, options
 
 HOST = b"Host: x\r\n\r\n"
 

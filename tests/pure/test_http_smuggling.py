@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from rpc_fuzz.wire import line, options
 from rpc_proto import HttpServed, ServerConfig, ServerPort, State
 from rpc_proto.http import Request, Response
 from support.driving import caused
-from support.wire import line, options
 
 POISON = b"GET /poison HTTP/1.1\r\nHost: x\r\n\r\n"
 HELLO = line(options())

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
+from rpc_fuzz.wire import CODECS
 from rpc_proto.service.introspection import INTROSPECTION, Introspection
-from support.memory import Host, Pair
-from support.wire import CODECS
 
 
 class Arith:

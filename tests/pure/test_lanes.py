@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
 from rpc_proto import ClientConfig, SendBufferDrained, ServerConfig, quick
 from rpc_proto.service.dispatch import Dispatcher
-from support.memory import Host, Pair
 
 LARGE = bytes(2048)
 HIGH_WATER = 1024

@@ -6,6 +6,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rpc_fuzz.wire import (
+    ERROR,
+    NOT_EXECUTED,
+    ONE_WAY,
+    RAW,
+    START,
+    Frame,
+    Wire,
+    frames_in,
+    line,
+    open_client,
+    options,
+)
 from rpc_proto import (
     ClientConfig,
     ClientConnection,
@@ -22,19 +35,6 @@ from rpc_proto.connection.memory import FREE, Account, Memory
 from rpc_proto.http import Request, Response
 from rpc_proto.service.dispatch import Dispatcher
 from support.driving import caused
-from support.wire import (
-    ERROR,
-    NOT_EXECUTED,
-    ONE_WAY,
-    RAW,
-    START,
-    Frame,
-    Wire,
-    frames_in,
-    line,
-    open_client,
-    options,
-)
 
 KIB = 1024
 MIB = 1024 * 1024

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Pair
+from rpc_fuzz.wire import START
 from rpc_proto import (
     CallError,
     ClientConnection,
@@ -16,8 +18,6 @@ from rpc_proto import (
     ServerConnection,
     ServerPort,
 )
-from support.memory import Pair
-from support.wire import START
 
 
 class Notes(Observer):

@@ -10,11 +10,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from rpc_fuzz.pair import only
+from rpc_fuzz.wire import NAMED, START, Wire, open_client
 from rpc_proto import CallCompleted, Codec, InvalidArgument, find_codec
 from rpc_proto.service.methods import Method
 from support.driving import caused
-from support.memory import only
-from support.wire import NAMED, START, Wire, open_client
 
 Item = TypeVar("Item")
 

@@ -6,32 +6,8 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import (
-    CallCancelled,
-    CallCompleted,
-    CallFailed,
-    ClientConfig,
-    ConnectionTerminated,
-    DataLoss,
-    RemoteProtocolError,
-    RequestReceived,
-    ServerConfig,
-    ServerConnection,
-    State,
-    Wish,
-)
-from rpc_proto.connection.memory import Memory
-from support.driving import caused
-from support.memory import only, outcome, termination
-from support.protocol_page import (
-    WIRE,
-    Served,
-    check_violation,
-    error_of,
-    page,
-    with_calls,
-)
-from support.wire import (
+from rpc_fuzz.pair import only, outcome, termination
+from rpc_fuzz.wire import (
     CANCEL,
     CODECS,
     ERROR,
@@ -52,6 +28,30 @@ from support.wire import (
     open_client,
     open_server,
     options,
+)
+from rpc_proto import (
+    CallCancelled,
+    CallCompleted,
+    CallFailed,
+    ClientConfig,
+    ConnectionTerminated,
+    DataLoss,
+    RemoteProtocolError,
+    RequestReceived,
+    ServerConfig,
+    ServerConnection,
+    State,
+    Wish,
+)
+from rpc_proto.connection.memory import Memory
+from support.driving import caused
+from support.protocol_page import (
+    WIRE,
+    Served,
+    check_violation,
+    error_of,
+    page,
+    with_calls,
 )
 
 # Calls

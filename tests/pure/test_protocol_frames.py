@@ -9,28 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from rpc_proto import (
-    CallCompleted,
-    DataLoss,
-    InvalidArgument,
-    RequestReceived,
-    ServerConfig,
-    find_codec,
-)
-from rpc_proto.service.methods import Method
-from support.driving import caused
-from support.memory import only, outcome
-from support.protocol_page import (
-    WIRE,
-    Served,
-    check_violation,
-    error_of,
-    options_with,
-    page,
-    refusal,
-    with_calls,
-)
-from support.wire import (
+from rpc_fuzz.pair import only, outcome
+from rpc_fuzz.wire import (
     CANCEL,
     ERROR,
     GOAWAY,
@@ -51,6 +31,26 @@ from support.wire import (
     open_server,
     options,
     prefix,
+)
+from rpc_proto import (
+    CallCompleted,
+    DataLoss,
+    InvalidArgument,
+    RequestReceived,
+    ServerConfig,
+    find_codec,
+)
+from rpc_proto.service.methods import Method
+from support.driving import caused
+from support.protocol_page import (
+    WIRE,
+    Served,
+    check_violation,
+    error_of,
+    options_with,
+    page,
+    refusal,
+    with_calls,
 )
 
 # Frames

@@ -5,28 +5,8 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import (
-    ClientConfig,
-    ClientConnection,
-    HandshakeCompleted,
-    RequestReceived,
-    ServerConfig,
-    ServerConnection,
-    ServerPort,
-    State,
-)
-from support.driving import caused
-from support.memory import only
-from support.protocol_page import (
-    BASE,
-    WIRE,
-    accepted,
-    options_with,
-    page,
-    refusal,
-    told,
-)
-from support.wire import (
+from rpc_fuzz.pair import only
+from rpc_fuzz.wire import (
     PING,
     PONG,
     REQUEST,
@@ -38,6 +18,26 @@ from support.wire import (
     open_client,
     options,
     server_line,
+)
+from rpc_proto import (
+    ClientConfig,
+    ClientConnection,
+    HandshakeCompleted,
+    RequestReceived,
+    ServerConfig,
+    ServerConnection,
+    ServerPort,
+    State,
+)
+from support.driving import caused
+from support.protocol_page import (
+    BASE,
+    WIRE,
+    accepted,
+    options_with,
+    page,
+    refusal,
+    told,
 )
 
 # Connections

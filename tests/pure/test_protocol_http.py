@@ -4,6 +4,15 @@ import json
 
 import pytest
 
+from rpc_fuzz.pair import termination
+from rpc_fuzz.wire import (
+    PING,
+    PONG,
+    START,
+    frame,
+    frames_in,
+    server_line,
+)
 from rpc_proto import (
     ClientConfig,
     ClientConnection,
@@ -12,18 +21,9 @@ from rpc_proto import (
     State,
 )
 from support.driving import caused
-from support.memory import termination
 from support.protocol_page import (
     options_with,
     page,
-)
-from support.wire import (
-    PING,
-    PONG,
-    START,
-    frame,
-    frames_in,
-    server_line,
 )
 
 # HTTP CONNECT

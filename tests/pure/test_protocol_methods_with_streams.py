@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import pytest
 
+from rpc_fuzz.pair import Pair, only, outcome
 from rpc_proto import CallFailed, InvalidArgument
 from rpc_proto.service.dispatch import Dispatcher
 from rpc_proto.service.methods import Method, annotated_methods, expose, quick, reflect
 from rpc_proto.wire.codecs import find_codec
-from support.memory import Pair, only, outcome
 from support.protocol_page import page
 
 

@@ -4,6 +4,26 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Pair, only, outcome, termination
+from rpc_fuzz.wire import (
+    CANCEL,
+    CLIENT_STREAM,
+    CREDIT,
+    END,
+    ERROR,
+    ITEM,
+    MORE,
+    PING,
+    RAW,
+    REQUEST,
+    SERVER_STREAM,
+    START,
+    Wire,
+    frame,
+    frames_in,
+    open_client,
+    open_server,
+)
 from rpc_proto import (
     CallCancelled,
     CallCompleted,
@@ -32,27 +52,7 @@ from rpc_proto.connection.observers import Observers
 from rpc_proto.connection.streams.halves import WINDOW, Half, cost
 from rpc_proto.wire.frames import PART
 from support.driving import caused
-from support.memory import Pair, only, outcome, termination
 from support.protocol_page import page
-from support.wire import (
-    CANCEL,
-    CLIENT_STREAM,
-    CREDIT,
-    END,
-    ERROR,
-    ITEM,
-    MORE,
-    PING,
-    RAW,
-    REQUEST,
-    SERVER_STREAM,
-    START,
-    Wire,
-    frame,
-    frames_in,
-    open_client,
-    open_server,
-)
 
 FEATURES: Any = {"features": ["streams"]}
 QUIET = ServerConfig(ping_interval=None)
@@ -988,8 +988,8 @@ def test_server_without_streams_is_a_clear_error_and_unary_calls_go_on() -> None
 
 @pytest.mark.fault(131)
 def test_stream_that_waited_for_a_server_without_streams_fails() -> None:
+    from rpc_fuzz.wire import answer, line
     from rpc_proto import ClientConnection
-    from support.wire import answer, line
 
     client = ClientConnection(now=START)
     call = client.start_call(START, "S.m", server_stream=True)

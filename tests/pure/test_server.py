@@ -4,22 +4,8 @@ from typing import Any
 
 import pytest
 
-from rpc_proto import (
-    CallCancelled,
-    CallError,
-    ClientConfig,
-    ConnectionTerminated,
-    DeadlineExceeded,
-    NotFound,
-    RequestReceived,
-    ServerConfig,
-    State,
-    Unavailable,
-    Wish,
-)
-from support.driving import caused
-from support.memory import Pair, only, termination
-from support.wire import (
+from rpc_fuzz.pair import Pair, only, termination
+from rpc_fuzz.wire import (
     CODECS,
     ERROR,
     GOAWAY,
@@ -36,6 +22,20 @@ from support.wire import (
     frames_in,
     open_server,
 )
+from rpc_proto import (
+    CallCancelled,
+    CallError,
+    ClientConfig,
+    ConnectionTerminated,
+    DeadlineExceeded,
+    NotFound,
+    RequestReceived,
+    ServerConfig,
+    State,
+    Unavailable,
+    Wish,
+)
+from support.driving import caused
 
 QUIET = ServerConfig(ping_interval=None)
 

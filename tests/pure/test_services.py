@@ -22,10 +22,10 @@ from typing import (
 import msgspec
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
+from rpc_fuzz.wire import CODECS, NAMED, RAW, START, open_client
 from rpc_proto import InvalidArgument, expose, find_codec, quick
 from rpc_proto.service.methods import Method, annotated_methods, reflect, service_name
-from support.memory import Host, Pair
-from support.wire import CODECS, NAMED, RAW, START, open_client
 
 Item = TypeVar("Item")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
+from rpc_fuzz.wire import Wire
 from rpc_proto import CallError, ClientConfig, NotFound, ServerConfig
 from rpc_proto.service.stats import BATCH, BOUNDS, REMOVED, UNKNOWN, MethodStats
-from support.memory import Host, Pair
-from support.wire import Wire
 
 
 class Arith:

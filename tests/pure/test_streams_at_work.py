@@ -8,14 +8,14 @@ import pytest
 
 from rpc_common.telemetry.access_log import AccessLog
 from rpc_common.telemetry.log import get_log
+from rpc_fuzz.pair import Pair
+from rpc_fuzz.wire import START
 from rpc_proto import ClientConfig, NotFound, Unimplemented
 from rpc_proto.connection.observers import Observers
 from rpc_proto.pages.debug import as_page, describe
 from rpc_proto.service.dispatch import Dispatcher
 from rpc_proto.service.introspection import Introspection
 from rpc_proto.trace import Trace, TracedClientConnection, TracedServerConnection, replay
-from support.memory import Pair
-from support.wire import START
 
 
 class Logs:

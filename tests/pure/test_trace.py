@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair
+from rpc_fuzz.wire import CODECS, START, Wire, frame, line, options
 from rpc_proto import (
     CallError,
     ClientConfig,
@@ -26,8 +28,6 @@ from rpc_proto.trace import (
     replay,
 )
 from support.driving import caused
-from support.memory import Host, Pair
-from support.wire import CODECS, START, Wire, frame, line, options
 
 
 def traced(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import only, outcome, termination
+from rpc_fuzz.wire import START, Wire, answer, frames_in, line, server_line
 from rpc_proto import (
     CallFailed,
     ClientConnection,
@@ -19,8 +21,6 @@ from rpc_proto import (
 from rpc_proto.http.tunnel import MAX_ANSWER, Tunnel
 from rpc_proto.trace import Trace, TracedClientConnection, replay
 from support.driving import caused
-from support.memory import only, outcome, termination
-from support.wire import START, Wire, answer, frames_in, line, server_line
 
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 ACCEPTED = line(answer())

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from rpc_fuzz.pair import Host, Pair, termination
+from rpc_fuzz.wire import START, line, options
 from rpc_proto import (
     CallError,
     ClientConfig,
@@ -22,8 +24,6 @@ from rpc_proto import (
 from rpc_proto.http import Promise, Request, Response
 from rpc_proto.http.making import Making
 from support.driving import caused
-from support.memory import Host, Pair, termination
-from support.wire import START, line, options
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

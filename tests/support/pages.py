@@ -3,8 +3,8 @@
 from html.parser import HTMLParser
 from typing import Any
 
+from rpc_fuzz.registries import made
 from rpc_proto.http import Pages, Request, Response, Router
-from rpc_proto.http.making import Making
 from rpc_proto.pages.builtin import BuiltIn
 from rpc_proto.service.stats import BOUNDS
 
@@ -88,15 +88,6 @@ def ask(target: str, snapshot: dict[str, Any], services: Any = None, **fields: s
     pages.add_to(router, Pages(debug="open"))
     response = made(router(Request("GET", target, fields), 0.0))
     assert isinstance(response, Response)
-    return response
-
-
-def made(response: Any, now: float = 0.0) -> Any:
-    """The response that an application gave, made to its end."""
-    while isinstance(response, Making):
-        response.advance(now)
-        assert response.error is None
-        response = response.response or response
     return response
 
 

@@ -4,20 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rpc_proto import (
-    ClientConfig,
-    ClientConnection,
-    Event,
-    HandshakeCompleted,
-    RemoteProtocolError,
-    ServerConfig,
-    ServerConnection,
-    State,
-)
-from rpc_proto.service.dispatch import Dispatcher
-from support.driving import caused
-from support.memory import termination
-from support.wire import (
+from rpc_fuzz.pair import termination
+from rpc_fuzz.wire import (
     ERROR,
     GOAWAY,
     NOT_EXECUTED,
@@ -31,6 +19,18 @@ from support.wire import (
     open_server,
     server_line,
 )
+from rpc_proto import (
+    ClientConfig,
+    ClientConnection,
+    Event,
+    HandshakeCompleted,
+    RemoteProtocolError,
+    ServerConfig,
+    ServerConnection,
+    State,
+)
+from rpc_proto.service.dispatch import Dispatcher
+from support.driving import caused
 
 WIRE = Wire("json")
 

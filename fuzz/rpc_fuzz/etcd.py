@@ -214,16 +214,18 @@ class World:
         actor = EtcdRegistration(
             node, URLS, now=self.now, rng=self.random.random, prefix=PREFIX, ttl=ttl, **settings
         )
-        return self._add(node.address, actor)
+        self._add(node.address, actor)
+        return actor
 
     def watch(self, name: str, **settings: Any) -> EtcdWatch:
         settings = {"prefix": PREFIX, **settings}
-        return self._add(name, EtcdWatch(URLS, now=self.now, rng=self.random.random, **settings))
+        actor = EtcdWatch(URLS, now=self.now, rng=self.random.random, **settings)
+        self._add(name, actor)
+        return actor
 
-    def _add(self, name: str, actor: Any) -> Any:
+    def _add(self, name: str, actor: Any) -> None:
         self.actors[name] = actor
         self.events[name] = []
-        return actor
 
     def kill(self, name: str) -> None:
         actor = self.actors.pop(name)

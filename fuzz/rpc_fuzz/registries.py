@@ -10,7 +10,16 @@ from typing import Any
 from rpc_discovery import HttpRequest, HttpResponse, Node, Registration, RegistryWatch, ViewChanged
 from rpc_discovery.registry import Registry
 from rpc_proto.http import HttpError, Promise, Request, Response
-from support.pages import made
+from rpc_proto.http.making import Making
+
+
+def made(response: Any, now: float = 0.0) -> Any:
+    """The response that an application gave, made to its end."""
+    while isinstance(response, Making):
+        response.advance(now)
+        assert response.error is None
+        response = response.response or response
+    return response
 
 
 def ask(
@@ -153,7 +162,7 @@ class Cluster:
 
     def _send(self, name: str, actor: Any, request: HttpRequest) -> None:
         self.exchanges += 1
-        done = []
+        done: list[str] = []
 
         def report(method: str, *args: Any) -> None:
             if not done and self._actors().get(name) is actor:

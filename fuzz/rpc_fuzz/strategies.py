@@ -1,30 +1,13 @@
-"""What the fuzz targets draw from, and how many examples each one runs.
-
-FUZZ_EXAMPLES is the number of examples of all framing and handshake targets together; each takes
-its share with `spread`. Reports are reproducible: hypothesis prints a blob for each failure.
-"""
+"""What may come over a connection, right, nearly right and wrong, as strategies of hypothesis."""
 
 import json
-import os
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from rpc_proto import (
-    CallCancelled,
-    CallCompleted,
-    CallFailed,
-    ConnectionTerminated,
-    Event,
-    GoAwayReceived,
-    HandshakeCompleted,
-    HandshakeError,
-    RequestReceived,
-)
-from support.wire import (
+from rpc_fuzz.wire import (
     CANCEL,
     CODECS,
     ERROR,
@@ -44,21 +27,17 @@ from support.wire import (
     options,
     prefix,
 )
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4000"))
-SHARES = 33  # targets that divide EXAMPLES among themselves
-
-
-def spread(share: float = 1.0, least: int = 25) -> settings:
-    """The settings of a target that takes `share` of one of the SHARES parts of EXAMPLES."""
-    return settings(
-        max_examples=max(least, int(EXAMPLES * share / SHARES)),
-        deadline=None,
-        print_blob=True,
-        # How long drawing takes says nothing on a machine that is busy with other things.
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-
+from rpc_proto import (
+    CallCancelled,
+    CallCompleted,
+    CallFailed,
+    ConnectionTerminated,
+    Event,
+    GoAwayReceived,
+    HandshakeCompleted,
+    HandshakeError,
+    RequestReceived,
+)
 
 codecs = st.sampled_from(CODECS)
 

@@ -1,1 +1,0 @@
-"""Properties that hold for all bytes, values and orders of events."""

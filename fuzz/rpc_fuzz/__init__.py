@@ -1,0 +1,1 @@
+"""Strategies, machines and simulations that fuzz the protocol, and yours on top of it."""
