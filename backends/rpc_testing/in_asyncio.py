@@ -5,13 +5,14 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from rpc_asyncio import Client, Server
 from rpc_asyncio.serving import ThreadStream
 from rpc_proto import Address, Interceptor
 
-from .network import End, Network
+from .network import End, Listening, Network
 from .rig import RigBase
 from .virtual import LONGEST, START, Deadlock, Outside, installed, replaced
 
@@ -34,7 +35,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self, start: float = START) -> None:
         super().__init__()
-        self._now = start
+        self.now = start
         self._selector = self  # what BaseEventLoop waits with
         self._woken = False
         self._settling: list[Callable[[], object]] = []
@@ -42,10 +43,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.patience: float | None = 60.0
         self.limit = start + LONGEST  # of time
         self.outside = Outside()
-        self.network = Network(self)
+        self.network = Network(_Outer(self))
 
     def time(self) -> float:
-        return self._now
+        return self.now
 
     def select(self, timeout: float | None) -> tuple[()]:
         """Let time pass, as far as that is possible; not for users."""
@@ -65,9 +66,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return ()
         if timeout is None:
             raise Deadlock("everybody waits, and nothing is scheduled that could end that")
-        if self._now >= self.limit:
+        if self.now >= self.limit:
             raise Deadlock(f"{LONGEST:g} s of virtual time have passed, and the test still waits")
-        self._now += timeout
+        self.now += timeout
         return ()
 
     def when_settled(self, callback: Callable[[], object]) -> None:
@@ -120,9 +121,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         found = self.network.objects.get(fd)
         if found is None:
             raise NotImplementedError("this loop has no sockets")
+        context = copy_context()  # and not that of whoever dials
 
         def readable() -> None:
-            self.call_soon(look)
+            self.call_soon(look, context=context)
 
         def look() -> None:
             if found.on_readable is readable and found.is_readable:
@@ -155,6 +157,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise NotImplementedError("this loop has neither TLS nor sockets")
         return await self._dial(protocol_factory, Address("tcp", host, int(port)))
 
+    async def create_server(
+        self, protocol_factory: Callable[[], Any], host: Any = None, port: Any = None, **_: Any
+    ) -> Any:
+        listening = self.network.listen(Address("tcp", host or "", int(port)))
+        return _Listener(self, listening, protocol_factory)
+
     async def create_unix_connection(
         self, protocol_factory: Callable[[], Any], path: Any = None, **_: Any
     ) -> Any:
@@ -186,6 +194,52 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return transport, protocol
 
 
+class _Outer:
+    """The clock of what lies outside of all programs, for the network."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def time(self) -> float:
+        return self._loop.now
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
+        # In no context: neither that of who sends nor that of who receives.
+        return asyncio.BaseEventLoop.call_at(self._loop, when, callback, context=Context())
+
+
+class _Listener(asyncio.AbstractServer):
+    """What `create_server` returns."""
+
+    def __init__(self, loop: VirtualLoop, listening: Listening, factory: Any) -> None:
+        self._loop = loop
+        self._listening = listening
+        self._factory = factory
+        loop.add_reader(listening.fileno(), listening.accept, self._take)
+
+    def _take(self, end: End, _: Any) -> None:
+        self._loop.create_task(self._loop.connect_accepted_socket(self._factory, end))
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listening.fileno())
+        self._listening.close()
+
+    def get_loop(self) -> VirtualLoop:
+        return self._loop
+
+    def is_serving(self) -> bool:
+        return True
+
+    async def start_serving(self) -> None:
+        pass
+
+    async def serve_forever(self) -> None:
+        await self._loop.create_future()
+
+    async def wait_closed(self) -> None:
+        pass
+
+
 class MemoryTransport(asyncio.Transport):
     """Reads and writes an end of a link, as the transports of asyncio do with sockets."""
 
@@ -193,6 +247,7 @@ class MemoryTransport(asyncio.Transport):
         extra = {"peername": end.getpeername(), "sockname": end.getsockname(), "socket": end}
         super().__init__(extra)
         self._loop = loop
+        self._context = copy_context()  # and not that of the peer
         self._end = end
         self._protocol = protocol
         self._unsent = bytearray()
@@ -219,7 +274,7 @@ class MemoryTransport(asyncio.Transport):
     def _look_soon(self) -> None:
         if self._reading and not self._looking and not self._closing and not self._eof:
             self._looking = True
-            self._loop.call_soon(self._look)
+            self._loop.call_soon(self._look, context=self._context)
 
     def _look(self) -> None:
         self._looking = False
@@ -267,7 +322,7 @@ class MemoryTransport(asyncio.Transport):
         self._write()
 
     def _write_soon(self) -> None:
-        self._loop.call_soon(self._write)
+        self._loop.call_soon(self._write, context=self._context)
 
     def _write(self) -> None:
         if self._lost:
@@ -326,7 +381,7 @@ class MemoryTransport(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._closing = True
-        self._loop.call_soon(self._tell_lost, error, abort)
+        self._loop.call_soon(self._tell_lost, error, abort, context=self._context)
 
     def _tell_lost(self, error: OSError | None, abort: bool) -> None:
         try:
