@@ -46,7 +46,7 @@ class BalancedClient(BalancedBase):
     _log = get_log("rpc_asyncio")
 
     def _prepare(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()  # dials, and connections that are closed
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # dials, and connections that are closed
         if not isinstance(self.discovery, StaticDiscovery):
             check_source(self.discovery.ssl, self.discovery.transport)
 
@@ -66,7 +66,7 @@ class BalancedClient(BalancedBase):
         """Close all connections; calls in flight get `grace` seconds, then are cancelled."""
         self._check_owner()
         targets = self._end()
-        tasks = {target.dialling for target in targets if target.dialling is not None}
+        tasks = [target.dialling for target in targets if target.dialling is not None]
         if self._pump is not None:
             await self._pump.close()
         for task in tasks:
@@ -359,7 +359,7 @@ class BalancedClient(BalancedBase):
                 done, _ = await asyncio.wait(
                     tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
                 )
-                for task in done:
+                for task in [one for one in tasks if one in done]:  # in their order
                     error = task.exception()
                     if error is not None and not isinstance(error, CallError):
                         raise error
@@ -477,12 +477,12 @@ class BalancedClient(BalancedBase):
                 await client.close()
 
     def _close_soon(self, client: Client) -> None:
-        self._retired.add(client)
+        self._retired[client] = None
         closing = self._spawn(client.close(DRAIN))
-        closing.add_done_callback(lambda _: self._retired.discard(client))
+        closing.add_done_callback(lambda _: self._retired.pop(client, None))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine, context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task

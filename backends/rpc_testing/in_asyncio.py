@@ -181,7 +181,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 found.set_result(result)
 
         self.network.dial(where, done)
-        return await self.connect_accepted_socket(protocol_factory, await found)
+        try:
+            end = await found
+        except asyncio.CancelledError:
+            if found.done() and not found.cancelled() and found.exception() is None:
+                found.result().close()  # it came at the same moment
+            raise
+        return await self.connect_accepted_socket(protocol_factory, end)
 
     async def connect_accepted_socket(
         self, protocol_factory: Callable[[], Any], sock: Any, **_: Any
@@ -190,7 +196,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         transport = MemoryTransport(self, sock, protocol)
         made = self.create_future()
         self.call_soon(transport.open, made)
-        await made
+        try:
+            await made
+        except BaseException:
+            transport.abort()
+            raise
         return transport, protocol
 
 

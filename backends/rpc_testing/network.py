@@ -6,7 +6,7 @@ is up to the path between their hosts: latency, rate, stalls, cuts.
 """
 
 import errno
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ class Path:
 
     latency: float = 0.0
     rate: float = inf  # bytes a second
-    stalled: bool = False  # bytes wait, and so do those who dial
+    stalls: int = 0  # while there is one, bytes wait, and so do those who dial
     jitter: Callable[[], float] | None = None  # returns seconds to be added for a piece
 
 
@@ -117,6 +117,7 @@ class Pipe:
         self._free_at = 0.0  # when the path can take the next piece
         self._last_at = 0.0  # when the last piece arrives; none overtakes another
         self.eof = False  # the end has arrived
+        self.vanished = False  # what is sent arrives nowhere
         self.frames: _Frames | None = None  # of a server
 
     @property
@@ -180,6 +181,8 @@ class Pipe:
             self._fly(max(at, now), piece)
 
     def _put(self, piece: bytes) -> None:
+        if self.vanished:
+            return
         now, path = self._scheduler.time(), self.path
         start = max(now, self._free_at)
         self._free_at = start + (len(piece) / path.rate if path.rate < inf else 0.0)
@@ -193,7 +196,7 @@ class Pipe:
 
     def _deliver(self) -> None:
         now = self._scheduler.time()
-        if self.path.stalled or not self._flight or self._flight[0][0] > now:
+        if self.path.stalls or not self._flight or self._flight[0][0] > now:
             return
         _, piece = self._flight.popleft()
         if not piece:
@@ -406,6 +409,12 @@ class Link:
         for end in (self.client, self.server):
             end.readable()
 
+    def vanish(self) -> None:
+        """Lose one end's machine: nothing arrives any more, and nobody is told."""
+        for pipe in (self.up, self.down):
+            pipe.clear()
+            pipe.vanished = True
+
     def forget(self, broken: bool = False) -> None:
         is_over = self.client.closed and self.server.closed
         if broken or is_over:
@@ -469,6 +478,7 @@ class Network:
         self.links: dict[Link, None] = {}  # in the order in which they were made
         self.objects: dict[int, End | Listening] = {}  # by their numbers
         self._losing = 0
+        self._lives: Counter[str] = Counter()  # of hosts, that have ended
         self.refusing = False  # dials are refused, whoever listens
         self._paths: dict[tuple[str, str], Path] = {}
         self._held: deque[Callback] = deque()  # dials that a stall holds
@@ -490,6 +500,12 @@ class Network:
         """Let go of a link; not for users."""
         for end in (link.client, link.server):
             self.objects.pop(end.number, None)
+
+    def close_host(self, host: str) -> None:
+        """Let a host listen no more, and forget what it dials."""
+        self._lives[host] += 1
+        for listener in [one for one in self.listeners.values() if one.host == host]:
+            listener.close()
 
     # Listening and dialling
 
@@ -516,9 +532,12 @@ class Network:
     ) -> None:
         """Dial a port of a host."""
         there, back = self.path(here, host), self.path(host, here)
+        life = self._lives[here]
 
         def arrive() -> None:
-            if there.stalled or back.stalled:
+            if self._lives[here] != life:
+                return
+            if there.stalls or back.stalls:
                 self._held.append(arrive)
                 return
             listener = self.listeners.get((host, port))
@@ -555,11 +574,15 @@ class Network:
 
     def stall(self) -> None:
         """Let bytes and dials wait until `resume`."""
-        self.default.stalled = True
+        self.default.stalls = 1
 
     def resume(self) -> None:
         """End a stall: what waits goes on."""
-        self.default.stalled = False
+        self.default.stalls = 0
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Deliver what waited for a stall that is over."""
         for link in list(self.links):
             link.up.resume()
             link.down.resume()

@@ -149,7 +149,7 @@ class BalancedBase(ABC):
         self.closed = False
         # The process, and the event loop or hub, in which it is used, when it is.
         self._owner: Owner | None = None
-        self._retired: set[Any] = set()  # connections that end when their calls have
+        self._retired: dict[Any, None] = {}  # connections that end when their calls have
         # Set, and replaced by a new one, when a dial has ended, a view has come, or it is closed.
         self._changed = self._make_event()
         if isinstance(discovery, StaticDiscovery):

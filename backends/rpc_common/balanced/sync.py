@@ -605,7 +605,7 @@ class SyncBalancedClient(BalancedBase):
             client.close()
 
     def _close_soon(self, client: Any) -> None:
-        self._retired.add(client)
+        self._retired[client] = None
         self._retiring.append(client)
         self._retire_soon()
 
@@ -620,5 +620,5 @@ class SyncBalancedClient(BalancedBase):
     def _retire(self, client: Any) -> None:
         client.close(DRAIN)
         with self._lock:
-            self._retired.discard(client)
+            self._retired.pop(client, None)
             self._retire_soon()

@@ -237,7 +237,8 @@ class ServerBase(ABC):
         self._memory = Memory(self.config.budget, self._make_lock())
         self._max_connections = max_connections
         self._listeners: list[Any] = []
-        self.links: set[Any] = set()  # accepted connections, including those in the TLS handshake
+        # Accepted connections, in their order, including those in the TLS handshake.
+        self.links: dict[Any, None] = {}
         self._turns = Turns()
         self._stopping = False
         self._told_stopped = False
@@ -553,7 +554,7 @@ class ServerBase(ABC):
     def arrive(self, link: Link) -> None:
         """Count an accepted connection."""
         link.surplus = len(self.links) >= self._max_connections
-        self.links.add(link)
+        self.links[link] = None
 
     def admit(self, link: Link, now: float) -> None:
         """Start with an accepted connection; refuse it if there are too many."""
@@ -624,7 +625,7 @@ class ServerBase(ABC):
     def _drop(self, link: Link) -> None:
         """Forget a connection whose transport is closed, if that has not been done."""
         if link in self.links:
-            self.links.remove(link)
+            del self.links[link]
             if link.connection is not None:
                 self._dispatcher.stats.closed(link.connection)
 

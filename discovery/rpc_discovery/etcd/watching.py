@@ -83,7 +83,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         self._store = Header()  # as it was when it last answered a question
         self._at_least = 0  # the lowest revision of an answer, if it is the same store
         self._entries: dict[bytes, Entry] = {}
-        self._keys: dict[str, set[bytes]] = {}  # by address
+        self._keys: dict[str, dict[bytes, None]] = {}  # by address
         self._nodes: dict[str, Node] = {}  # by address, made of all keys of each
         # What it is doing: listing, or else watching, possibly after a question whether the store
         # is still the same.
@@ -238,9 +238,10 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         self.revision = self._listed_at.revision
         self._listing, self._listed_at = None, Header()
         self._entries, self._keys = {}, {}
-        touched = set(self._nodes)
+        # In order, so that the same messages always make the same view.
+        touched = dict.fromkeys(self._nodes)
         for kv in listing:
-            touched.add(self._put(kv))
+            touched[self._put(kv)] = None
         self._merge(touched)
         self._same = True
         self._confirmed_at = self._quiet_until = now
@@ -257,16 +258,16 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         if message.created and not self._watching:
             self._watching = True
             self._succeed()
-        touched: set[str] = set()
+        touched: dict[str, None] = {}
         known = self.revision
         for kv, deleted in message.changes:
             if kv.revision <= known:
                 self.ignored += 1
                 continue
             self.revision = max(self.revision, kv.revision)
-            touched.add(self._drop(kv.key))
+            touched[self._drop(kv.key)] = None
             if not deleted:
-                touched.add(self._put(kv))
+                touched[self._put(kv)] = None
         if len(self._entries) > _MOST_KEYS:
             self._close_watch()
             self._listing = []
@@ -313,7 +314,7 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         self._entries[kv.key] = entry
         if entry.node is None:
             return ""
-        self._keys.setdefault(entry.node.address, set()).add(kv.key)
+        self._keys.setdefault(entry.node.address, {})[kv.key] = None
         return entry.node.address
 
     def _drop(self, key: bytes) -> str:
@@ -322,12 +323,12 @@ class EtcdWatch(ViewKeeper, EtcdSession):
         if entry is None or entry.node is None:
             return ""
         address = entry.node.address
-        self._keys[address].remove(key)
+        del self._keys[address][key]
         if not self._keys[address]:
             del self._keys[address]
         return address
 
-    def _merge(self, touched: set[str]) -> None:
+    def _merge(self, touched: Iterable[str]) -> None:
         for address in touched:
             keys = self._keys.get(address)
             if not keys:
