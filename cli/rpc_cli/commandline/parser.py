@@ -39,6 +39,14 @@ _STREAMS = (
 _EXIT_CODES = "Exit codes: 0 success, 1 the call or the connection failed, 2 wrong usage."
 
 
+_CONFORMANCE = """\
+With --client, COMMAND calls Echo.echo("hello") at the address that is put in place of {}, or
+added at the end; it prints the result and exits with 0, or with something else if the call fails.
+
+Exit codes: 0 no case has failed, 1 one has, or none has passed, 2 wrong usage.
+"""
+
+
 def parse(argv: Sequence[str]) -> Namespace:
     """Return the options; SystemExit after --help and after a line on what is wrong."""
     parser = _make_parser()
@@ -52,6 +60,10 @@ def parse(argv: Sequence[str]) -> Namespace:
         parser.error("--etcd-prefix, -user, -ca, -cert and -key need --etcd")
     if options.command == "call":
         _sort_words(parser, options)
+    elif options.command == "conformance" and (options.address is None) is (options.client is None):
+        parser.error("give exactly one of ADDRESS and --client")
+    elif options.command in ("conformance", "fuzz") and options.proxy is not None:
+        parser.error(f"{options.command} does not go through a proxy")
     elif options.command == "services" and (options.address is not None) is has_nodes(options):
         parser.error("give exactly one of ADDRESS, --registry and --etcd")
     return options
@@ -134,6 +146,14 @@ def _make_parser() -> _Parser:
     _add_bench(add("bench", "measure how fast a server answers", f"{_VALUES}\n{_EXIT_CODES}"))
     _add_registry(add("registry", "run a service registry until SIGTERM or SIGINT"))
     _add_nodes(add("nodes", "list the nodes in a registry or in etcd", _EXIT_CODES))
+    _add_conformance(
+        add(
+            "conformance",
+            "check whether a server, or a client, does what the protocol says",
+            _CONFORMANCE,
+        )
+    )
+    _add_fuzz(add("fuzz", "send a server what is right and what is nearly right", _EXIT_CODES))
     demo = add("demo", "start servers and show the features in half a minute")
     demo.add_argument("--etcd", action="store_true", help="show them with nodes registered in etcd")
     return parser
@@ -178,6 +198,53 @@ def _add_serve(parser: ArgumentParser) -> None:
         help="how long the registration lasts without a heartbeat, sent every third of it "
         f"(default: {USUAL_TTL:g} in a registry, 10 in etcd)",
     )
+
+
+def _add_conformance(parser: ArgumentParser) -> None:
+    add_address(parser, nargs="?")
+    add_connection(parser)
+    add = parser.add_argument
+    add("--client", metavar="COMMAND", help="check this client instead of a server")
+    add("--echo", metavar="METHOD", help="a method that returns its one argument, whatever it is")
+    add(
+        "--echo-stream",
+        metavar="METHOD",
+        help="a method that takes items and returns each of them as an item",
+    )
+    add("--case", action="append", metavar="NAME", help="run only this case; may be repeated")
+    add(
+        "--timeout",
+        type=option_values.seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long to wait for each thing (default: 5)",
+    )
+    add("--json", action="store_true", help="print JSON")
+    add("--junit", metavar="FILE", help="write JUnit XML, too")
+
+
+def _add_fuzz(parser: ArgumentParser) -> None:
+    add_address(parser)
+    add_connection(parser)
+    add = parser.add_argument
+    add(
+        "--seconds",
+        type=option_values.seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="for how long (default: 60)",
+    )
+    add(
+        "--seed", type=int, default=0, metavar="N", help="the same seed sends the same (default: 0)"
+    )
+    add(
+        "--timeout",
+        type=option_values.seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long the server may take to close a connection (default: 10)",
+    )
+    add("--output", metavar="FILE", help="write the smallest input that fails there")
 
 
 def _add_registry(parser: ArgumentParser) -> None:
