@@ -21,7 +21,7 @@ class Clock:
     @property
     def now(self) -> float:
         """Seconds since the rig was made."""
-        return self._time() - START
+        return round(self._time() - START, 9)  # or 0.4 would be 0.39999999999997726
 
     def advance(self, seconds: float) -> Any:
         """Let time pass, with everything that happens until then and at that moment.

@@ -53,7 +53,7 @@ def attack(
 
 
 def _run_batch(target: Target, number: int, found: Found) -> None:
-    streams = client_streams(target.codec)
+    streams = client_streams(target.codec, target.token)
 
     @seed(number)
     @settings(

@@ -204,9 +204,9 @@ def controls(codec: str) -> st.SearchStrategy[bytes]:
 
 
 @lru_cache
-def client_streams(codec: str) -> st.SearchStrategy[bytes]:
+def client_streams(codec: str, token: str | None = None) -> st.SearchStrategy[bytes]:
     """All that a client sends: its option line, then frames."""
-    start = line(options(codec=codec, timeouts={"ping": 20_000}))
+    start = line(options(codec=codec, token=token, timeouts={"ping": 20_000}))
     one = st.one_of(
         requests(codec), requests(codec), st.builds(Wire(codec).cancel, ids), controls(codec)
     )

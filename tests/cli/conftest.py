@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.processes import Process, kill
+from cli.processes import PATIENCE, Process, kill
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def start() -> Iterator[Any]:
 def run() -> Any:
     """run(*arguments) runs the command to its end; returns exit code, output and errors."""
 
-    def run(*arguments: str, **options: Any) -> tuple[int, str, str]:
+    def run(*arguments: str, patience: float = PATIENCE, **options: Any) -> tuple[int, str, str]:
         started = Process(*arguments, **options)
         try:
-            return started.end()
+            return started.end(patience)
         finally:
             kill(started)
 
