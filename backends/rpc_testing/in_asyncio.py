@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 _HIGH_WATER = 64 * 1024
 _READ_SIZE = 256 * 1024
 
+# Turns of a loop at the same moment, after which it is sure to be caught in a circle.
+_MOST_TURNS = 300_000
+
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """An event loop that never waits: if nothing is ready, its time jumps to what comes next.
@@ -38,6 +41,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.now = start
         self._selector = self  # what BaseEventLoop waits with
         self._woken = False
+        self._turns = 0  # since time has passed
         self._settling: list[Callable[[], object]] = []
         # So many real seconds a thread may take for what it does.
         self.patience: float | None = 60.0
@@ -51,7 +55,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def select(self, timeout: float | None) -> tuple[()]:
         """Let time pass, as far as that is possible; not for users."""
         if timeout == 0:
+            self._turns += 1
+            if self._turns > _MOST_TURNS:
+                raise Deadlock(f"something is done {_MOST_TURNS} times over, and no time passes")
             return ()
+        self._turns = 0
         outside = self.outside
         with outside.changed:
             if not outside.changed.wait_for(self._is_called, self.patience):

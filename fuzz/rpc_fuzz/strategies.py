@@ -75,6 +75,11 @@ def _nested(scalars: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 _values = {codec: _nested(scalars) for codec, scalars in _scalars.items()}
 
 
+def plain_values() -> st.SearchStrategy[Any]:
+    """Values that every codec carries, whatever its name."""
+    return _values["json"]
+
+
 def values(codec: str) -> st.SearchStrategy[Any]:
     """Every value that the codec carries and gives back as it was."""
     return _values[codec]

@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from logging import ERROR, LogRecord
 from random import Random
 from typing import Any
 
@@ -18,8 +20,8 @@ from rpc_proto import (
     Observer,
     OutboundCall,
     ServerConfig,
+    ServerConnection,
     Unavailable,
-    current_call,
 )
 from rpc_testing.network import Path
 
@@ -50,6 +52,23 @@ _HANGS = TIMEOUT + 1 + 15
 ETCD_BOUND = (_HANGS + TTL + TIMEOUT + 1 + 2) + (_HANGS + 60 + PROBE + TIMEOUT + 1 + 2) + GRACE + 1
 
 _SLOWEST_CLOCK = 0.98
+
+# A deadline may come early by that share, since the clocks of two machines differ.
+EARLY = 0.05
+
+# Seconds until a client has connected again to a server that is back, and then without faults.
+_RECOVERY = 40.0
+_CALM = 6.0
+
+_RARE = ("collect", "collect", "chat", "chat", "note")
+
+# Why a call may fail.
+_EXPECTED = re.compile(
+    "the deadline of|no connection to|not connected|no node|Connection refused|connection was lost|"
+    "is shutting down|is going away|server closed the connection|connection was closed|"
+    "nothing was received|inside a frame|hung up|connection is clos|connection is drain|"
+    "calls are running|wait already|too many|handshake"
+)
 
 
 class Violated(AssertionError):
@@ -119,8 +138,9 @@ class Bank:
         async for item in items:
             yield [token, item]
 
-    async def time_left(self) -> float | None:
-        return current_call().time_left
+    async def note(self, token: str) -> None:
+        """Has no answer."""
+        self._cluster.executed(token, self._node)
 
 
 class Cluster:
@@ -150,6 +170,8 @@ class Cluster:
         self.most_held = 0
         self._lives = 0
         self._ending = False
+        self._calm = False
+        self._recovering = False
         self._hash = hashlib.sha256()
         self.trace: list[str] | None = None
         self.etcd = EtcdCluster(loop, [n for n in plan.machines if n.startswith("etcd-")])
@@ -181,6 +203,16 @@ class Cluster:
         """Record that a promise was broken."""
         self.tell("VIOLATED", text)
         self.violations.append(f"{self.now:.3f} {text}")
+
+    def heard(self, record: LogRecord) -> None:
+        """Take a line that a driver logs: no error is expected, and no violation."""
+        text = record.getMessage()
+        is_cut = "inside a frame" in text or "before the end of the line" in text
+        if "protocol violation" in text and not is_cut:
+            self.violated(f"the log says: {text}")
+        elif record.levelno >= ERROR:
+            error = record.exc_info[1] if record.exc_info else None
+            self.violated(f"the log says: {text} {error!r}")
 
     def executed(self, token: str, node: str) -> None:
         """A handler runs."""
@@ -288,20 +320,21 @@ class Cluster:
     async def _make_calls(self, name: str, machine: Machine, client: Any, caller: int) -> None:
         random = Random(f"{self.plan.seed} {name} {caller} {self._lives}")
         while not self._ending:
-            await asyncio.sleep(random.choice([0.0, 0.01, 0.2, 1.0]))
+            await asyncio.sleep(1.5 if self._recovering else random.choice([0.0, 0.01, 0.2, 1.0]))
             self.calls += 1
             token = f"{name}/{self.calls}"
             await self._make_call(machine, client, token, random)
 
     async def _make_call(self, machine: Machine, client: Any, token: str, random: Random) -> None:
-        kind = random.choice(["deposit", "deposit", "deposit", "read", "count", "collect", "chat"])
+        kind = random.choice([*["deposit"] * 6, "read", "read", "count", "count", *_RARE])
         timeout = random.choice([0.05, 0.5, 2.0, 8.0])
         wait = random.choice([0.0, 0.0, 0.02, 0.3, 3.0])
-        size = random.choice([0, 10, 1000, 50_000])
+        size = random.choice([0, 10, 10, 1000, 1000, 50_000, 200_000])
         items = random.choice([0, 1, 5, 40])
         self.tell("calls", token, kind, timeout)
         began, stood = machine.time(), machine.stood
         idempotent = kind == "read"
+        calm = self._calm
         if idempotent:
             self.idempotent.add(token)
         self.open[token] = machine
@@ -309,6 +342,8 @@ class Cluster:
             await self._do(client, kind, token, timeout, wait, size, items, idempotent)
         except CallError as error:
             outcome = error.code
+            if not _EXPECTED.search(error.message):
+                self.violated(f"{token} failed, and nobody knows why: {error}")
             if not error.maybe_executed:
                 outcome += " not executed"
                 self.not_executed.append(token)
@@ -322,6 +357,12 @@ class Cluster:
         self.tell("ends", token, outcome)
         if late > LATE:
             self.violated(f"{token} ended {late:.4f} s after its deadline, {outcome}")
+        early = timeout - (machine.time() - began)
+        if outcome == "deadline_exceeded" and early > EARLY * timeout + 0.01:
+            self.violated(f"{token} ended {early:.4f} s before its deadline, {outcome}")
+        takes = wait if kind in ("deposit", "read") else items * wait / 10 if kind == "count" else 0
+        if calm and outcome != "ok" and timeout > 1.1 * takes + 0.4:
+            self.violated(f"{token}, {kind}, ended with {outcome} when all was calm")
 
     async def _do(
         self,
@@ -334,7 +375,9 @@ class Cluster:
         items: int,
         idempotent: bool,
     ) -> None:
-        if kind in ("deposit", "read"):
+        if kind == "note":
+            await client.notify("Bank.note", token, timeout=timeout)
+        elif kind in ("deposit", "read"):
             filler = "x" * size
             how = {"idempotent": idempotent} if isinstance(client, BalancedClient) else {}
             answer = await client.call("Bank.deposit", token, wait, filler, timeout=timeout, **how)
@@ -577,6 +620,19 @@ class Cluster:
             self.converged.append((self.now - healed, bound))
             self.tell("converged", name)
 
+    async def calm_down(self) -> None:
+        """Let clients get over it; then no call may fail."""
+        self._recovering = True
+        await asyncio.sleep(_RECOVERY)
+        self._recovering = False
+        self._calm = all(
+            client.address in {f"tcp://{name}:{PORT}" for name in self.servers}
+            for client in self.clients.values()
+            if isinstance(client, PlainClient)
+        )
+        self.tell("calm", self._calm)
+        await asyncio.sleep(_CALM)
+
     async def drain(self) -> None:
         """End everything, and look at what is left."""
         self._ending = True
@@ -587,6 +643,14 @@ class Cluster:
                     self.violated(f"a call of {name} has not ended")
                 elif task.exception() is not None:
                     self.violated(f"{name}: {task.exception()!r}")
+        for name, server in self.servers.items():
+            left = [
+                link.connection.calls_in_flight
+                for link in server.links
+                if isinstance(link.connection, ServerConnection)
+            ]
+            if any(left):
+                self.violated(f"{name} still has {sum(left)} calls, though all have ended")
         for name, client in list(self.clients.items()):
             machine = self.machines[name]
             assert machine is not None
@@ -607,9 +671,9 @@ class Cluster:
                 self.violated(f"{token} ran {times} times")
         self.etcd.close()
         await asyncio.sleep(1.0)
-        left = [link for link in self.network.links if "etcd" not in link.host]
-        if left:
-            self.violated(f"connections are left: {left}")
+        links = [link for link in self.network.links if "etcd" not in link.host]
+        if links:
+            self.violated(f"connections are left: {links}")
 
     def _check_rest(self, name: str, server: Server) -> None:
         for what in ("connections", "running", "queued", "abandoned", "tasks"):
@@ -638,7 +702,7 @@ class PlainClient:
     """A plain client that connects again when it has to."""
 
     def __init__(self, address: str, options: dict[str, Any]) -> None:
-        self._address = address
+        self.address = address
         self._options = options
         self._client: Client | None = None
         self._dialling = asyncio.Lock()
@@ -650,7 +714,7 @@ class PlainClient:
                 if self._client is not None:
                     self._closing.append(asyncio.create_task(self._client.close(CLOSE)))
                 self._client = None
-                self._client = await Client.connect(self._address, timeout=timeout, **self._options)
+                self._client = await Client.connect(self.address, timeout=timeout, **self._options)
             return self._client
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
@@ -662,6 +726,10 @@ class PlainClient:
         except TimeoutError:
             raise DeadlineExceeded("not connected in time", maybe_executed=False) from None
         return await client.call(method, *args, timeout=max(0.0, until - clock()))
+
+    async def notify(self, method: str, *args: Any, timeout: float) -> None:
+        client = await self._connected(timeout)
+        await client.notify(method, *args, timeout=timeout)
 
     def stream(self, method: str, *args: Any, timeout: float) -> Any:
         client = self._client

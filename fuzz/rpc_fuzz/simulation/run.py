@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -19,6 +19,10 @@ from .loop import SimulatedLoop, bare_context
 from .plan import Plan
 
 __all__ = ["Report", "simulate"]
+
+
+_LOGGERS = [logging.getLogger(name) for name in ("asyncio", "rpc_asyncio", "rpc_common")]
+_NOWHERE = logging.NullHandler()
 
 
 @dataclass
@@ -45,7 +49,10 @@ def _quietly() -> Iterator[None]:
     """Nothing depends on when garbage is collected, and nobody hears of crashed machines."""
     gc.collect()
     gc.disable()
-    logging.disable(logging.CRITICAL)
+    before = [logger.propagate for logger in _LOGGERS]
+    for logger in _LOGGERS:
+        logger.propagate = False
+        logger.addHandler(_NOWHERE)
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings():
@@ -54,8 +61,33 @@ def _quietly() -> Iterator[None]:
             gc.collect()
     finally:
         sys.unraisablehook = hook
-        logging.disable(logging.NOTSET)
+        for logger, propagates in zip(_LOGGERS, before, strict=True):
+            logger.removeHandler(_NOWHERE)
+            logger.propagate = propagates
         gc.enable()
+
+
+class _Ear(logging.Handler):
+    """Hears what the drivers log."""
+
+    def __init__(self, heard: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard(record)
+
+
+@contextmanager
+def _hearing(heard: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    ear = _Ear(heard)
+    for logger in _LOGGERS:
+        logger.addHandler(ear)
+    try:
+        yield
+    finally:
+        for logger in _LOGGERS:
+            logger.removeHandler(ear)
 
 
 def simulate(plan: Plan, trace: bool = False) -> Report:
@@ -84,11 +116,13 @@ async def _live(loop: SimulatedLoop, plan: Plan, trace: bool) -> Report:
     if trace:
         cluster.trace = []
     watching = loop.create_task(cluster.watch_bounds())
-    await cluster.start()
-    await cluster.suffer()
-    await cluster.converge()
-    await cluster.drain()
-    watching.cancel()
+    with _hearing(cluster.heard):
+        await cluster.start()
+        await cluster.suffer()
+        await cluster.converge()
+        await cluster.calm_down()
+        await cluster.drain()
+        watching.cancel()
     return Report(
         plan,
         cluster.violations,
