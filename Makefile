@@ -9,7 +9,7 @@ endif
 VENV := $(VENV)
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz fuzz-streams faults etcd stress soak attacks picks matrix conformance-http bench clean
+.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz fuzz-streams guided simulate canaries faults etcd stress soak attacks picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -54,6 +54,18 @@ fuzz: $(VENV)/.dev
 # The machine of streams alone: 200,000 examples of up to 40 steps (about 40 minutes).
 fuzz-streams: $(VENV)/.dev
 	STREAM_EXAMPLES=$${STREAM_EXAMPLES:-200000} $(BIN)/python -m pytest fuzz/test_streams.py --timeout=7000 --durations=0
+
+# Coverage-guided fuzzing of each target for a minute, into fuzz/corpus (about 10 minutes).
+guided: $(VENV)/.dev
+	$(BIN)/python fuzz/guided.py $${GUIDED_SECONDS:-60}
+
+# Clusters in virtual time for ten minutes; the figures come at the end.
+simulate: $(VENV)/.dev
+	$(BIN)/python -m rpc_fuzz.simulation --minutes $${MINUTES:-10} --first $${FIRST:-0}
+
+# Which test or simulation finds each of the planted bugs (about 10 minutes).
+canaries: $(VENV)/.dev
+	$(BIN)/python fuzz/canaries/run.py
 
 # The table of faults: row, test, outcome.
 faults: $(VENV)/.dev

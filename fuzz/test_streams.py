@@ -29,6 +29,11 @@ STREAM_EXAMPLES = int(os.environ.get("STREAM_EXAMPLES", "60"))
 
 LARGEST = 200_000  # bytes of an item; more than three parts
 CALLS = 4
+BLOCKED = 200_000  # bytes that the transport could not write
+
+# No part of it is like another.
+NOISE = b"".join(number.to_bytes(4) for number in range(LARGEST // 4 + 1))
+NOISE_TEXT = "".join(f"{number:07}" for number in range(LARGEST // 7 + 1))
 
 sizes = st.sampled_from([0, 1, 50, 3000, 3000, 70_000, LARGEST])
 seconds = st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0, 5.0])
@@ -130,7 +135,7 @@ class Streams(RuleBasedStateMachine):
         for _ in range(times):
             if half is None or not half.writable:
                 return
-            value: Any = bytes(size) if raw else [len(flow.sent), "x" * size]
+            value: Any = NOISE[:size] if raw else [len(flow.sent), NOISE_TEXT[:size]]
             before = half.count
             more = end.send_item(self.pair.now, call, value)
             assert half.count == before + 1
@@ -194,7 +199,7 @@ class Streams(RuleBasedStateMachine):
     def block(self, up: bool, held: bool) -> None:
         link = self.pair.up if up else self.pair.down
         link.held = held
-        link.sender.unsent = 1 if held else 0
+        link.sender.unsent = BLOCKED if held else 0
 
     @rule(time=seconds)
     def wait(self, time: float) -> None:

@@ -187,7 +187,9 @@ class Channel:
                 finally:
                     if regain is not None:
                         regain()
+                connection.unsent = len(self.unsent)  # with the lock: there may be more to send
         except BlockingIOError:
+            connection.unsent = len(self.unsent)
             return
         except BaseException as error:
             if is_of_socket(error):
@@ -200,7 +202,6 @@ class Channel:
     def _left(self, data: memoryview | bytes, count: int) -> None:
         """Keep what the kernel did not take."""
         self.unsent = memoryview(data)[count:] if count < len(data) else b""
-        self.connection.unsent = len(self.unsent)
 
     def _break(self, error: OSError) -> None:
         self.unsent = b""

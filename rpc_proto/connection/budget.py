@@ -60,7 +60,7 @@ class Budgeted(Endpoint):
         """Stop reading while too much is held; if that does not help, drop something."""
         account = self._account
         if self.state is State.CLOSED:
-            self.unsent = 0
+            self._unsent = 0
         covered = self._cover()
         if self.state is State.CLOSED:
             return

@@ -48,7 +48,8 @@ class Endpoint(ABC):
     - getters: `state`, `outbound`, `high_water`, `agreed`, `ignored`, `received`, `sent`, and
       `version`, a number. While it stays the same, there are no events except those of the last
       input, `state` and `wish` have not changed, and `next_timeout` is not earlier.
-    - `unsent`, to be set by the embedder: the bytes that it took but could not write yet.
+    - `unsent`, to be set by the embedder: the bytes that it took but could not write yet. When it
+      becomes less, there may be more to send, as after an input.
 
     `now` is the first argument of every input and command. Calling `handle_timeout` too early does
     nothing.
@@ -68,13 +69,13 @@ class Endpoint(ABC):
         "_terminated",
         "_timers",
         "_turns",
+        "_unsent",
         "_watched",
         "high_water",
         "outbound",
         "received",
         "sent",
         "state",
-        "unsent",
         "version",
     )
 
@@ -95,7 +96,7 @@ class Endpoint(ABC):
         self._out: list[bytes | memoryview] = []
         self._turns: Any = ()  # what waits to be sent when little is outbound: see `_pump`
         self.outbound = 0  # bytes that `data_to_send` would return
-        self.unsent = 0
+        self._unsent = 0
         self.high_water = config.high_water
         self._room = config.high_water  # outbound bytes from which on `_settle` is to be called
         self._watched = 0  # what `sent` was when Timer.WRITE was set
@@ -124,6 +125,17 @@ class Endpoint(ABC):
     def missing(self) -> int:
         """Bytes still missing of what is arriving: a hint for the size of the next read."""
         return 0
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the embedder took but could not write yet."""
+        return self._unsent
+
+    @unsent.setter
+    def unsent(self, size: int) -> None:
+        self._unsent = size
+        if self._turns:
+            self._pump()
 
     # Inputs
 
@@ -287,7 +299,7 @@ class Endpoint(ABC):
             self._set_timer(Timer.WRITE, now + self._config.write_timeout)
 
     def _is_full(self) -> bool:
-        waiting = self.outbound + self.unsent
+        waiting = self.outbound + self._unsent
         return waiting >= self._room and waiting > 0
 
     def _end(self, trigger: Trigger, error: RpcError | None, now: float) -> None:
@@ -317,7 +329,7 @@ class Endpoint(ABC):
         self.version += 1
         if self._lingers and not self._eof:
             # What the transport has not written yet, the peer cannot have answered.
-            at = (now if self.unsent else self._received_at) + _SILENCE
+            at = (now if self._unsent else self._received_at) + _SILENCE
             if at > now:
                 self._set_timer(Timer.LINGER, at)
             else:

@@ -118,7 +118,7 @@ class HttpConnection(Budgeted):
     # Memory
 
     def _held(self) -> int:
-        held = self.outbound + self.unsent
+        held = self.outbound + self._unsent
         if self.state is State.OPEN:
             held += self._http.held
         if self._response is not None:
@@ -132,7 +132,7 @@ class HttpConnection(Budgeted):
         return covered
 
     def _balance(self, now: float) -> None:
-        if self._response is not None and not self.outbound and not self.unsent:
+        if self._response is not None and not self.outbound and not self._unsent:
             self._account.memory.unshare(self._response)
             self._response = None
         super()._balance(now)
@@ -151,7 +151,7 @@ class HttpConnection(Budgeted):
         return (
             self._http.ready
             and self.outbound < self.high_water
-            and (self._response is None or not (self.outbound or self.unsent))
+            and (self._response is None or not (self.outbound or self._unsent))
             and not self._account.waits
             and Timer.TURN not in self._timers
         )

@@ -249,7 +249,7 @@ class ServerConnection(Budgeted, Connection):
 
     def _held(self) -> int:
         """Return how many bytes are held for the peer."""
-        held = self._account.calls + self.outbound + self.unsent + self._resting
+        held = self._account.calls + self.outbound + self._unsent + self._resting
         if self._reader is not None:
             held += self._reader.arrived
         return held

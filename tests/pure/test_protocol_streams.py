@@ -224,6 +224,29 @@ def test_observers_are_told_of_each_item() -> None:
     assert server.seen == [("S.m", 18, False), ("S.m", 16, True)]
 
 
+def test_items_go_on_when_the_transport_has_taken_what_it_could_not() -> None:
+    stream = Stream(up=True, down=True)
+    pair = stream.pair
+    ends: list[tuple[Any, Any, Any]] = [
+        (pair.client, stream.call, stream.served),
+        (pair.server, stream.served, stream.call),
+    ]
+    for end, call, other in ends:
+        pair.up.held = pair.down.held = True
+        end.send_item(pair.now, call, bytes(500_000))
+        end.unsent = 300_000  # what was sent before stays in the transport
+        taken = end.data_to_send()
+        assert call.sending.rest is not None
+        end.unsent = 0  # it has left, and nothing comes from the peer
+        assert end.outbound
+        taken += end.data_to_send()
+        assert call.sending.rest is None
+        pair.up.held = pair.down.held = False
+        peer = pair.server if end is pair.client else pair.client
+        peer.receive_data(pair.now, taken)
+        assert peer.take_item(pair.now, other) == bytes(500_000)
+
+
 # Misuse
 
 
@@ -258,6 +281,27 @@ def test_an_item_that_must_wait_is_refused_before_its_time() -> None:
     assert not stream.answer(b"x" * WINDOW)
     with pytest.raises(LocalProtocolError, match="wait for Writable"):
         stream.answer(1)
+
+
+def test_a_stream_cannot_end_before_an_item_that_waits() -> None:
+    stream = Stream(up=True, down=True)
+    pair = stream.pair
+    item = b"x" * (WINDOW + 200_000)
+    pair.up.held = pair.down.held = True  # so the parts wait
+    stream.pair.client.send_item(pair.now, stream.call, item)
+    stream.pair.server.send_item(pair.now, stream.served, item)
+    with pytest.raises(LocalProtocolError, match="wait for Writable"):
+        pair.client.end_items(pair.now, stream.call)
+    with pytest.raises(LocalProtocolError, match="wait for Writable"):
+        pair.server.send_response(pair.now, stream.served, None)
+    pair.up.held = pair.down.held = False
+    pair.pump()
+    assert pair.client.take_item(pair.now, stream.call) == item
+    assert pair.server.take_item(pair.now, stream.served) == item
+    pair.client.end_items(pair.now, stream.call)
+    pair.server.send_response(pair.now, stream.served, None)
+    pair.pump()
+    assert len(pair.ends(stream.call)) == 1
 
 
 @pytest.mark.parametrize("idle", [0, -1, float("nan")])

@@ -39,6 +39,9 @@ class Shop:
     async def find(self, name: str) -> str:
         raise NotFound(f"no {name}")
 
+    async def weigh(self, parcels: AsyncIterator[str]) -> list[int]:
+        return [len(parcel) async for parcel in parcels]
+
     async def ticks(self, count: int) -> AsyncIterator[int]:
         for number in range(count):
             yield number
@@ -256,6 +259,14 @@ async def test_large_values_meet_back_pressure(asyncio_rig: AsyncioRig) -> None:
     asyncio_rig.network.slow(latency=0.01)
     large = "x" * 3_000_000
     assert await client.call("Shop.bake", large, 0) == large
+
+
+async def test_large_items_wait_for_nothing_but_their_taker(asyncio_rig: AsyncioRig) -> None:
+    client = await asyncio_rig.connect(Shop())
+    sizes = [number * 5000 for number in range(41)]
+    sent = iter(["x" * size for size in sizes])
+    assert await client.call("Shop.weigh", sent) == sizes
+    assert asyncio_rig.clock.now == 0
 
 
 # Whole systems

@@ -35,6 +35,9 @@ class Shop:
             yield number
             self.pause(1)
 
+    def weigh(self, parcels: Iterator[str]) -> list[int]:
+        return [len(parcel) for parcel in parcels]
+
     def add_up(self, numbers: Iterator[int]) -> int:
         return sum(numbers)
 
@@ -210,6 +213,13 @@ def test_large_values_meet_back_pressure(rig: Rig, client: Any) -> None:
     rig.network.slow(latency=0.01)
     large = "x" * 3_000_000
     assert client.call("Shop.bake", large, 0) == large
+
+
+def test_large_items_wait_for_nothing_but_their_taker(rig: Rig, client: Any) -> None:
+    sizes = [number * 5000 for number in range(41)]
+    sent = iter(["x" * size for size in sizes])
+    assert client.call("Shop.weigh", sent) == sizes
+    assert rig.clock.now == pytest.approx(0)
 
 
 # What is particular

@@ -118,19 +118,20 @@ class Bank:
             await asyncio.sleep(wait)
         return [token, self._node, filler]
 
-    async def count(self, token: str, number: int, gap: float) -> AsyncIterator[list[Any]]:
+    async def count(
+        self, token: str, number: int, gap: float, filler: str
+    ) -> AsyncIterator[list[Any]]:
         """A stream of items."""
         self._cluster.executed(token, self._node)
         for item in range(number):
             if gap:
                 await asyncio.sleep(gap)
-            yield [token, item]
+            yield [token, item, filler]
 
-    async def collect(self, token: str, items: AsyncIterator[int]) -> list[Any]:
+    async def collect(self, token: str, items: AsyncIterator[str]) -> list[Any]:
         """Takes items."""
         self._cluster.executed(token, self._node)
-        taken = [item async for item in items]
-        return [token, taken]
+        return [token, [len(item) async for item in items]]
 
     async def chat(self, token: str, items: AsyncIterator[int]) -> AsyncIterator[list[Any]]:
         """Answers each item."""
@@ -384,14 +385,16 @@ class Cluster:
             self._check(token, answer[0] == token and answer[2] == filler, answer)
         elif kind == "count":
             got = []
-            stream = client.stream("Bank.count", token, items, wait / 10, timeout=timeout)
+            filler = "x" * (size // 10)
+            stream = client.stream("Bank.count", token, items, wait / 10, filler, timeout=timeout)
             async for item in stream:
                 got.append(item)
-            self._check(token, got == [[token, n] for n in range(items)], got)
+            self._check(token, got == [[token, n, filler] for n in range(items)], got)
         elif kind == "collect":
-            sent = iter(range(items))
+            sizes = [n * size // 40 for n in range(items)]
+            sent = iter(["x" * length for length in sizes])
             answer = await client.call("Bank.collect", token, sent, timeout=timeout)
-            self._check(token, answer == [token, list(range(items))], answer)
+            self._check(token, answer == [token, sizes], answer)
         else:
             async with client.stream("Bank.chat", token, timeout=timeout) as stream:
                 for number in range(items):

@@ -241,7 +241,7 @@ class Streaming(Endpoint):
     def _pump(self) -> None:
         """Let the streams that wait to send take turns, while the transport has too little."""
         turns = self._turns
-        while turns and self.outbound + self.unsent < self._enough:
+        while turns and self.outbound + self._unsent < self._enough:
             half = turns.popleft()
             half.in_turn = False
             if half.state is not _OPEN:
