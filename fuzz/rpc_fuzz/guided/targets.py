@@ -283,8 +283,10 @@ SEEDS: dict[str, list[bytes]] = {
     "client": [b"\x00\x05" + bytes.fromhex("0200000000000001000000000000000103")],
     "http": [
         b"\x07GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x07POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"3\r\nabc\r\n0\r\n\r\n",
+        (
+            b"\x07POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nabc\r\n0\r\n\r\n"
+        ),
         b"\x07CONNECT /rpc HTTP/1.0\n\n" + line(options()),
     ],
     "msgpack": [bytes.fromhex("92 01 82 a1 61 c0 a1 62 cb3ff0000000000000")],
