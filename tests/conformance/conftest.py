@@ -14,13 +14,14 @@ be known to the process that collects the reports: give pytest this folder as it
 import json
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conformance.backends import INSTALLED, LEFT_OUT, PAIRS
+from conformance.backends import GUESTS, INSTALLED, LEFT_OUT, PAIRS
 from conformance.links import COMBINATIONS, Combination, Link, Suite, rotated
 from conformance.runtimes import Runtime
 
@@ -82,9 +83,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     choices: dict[str, list[Any]] = {
         "link": rotated(case),
         "tcp_link": [one._replace(transport="tcp") for one in rotated(case)],
-        "sync_link": [one for one in rotated(case) if one.pair.client != "asyncio"],
+        "sync_link": [one for one in rotated(case) if one.pair.client not in ("asyncio", *GUESTS)],
         "every_link": [Combination(pair, *rest) for pair in PAIRS for rest in COMBINATIONS],
-        "client_backend": list(INSTALLED),
+        "client_backend": list(GUESTS or INSTALLED),
         "server_backend": list(INSTALLED),
     }
     for name, values in choices.items():
@@ -108,6 +109,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    beyond = {name: why for guest in GUESTS for name, why in import_module(guest).BEYOND.items()}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.originalname in beyond:
+            item.add_marker(pytest.mark.skip(reason=beyond[item.originalname]))
     # A user property travels with the reports, also from the workers of pytest-xdist.
     for item in items:
         mark = item.get_closest_marker("feature")

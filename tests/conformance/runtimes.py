@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
+import pytest
+
 from conformance.backends import package
 from conformance.hosts import LIMIT
 from rpc_proto import Cancelled
@@ -117,9 +119,11 @@ class Client:
         return self.do(lambda real: real.call(method, *args, **named))
 
     def request(self, method: str, *args: Any, **named: Any) -> Any:
+        self._need("request")
         return self.do(lambda real: real.request(method, *args, **named))
 
     def notify(self, method: str, *args: Any, **named: Any) -> None:
+        self._need("notify")
         self.do(lambda real: real.notify(method, *args, **named))
 
     def start(self, method: str, *args: Any, **named: Any) -> Pending:
@@ -134,7 +138,12 @@ class Client:
 
         return [begin(*call) for call in calls]
 
+    def _need(self, name: str) -> None:
+        if not hasattr(self._real, name):  # the client of a guest may have less
+            pytest.skip(f"the client has no {name}()")
+
     def stream(self, method: str, *args: Any, **named: Any) -> "Streaming":
+        self._need("stream")
         # In a list, because a stream can be awaited, which would begin it.
         made = self.do(lambda real: [real.stream(method, *args, **named)])
         return Streaming(self._runtime, *made)

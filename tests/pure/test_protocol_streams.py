@@ -224,6 +224,18 @@ def test_observers_are_told_of_each_item() -> None:
     assert server.seen == [("S.m", 18, False), ("S.m", 16, True)]
 
 
+@pytest.mark.parametrize("size", [65_537, 200_000, 300_001])
+def test_parts_of_an_item_keep_their_order(size: int) -> None:
+    item = b"".join(number.to_bytes(4) for number in range(size // 4 + 1))[:size]
+    stream = Stream(up=True, down=True)
+    pair = stream.pair
+    pair.client.send_item(pair.now, stream.call, item)
+    pair.server.send_item(pair.now, stream.served, item)
+    pair.pump()
+    assert pair.server.take_item(pair.now, stream.served) == item
+    assert pair.client.take_item(pair.now, stream.call) == item
+
+
 def test_items_go_on_when_the_transport_has_taken_what_it_could_not() -> None:
     stream = Stream(up=True, down=True)
     pair = stream.pair

@@ -93,7 +93,7 @@ def server(data: bytes) -> None:
     whole, pieces = _pieces(data[1:])
     config = ServerConfig(ping_interval=None, max_calls=5, refusals=20)
     codec = "json" if data[0] & 1 else "msgpack"
-    changes = {"features": ["streams"]} if data[0] & 2 else {}
+    changes: dict[str, Any] = {"features": ["streams"]} if data[0] & 2 else {}
     seen: list[list[str]] = []
     for parts in ([whole], pieces):
         end = open_server(config, codec, **changes)
