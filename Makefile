@@ -9,7 +9,7 @@ endif
 VENV := $(VENV)
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz fuzz-streams guided simulate canaries faults etcd stress soak attacks picks matrix conformance-http bench clean
+.PHONY: demo demo-etcd test test-all check lint types layers names unit quick fuzz fuzz-examples fuzz-streams guided canaries faults etcd stress soak attacks picks matrix conformance-http bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rpc-proto demo
@@ -47,8 +47,14 @@ unit: $(VENV)/.dev
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 tests/pure tests/discovery
 
-# The long form: 200,000 examples for the framing and the handshake (about 10 minutes).
+# About ten minutes: coverage-guided fuzzing of each target, and clusters in virtual time.
 fuzz: $(VENV)/.dev
+	@echo "commit $$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+	$(BIN)/python fuzz/guided.py $${GUIDED_SECONDS:-30}
+	$(BIN)/python -m rpc_fuzz.simulation --minutes $${MINUTES:-5} --first $${FIRST:-0}
+
+# 200,000 examples for the framing and the handshake (about 10 minutes).
+fuzz-examples: $(VENV)/.dev
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-200000} $(BIN)/python -m pytest fuzz -n 2 --timeout=5000 --durations=0
 
 # The machine of streams alone: 200,000 examples of up to 40 steps (about 40 minutes).
@@ -58,10 +64,6 @@ fuzz-streams: $(VENV)/.dev
 # Coverage-guided fuzzing of each target for a minute, into fuzz/corpus (about 10 minutes).
 guided: $(VENV)/.dev
 	$(BIN)/python fuzz/guided.py $${GUIDED_SECONDS:-60}
-
-# Clusters in virtual time for ten minutes; the figures come at the end.
-simulate: $(VENV)/.dev
-	$(BIN)/python -m rpc_fuzz.simulation --minutes $${MINUTES:-10} --first $${FIRST:-0}
 
 # Which test or simulation finds each of the planted bugs (about 10 minutes).
 canaries: $(VENV)/.dev
