@@ -19,7 +19,9 @@ LARGEST = 4096  # bytes of an input
 
 def run(name: str, *arguments: str) -> str:
     """Run atheris on a target; return what libFuzzer says."""
-    command = [sys.executable, "-m", "rpc_fuzz.guided", name, f"-max_len={LARGEST}", *arguments]
+    where = f"-artifact_prefix={tempfile.gettempdir()}/{name}-"  # of an input that fails
+    options = (f"-max_len={LARGEST}", where, *arguments)
+    command = [sys.executable, "-m", "rpc_fuzz.guided", name, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")

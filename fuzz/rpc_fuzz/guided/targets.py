@@ -98,20 +98,27 @@ def server(data: bytes) -> None:
     for parts in ([whole], pieces):
         end = open_server(config, codec, **changes)
         told: list[str] = []
+        calls: list[
+            Any
+        ] = []  # answered when all has come: whether an id is in flight depends on it
         for part in parts:
             end.receive_data(START, part)
             for event in end.events():
                 if isinstance(event, RequestReceived):
                     told.append(f"{event.call.id} {event.call.method!r} {event.call.body!r}")
-                    if data[0] & 4:
-                        end.send_response(START, event.call, [event.call.id])
-                    else:
-                        end.send_error(START, event.call, Aborted("no"))
+                    calls.append(event.call)
                 elif isinstance(event, ConnectionTerminated):
                     told.append("terminated")
             end.data_to_send()
             _check_end(end, START)
         seen.append(told)
+        for call in calls:
+            if data[0] & 4:
+                end.send_response(START, call, [call.id])
+            else:
+                end.send_error(START, call, Aborted("no"))
+        end.data_to_send()
+        _check_end(end, START)
         end.receive_eof(START)
         end.handle_timeout(START + 100.0)
         end.events()
