@@ -48,7 +48,7 @@ quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 tests/pure tests/discovery
 
 # About ten minutes: coverage-guided fuzzing of each target, and clusters in virtual time.
-fuzz: $(VENV)/.dev
+fuzz: $(VENV)/.guided
 	@echo "commit $$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
 	$(BIN)/python fuzz/guided.py $${GUIDED_SECONDS:-30}
 	$(BIN)/python -m rpc_fuzz.simulation --minutes $${MINUTES:-5} --first $${FIRST:-0}
@@ -62,7 +62,7 @@ fuzz-streams: $(VENV)/.dev
 	STREAM_EXAMPLES=$${STREAM_EXAMPLES:-200000} $(BIN)/python -m pytest fuzz/test_streams.py --timeout=7000 --durations=0
 
 # Coverage-guided fuzzing of each target for a minute, into fuzz/corpus (about 10 minutes).
-guided: $(VENV)/.dev
+guided: $(VENV)/.guided
 	$(BIN)/python fuzz/guided.py $${GUIDED_SECONDS:-60}
 
 # Which test or simulation finds each of the planted bugs (about 10 minutes).
@@ -122,6 +122,10 @@ $(VENV)/.demo-etcd: $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.guided: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,guided]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
