@@ -14,7 +14,7 @@ from rpc_proto import Address, Interceptor
 
 from .network import End, Listening, Network
 from .rig import RigBase
-from .virtual import LONGEST, START, Deadlock, Outside, installed, replaced
+from .virtual import LONGEST, START, Deadlock, Outside, installed, replaced, too_long
 
 __all__ = ["AsyncioRig", "VirtualLoop", "finish"]
 
@@ -75,7 +75,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if timeout is None:
             raise Deadlock("everybody waits, and nothing is scheduled that could end that")
         if self.now >= self.limit:
-            raise Deadlock(f"{LONGEST:g} s of virtual time have passed, and the test still waits")
+            raise too_long()
         self.now += timeout
         return ()
 

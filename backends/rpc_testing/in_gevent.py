@@ -20,7 +20,7 @@ from rpc_proto import Interceptor
 
 from .network import Due, End, Listening, Network, Timeline
 from .rig import RigBase
-from .virtual import LONGEST, START, Deadlock, Outside, installed, replaced
+from .virtual import LONGEST, START, Outside, installed, replaced, too_long
 
 __all__ = ["GeventRig"]
 
@@ -31,11 +31,10 @@ _PEEK = 2  # MSG_PEEK
 class _Timer:
     """A timer of virtual time, with the interface of gevent's."""
 
-    def __init__(self, timeline: Timeline, after: float, repeat: float, began: Callable[[], None]):
+    def __init__(self, timeline: Timeline, after: float, repeat: float) -> None:
         self._timeline = timeline
         self._after = after
         self._repeat = repeat
-        self._began = began
         self._due: Due | None = None
         self.callback: Any = None
         self.args: Any = None
@@ -59,7 +58,6 @@ class _Timer:
 
     def _set(self, after: float) -> None:
         self._due = self._timeline.call_at(self._timeline.now + max(0.0, after), self._fire)
-        self._began()
 
     def _fire(self) -> None:
         self._due = None
@@ -134,12 +132,25 @@ class _Watcher:
                 self._look_soon()
 
 
+class _Noticed(Timeline):
+    """A timeline that tells when something is scheduled."""
+
+    def __init__(self, start: float, began: Callable[[], None]) -> None:
+        super().__init__(start)
+        self._began = began
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Due:
+        due = super().call_at(when, callback)
+        self._began()
+        return due
+
+
 class _Loop:
     """Stands in front of the loop of a hub."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
-        self.timeline = Timeline(START)
+        self.timeline = _Noticed(START, self._began)
         self.network = Network(self.timeline)
         self.limit = START + LONGEST  # of time
         self._main = getcurrent()
@@ -147,19 +158,9 @@ class _Loop:
         self._settling: list[Callable[[], object]] = []
         self._told = 0  # what there was to do
         self._seen = 0
-        # What the network schedules has to be noticed, too.
-        self.timeline.call_at = self._noticing(self.timeline.call_at)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
-
-    def _noticing(self, call_at: Callable[..., Due]) -> Callable[..., Due]:
-        def call(when: float, callback: Callable[[], object], /) -> Due:
-            due = call_at(when, callback)
-            self._began()
-            return due
-
-        return call
 
     def _began(self) -> None:
         if not self._idle.active:
@@ -181,8 +182,7 @@ class _Loop:
             return
         if self.timeline.now >= self.limit:
             self._idle.stop()
-            waits = f"{LONGEST:g} s of virtual time have passed, and the test still waits"
-            self._loop.run_callback(self._main.throw, Deadlock(waits))
+            self._loop.run_callback(self._main.throw, too_long())
             return
         self.timeline.now = max(self.timeline.now, at)
         self._told += 1
@@ -208,7 +208,7 @@ class _Loop:
     update_now = update
 
     def timer(self, after: float, repeat: float = 0.0, **_: Any) -> _Timer:
-        return _Timer(self.timeline, after, repeat, self._began)
+        return _Timer(self.timeline, after, repeat)
 
     def io(self, fd: int, events: int, **options: Any) -> Any:
         found = self.network.objects.get(fd)

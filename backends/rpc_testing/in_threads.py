@@ -365,7 +365,7 @@ class BlockingRig(RigBase):
 
     def run(self, coroutine: Any) -> Any:
         """Run a coroutine to its end where the connections are."""
-        done = asyncio.run_coroutine_threadsafe(_awaited(coroutine), self.loop)
+        done = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         done.add_done_callback(lambda _: self.ring())
         self.wait_until(done.done)
         return done.result()
@@ -443,7 +443,3 @@ class BlockingRig(RigBase):
                 finish(self.loop)
         finally:
             self.loop.close()
-
-
-async def _awaited(coroutine: Any) -> Any:
-    return await coroutine

@@ -388,10 +388,7 @@ class Link:
 
     def reset(self) -> None:
         """Break it: what is on its way is lost, and both ends fail."""
-        self.fail(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
-
-    def fail(self, error: OSError) -> None:
-        """Break it with an error that both ends see."""
+        error = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         for pipe in (self.up, self.down):
             pipe.clear()
         for end in (self.client, self.server):

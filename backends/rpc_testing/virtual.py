@@ -1,7 +1,8 @@
 """Puts the drivers into virtual time and a network in memory, until that is undone.
 
 The modules of the drivers bind `monotonic`, `random` and the functions that open sockets by name.
-Here they are given others, for as long as a test runs; nothing else in the process is changed.
+Here they are given others, for as long as a test runs. Nothing else in the process is changed, but
+for `time.sleep` in the threads that virtual time waits for.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from rpc_common.transport.threads import Job, Threads
 
 from .network import Network
 
-__all__ = ["LONGEST", "START", "Deadlock", "Outside", "installed", "replaced"]
+__all__ = ["LONGEST", "START", "Deadlock", "Outside", "installed", "replaced", "too_long"]
 
 START = 1000.0  # what the clocks show first
 
@@ -32,6 +33,11 @@ _PACKAGES = ("rpc_common", "rpc_asyncio", "rpc_blocking", "rpc_gevent")
 
 class Deadlock(RuntimeError):
     """Everybody waits, and nothing is scheduled: the test would wait for ever."""
+
+
+def too_long() -> Deadlock:
+    """Return the error for those who wait for what does not come."""
+    return Deadlock(f"{LONGEST:g} s of virtual time have passed, and the test still waits")
 
 
 class Outside:

@@ -25,6 +25,7 @@ from rpc_fuzz.wire import (
     options,
     prefix,
 )
+from rpc_proto.wire.handshake import MAGIC
 
 from .peer import Failure, Peer, Skip, Target
 
@@ -119,7 +120,7 @@ def end_at_once(peer: Peer, target: Target) -> None:
 @case("Option handshake", "a right line is accepted, with magic, version and codec")
 def accepted(peer: Peer, target: Target) -> None:
     answer = _open(peer, target)
-    wanted = {"magic": 0x52504350, "version": 1, "codec": target.codec}
+    wanted = {"magic": MAGIC, "version": 1, "codec": target.codec}
     for name, value in wanted.items():
         if answer.get(name) != value or type(answer[name]) is not type(value):
             raise Failure(f"{name} is {answer.get(name)!r}, and not {value!r}")

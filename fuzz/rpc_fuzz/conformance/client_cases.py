@@ -26,6 +26,7 @@ from rpc_fuzz.wire import (
     line,
     prefix,
 )
+from rpc_proto.wire.handshake import MAGIC
 
 from .cases import Case
 from .peer import Failure, Peer, Skip
@@ -62,7 +63,7 @@ class Server(Peer):
     def options(self) -> dict[str, Any]:
         """Return the client's option line, which must be right."""
         fields = self.line()
-        wanted = {"magic": 0x52504350, "version": 1}
+        wanted = {"magic": MAGIC, "version": 1}
         for name, value in wanted.items():
             if fields.get(name) != value or type(fields[name]) is not int:
                 raise Failure(f"{name} is {fields.get(name)!r}, and not {value!r}")
@@ -184,7 +185,7 @@ def nothing_before_the_answer(server: Server) -> None:
 def refused(server: Server) -> None:
     server.options()
     error = {"code": "unauthenticated", "message": "who are you?"}
-    server.send(line({"magic": 0x52504350, "error": error}))
+    server.send(line({"magic": MAGIC, "error": error}))
     server.expect_end()
 
 

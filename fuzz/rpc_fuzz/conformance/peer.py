@@ -8,15 +8,28 @@ import time
 from select import select
 from typing import Any, NamedTuple, Self
 
-from rpc_fuzz.wire import Frame, Wire, frame, line, options
+from rpc_fuzz.wire import (
+    ERROR,
+    GOAWAY,
+    ITEM,
+    NOT_EXECUTED,
+    PING,
+    PONG,
+    RAW,
+    RESPONSE,
+    Frame,
+    Wire,
+    frame,
+    line,
+    options,
+)
 from rpc_proto import parse_address
+from rpc_proto.wire.handshake import MAGIC
 
 __all__ = ["Failure", "Peer", "Skip", "Target"]
 
 _READ_SIZE = 64 * 1024
 _PREFIX = struct.Struct(">BBHIQ")
-
-PING, PONG, GOAWAY = 5, 6, 7
 
 
 class Failure(AssertionError):
@@ -204,7 +217,7 @@ class Peer:
         self._pings += 1
         self.send(frame(PING, self._pings))
         while (got := self.frame()) is not None and got.type != PONG:
-            if got.type == 8:
+            if got.type == ITEM:
                 raise Failure("an item came, though there is no credit")
 
     def expect_http(self, status: int) -> None:
@@ -230,22 +243,20 @@ class Peer:
 
     def expect_error(self, call_id: int, code: str, executed: bool | None = None) -> None:
         """Wait for the ERROR of a call, with a code; `executed` is what it says of the handler."""
-        got = self.expect(3, call_id)
+        got = self.expect(ERROR, call_id)
         value = self.decode(got.body)
         if not isinstance(value, list) or len(value) != 3:
             raise Failure(f"the body of an ERROR is an array of three, not {value!r:.80}")
         if value[0] != code:
             raise Failure(f"the code is {value[0]!r}, and not {code!r}: {value[1]!r:.80}")
-        not_executed = bool(got.flags & 8)
-        if executed is not None and executed is not_executed is True:
-            raise Failure("the handler ran, and the ERROR says NOT_EXECUTED")
-        if executed is False and not not_executed:
-            raise Failure("the handler did not run, and the ERROR does not say NOT_EXECUTED")
+        if executed is not None and executed is bool(got.flags & NOT_EXECUTED):
+            ran, says = ("ran", "says") if executed else ("did not run", "does not say")
+            raise Failure(f"the handler {ran}, and the ERROR {says} NOT_EXECUTED")
 
     def expect_result(self, call_id: int, value: Any) -> Frame:
         """Wait for the RESPONSE of a call, with a value."""
-        got = self.expect(2, call_id)
-        result = got.body if got.flags & 1 else self.decode(got.body) if got.body else None
+        got = self.expect(RESPONSE, call_id)
+        result = got.body if got.flags & RAW else self.decode(got.body) if got.body else None
         if result != value:
             raise Failure(f"the result is {result!r:.80}, and not {value!r:.80}")
         return got
@@ -254,7 +265,9 @@ class Peer:
         return repr(bytes(self._data[:60]))
 
     def _tell(self, got: Frame) -> str:
-        said = f" {self.decode(got.body)!r:.120}" if got.type in (3, GOAWAY) and got.body else ""
+        said = (
+            f" {self.decode(got.body)!r:.120}" if got.type in (ERROR, GOAWAY) and got.body else ""
+        )
         return f"one of type {got.type} for call {got.call_id}{said}"
 
     # The handshake, as a client
@@ -275,13 +288,10 @@ class Peer:
         error = answer.get("error")
         if not isinstance(error, dict):
             raise Failure(f"accepted, and not refused with {code}: {answer!r:.120}")
-        if answer.get("magic") != 0x52504350:
+        if answer.get("magic") != MAGIC:
             raise Failure(f"the refusal has the magic {answer.get('magic')!r}")
         if error.get("code") != code or not isinstance(error.get("message"), str):
             raise Failure(f"refused with {error!r:.120}, and not with {code}")
-        self.renew()
-        while self.more():
-            pass
-        if self._data:
+        if self.rest():
             raise Failure(f"after the refusal came {self._quote()}")
         return answer

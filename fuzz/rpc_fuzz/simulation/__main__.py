@@ -136,8 +136,7 @@ def _of(texts: list[str], part: str) -> int:
 
 
 def _shrink(report: Report, folder: Path | None) -> None:
-    # What broke, without its names and numbers.
-    kind = "".join(c for c in report.violations[0] if c.isalpha() or c == " ").split()
+    kind = _words(report.violations[0])
     plan = shrink(report.plan, lambda plan: _fails_like(plan, kind))
     print(f"seed {plan.seed} becomes:\n{plan.dump()}")
     if folder is not None:
@@ -145,10 +144,14 @@ def _shrink(report: Report, folder: Path | None) -> None:
         (folder / f"seed-{plan.seed}.json").write_text(plan.dump())
 
 
+def _words(violation: str) -> list[str]:
+    """Return what broke, without its names and numbers."""
+    return "".join(c for c in violation if c.isalpha() or c == " ").split()
+
+
 def _fails_like(plan: Plan, kind: list[str]) -> bool:
     for violation in simulate(plan).violations:
-        words = "".join(c for c in violation if c.isalpha() or c == " ").split()
-        if sum(word in kind for word in words) * 2 > len(kind):
+        if sum(word in kind for word in _words(violation)) * 2 > len(kind):
             return True
     return False
 

@@ -29,7 +29,7 @@ from .etcd_server import EtcdCluster
 from .loop import Machine, SimulatedLoop
 from .plan import Fault, Plan
 
-__all__ = ["Cluster", "Violated"]
+__all__ = ["Cluster"]
 
 PORT = 7000
 REGISTRY_PORT = 9000
@@ -71,17 +71,12 @@ _EXPECTED = re.compile(
 )
 
 
-class Violated(AssertionError):
-    """A promise was broken."""
-
-
 class Ends(Observer):
     """Counts how calls ended at one end of connections."""
 
     def __init__(self, violated: Callable[[str], None]) -> None:
         self._violated = violated
         self.open: dict[Any, None] = {}
-        self.ended = 0
 
     def started(self, now: float, call: InboundCall | OutboundCall) -> None:
         if call in self.open:
@@ -101,7 +96,6 @@ class Ends(Observer):
         if call not in self.open:
             self._violated(f"{call!r} ended twice")
         self.open.pop(call, None)
-        self.ended += 1
 
 
 class Bank:
@@ -189,6 +183,11 @@ class Cluster:
         return self.loop.now - self.began
 
     @property
+    def registries(self) -> list[str]:
+        """The URLs of all registries."""
+        return [f"http://registry-{n}:{REGISTRY_PORT}" for n in range(self.plan.registries)]
+
+    @property
     def digest(self) -> str:
         """The hash of all that was told so far."""
         return self._hash.hexdigest()
@@ -237,16 +236,12 @@ class Cluster:
     async def start_machine(self, name: str) -> None:
         """Start a machine, perhaps again."""
         self.tell("starts", name)
-        if name.startswith("etcd"):
-            self.etcd.start(name)
-            self.machines[name] = self.etcd.members[name]
-            machine = self.machines[name]
-            assert machine is not None
-            machine.drift = self.plan.drifts.get(name, 1.0)
-            return
         machine = Machine(self.loop, name, self.plan.drifts.get(name, 1.0))
         self.machines[name] = machine
         kind = name.partition("-")[0]
+        if kind == "etcd":
+            self.etcd.start(machine)
+            return
         start = {"server": self._serve, "client": self._call, "registry": self._register}[kind]
         await machine.spawn(start(name, machine))
 
@@ -259,11 +254,10 @@ class Cluster:
         )
         server.register(Bank(self, name))
         self.servers[name] = server
-        registries = [f"http://registry-{n}:{REGISTRY_PORT}" for n in range(self.plan.registries)]
         await server.start(
             f"tcp://{name}:{PORT}",
             advertise=[
-                Advertisement(registries, ttl=TTL),
+                Advertisement(self.registries, ttl=TTL),
                 EtcdAdvertisement(self.etcd.urls, ttl=TTL, timeout=TIMEOUT, transport="gateway"),
             ],
         )
@@ -290,11 +284,8 @@ class Cluster:
             client = PlainClient(address, shared)
         else:
             if number % 3 == 0:
-                registries = [
-                    f"http://registry-{n}:{REGISTRY_PORT}" for n in range(self.plan.registries)
-                ]
                 discovery: Any = RegistryDiscovery(
-                    registries, service="Bank", wait=WAIT, grace=GRACE, timeout=TIMEOUT
+                    self.registries, service="Bank", wait=WAIT, grace=GRACE, timeout=TIMEOUT
                 )
             else:
                 discovery = EtcdDiscovery(
@@ -417,11 +408,6 @@ class Cluster:
             await asyncio.wait(pending)
         for task in pending:
             task.result()
-        self.network.refusing = False
-        for source in self.plan.machines:
-            for goal in self.plan.machines:
-                path = self.network.path(source, goal)
-                path.latency, path.rate, path.jitter = 0.0, float("inf"), None
         self.tell("healed")
         for number in range(self.plan.late):
             await self.start_machine(f"server-{self.plan.servers + number}")

@@ -55,9 +55,9 @@ class EtcdCluster:
         alive = [m for m in self.members.values() if m is not None and not m.paused]
         return 2 * len(alive) > len(self.members)
 
-    def start(self, name: str) -> None:
+    def start(self, machine: Machine) -> None:
         """Start a member."""
-        machine = self.members[name] = Machine(self.loop, name)
+        self.members[machine.name] = machine
         machine.spawn(self._serve())
 
     async def _serve(self) -> None:
